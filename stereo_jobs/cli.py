@@ -1,0 +1,271 @@
+"""The command line: parse, call, print. Imports nothing heavy before a verb needs it."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from stereo_jobs.errors import StereoJobsError
+
+if TYPE_CHECKING:
+    from stereo_jobs.data.storage import Storage
+    from stereo_jobs.job.plan import Job
+    from stereo_jobs.job.progress import Status
+    from stereo_jobs.spec import JobSpec, StorageSpec
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Stereo image pairs by the million with StereoDiffusion: from a Parquet manifest to a verified dataset.",
+    epilog="Exit codes: 0 done; 1 internal error; 2 bad spec, manifest, model or storage; 3 too many failed "
+    "rows; 4 verify not ok; 5 output held by another run; 75 interrupted, run again to go on.",
+)
+manifest_app = typer.Typer(no_args_is_help=True, help="Make manifests.")
+app.add_typer(manifest_app, name="manifest")
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Job spec, YAML or JSON.")]
+Output = Annotated[
+    str, typer.Argument(metavar="OUTPUT", help="Folder or s3:// prefix of a dataset, or its job spec.")
+]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the spec; repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray; the same dataset.")]
+Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="S3 server other than AWS.")]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what happens.")] = False,
+) -> None:
+    if version:
+        from stereo_jobs import __version__
+
+        print(__version__)
+        raise typer.Exit
+    level = logging.INFO if verbose else logging.WARNING
+    handler = RichHandler(console=err, show_path=False, show_time=verbose)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("stereo_jobs").setLevel(level)
+
+
+# --- Making a dataset ---------------------------------------------------------------------------------------------
+
+
+@app.command()
+def demo(
+    output: Annotated[str, typer.Option(help="Where the dataset goes.")] = "stereo-demo",
+    rows: Annotated[int, typer.Option(min=1, max=16, help="How many pairs to make.")] = 16,
+    local: Local = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make stereo pairs offline, with the small models inside the package."""
+    from stereo_jobs.demo import demo_spec
+
+    spec = demo_spec(output, rows)
+    _run(spec, local=local, as_json=as_json)
+    if not as_json:
+        out.print(f"Look at them: stereo-jobs report {output}")
+
+
+@app.command()
+def plan(
+    spec: SpecPath,
+    overrides: Set = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
+    extend: Annotated[bool, typer.Option(help="Plan manifest files that are new, too.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check spec, manifest, models and output, and write the plan."""
+    from stereo_jobs.job.driver import prepare
+    from stereo_jobs.spec import load_spec
+
+    job = prepare(load_spec(spec, overrides), extend=extend, publish=not dry_run).job
+    facts = {
+        "planned": job.pairs,
+        "generations": [
+            {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards}
+            for p in job.plans
+        ],
+        "written": not dry_run,
+    }
+    lines = [
+        f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})"
+        for p in job.plans
+    ]
+    _print(facts, [*lines, "nothing was written (dry run)" if dry_run else "planned"], as_json)
+
+
+@app.command()
+def run(
+    spec: SpecPath,
+    overrides: Set = None,
+    local: Local = False,
+    extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run a job, or go on where it stopped."""
+    from stereo_jobs.spec import load_spec
+
+    _run(load_spec(spec, overrides), local=local, extend=extend, as_json=as_json)
+
+
+@app.command("retry-failed")
+def retry_failed(spec: SpecPath, overrides: Set = None, local: Local = False, as_json: AsJson = False) -> None:
+    """Make the failed rows again, as a new generation of the plan."""
+    from stereo_jobs.spec import load_spec
+
+    _run(load_spec(spec, overrides), local=local, retry=True, as_json=as_json)
+
+
+# --- Looking at one -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
+    """How far a job is; works from anywhere, also while it runs."""
+    from stereo_jobs.job import progress
+
+    _, storage, job = _locate(output, endpoint_url)
+    _print_status(progress.status(job, progress.totals(storage, job)), as_json)
+
+
+@app.command()
+def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
+    """Check that every planned row is there exactly once and every object whole; exit 4 if not."""
+    from stereo_jobs.job.verify import verify as check
+
+    settings, storage, job = _locate(output, endpoint_url)
+    verdict = check(storage, job, settings)
+    facts = verdict.as_json()
+    head = "ok" if verdict.ok else "NOT OK"
+    counts = ", ".join(
+        f"{name} {facts[name]}"
+        for name in ("planned", "succeeded", "failed", "missing", "duplicated", "corrupt")
+    )
+    _print(facts, [f"{head}: {counts}", *(f"  {problem}" for problem in verdict.problems)], as_json)
+    if not verdict.ok:
+        raise typer.Exit(4)
+
+
+@app.command()
+def report(
+    output: Output,
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="How many pairs to show.")] = 48,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an HTML page with the first pairs: views, anaglyph, disparity, holes."""
+    from stereo_jobs.job import progress
+    from stereo_jobs.report.gallery import build
+
+    _, storage, job = _locate(output, endpoint_url)
+    uri = build(storage, progress.status(job, progress.totals(storage, job)), pairs)
+    _print({"report": uri}, [uri], as_json)
+
+
+# --- Specs and manifests ------------------------------------------------------------------------------------------
+
+
+@app.command()
+def spec(
+    path: Annotated[Path | None, typer.Argument(metavar="SPEC", help="Job spec to check and print.")] = None,
+    overrides: Set = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job spec.")] = False,
+) -> None:
+    """Check a job spec and print it with all defaults, or print the JSON schema."""
+    import yaml
+
+    from stereo_jobs.spec import JobSpec, load_spec
+
+    if schema:
+        print(json.dumps(JobSpec.model_json_schema(), indent=2))
+    elif path is None:
+        raise typer.BadParameter("give a SPEC or --schema")
+    else:
+        print(yaml.safe_dump(load_spec(path, overrides).model_dump(mode="json"), sort_keys=False), end="")
+
+
+@manifest_app.command("build")
+def manifest_build(
+    source: Annotated[Path, typer.Argument(help=".txt, .csv, .jsonl, or a folder of images.")],
+    target: Annotated[str, typer.Argument(help="Parquet file to write, local or s3://.")],
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Parquet manifest."""
+    from stereo_jobs.data.build import build
+    from stereo_jobs.spec import StorageSpec
+
+    rows = build(source, target, StorageSpec(endpoint_url=endpoint_url))
+    _print({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
+
+
+# --- Helpers ------------------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Entry point: the errors this package raises on purpose become one line and their exit code."""
+    try:
+        app()
+    except StereoJobsError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(75)
+
+
+def _print(facts: dict[str, Any], lines: list[str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        for line in lines:
+            out.print(line, markup=False)
+
+
+def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storage, Job]":
+    """Storage settings, storage and plans of an output that is given by its URI or by its job spec."""
+    from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.errors import StorageError
+    from stereo_jobs.job.plan import load_job
+    from stereo_jobs.spec import StorageSpec, load_spec
+
+    settings = StorageSpec(endpoint_url=endpoint_url)
+    if output.endswith((".yaml", ".yml", ".json")):
+        spec = load_spec(output)
+        output, settings = spec.output, spec.runtime.storage
+    storage = open_storage(output, settings)
+    job = load_job(storage)
+    if not job.plans:
+        raise StorageError(f"{storage.uri}: no job was ever planned here")
+    return settings, storage, job
+
+
+def _run(spec: "JobSpec", *, as_json: bool, **options: Any) -> None:
+    from stereo_jobs.display import display
+    from stereo_jobs.job.driver import run as run_job
+
+    with display(err, quiet=as_json) as watch:
+        final = run_job(spec, watch=watch, **options)
+    _print_status(final, as_json)
+
+
+def _print_status(status: "Status", as_json: bool) -> None:
+    state = "done" if status.complete else "not done"
+    line = (
+        f"{state}: {status.succeeded} of {status.planned} pairs, {status.failed} failed, "
+        f"{status.shards_done} of {status.shards_planned} shards, {status.bytes / 1e6:.1f} MB"
+    )
+    _print(status.as_json(), [line], as_json)
+

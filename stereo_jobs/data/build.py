@@ -1,0 +1,107 @@
+"""Makes a manifest from what people have: lines of text, tables, a folder of images."""
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+
+from stereo_jobs.data.manifest import split_uri
+from stereo_jobs.data.storage import AlreadyExistsError
+from stereo_jobs.errors import ManifestError
+from stereo_jobs.records import valid_id
+from stereo_jobs.spec import StorageSpec
+
+ROW_GROUP_ROWS = 10_000
+"""Small row groups: a shard reads only those its rows are in."""
+
+_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+
+
+def build(source: Path, target: str, settings: StorageSpec) -> int:
+    """Write a manifest; returns its number of rows. An existing one is never overwritten.
+
+    Args:
+        source: .txt (a prompt per line), .csv or .jsonl (columns by name; `prompt` at least), or a folder of
+            images, whose names give the ids and, without their extension, nothing else.
+        target: path or s3:// URI of the Parquet file.
+        settings: S3 access.
+
+    Raises:
+        ManifestError: the source is missing, empty, or of another kind.
+    """
+    table = _read(source)
+    if table.num_rows == 0:
+        raise ManifestError(f"{source}: nothing in it to make rows of")
+    if "id" not in table.column_names:
+        digits = max(6, len(str(table.num_rows)))
+        ids = [f"{_clean(source.stem)}-{i:0{digits}d}" for i in range(table.num_rows)]
+        table = table.add_column(0, "id", pa.array(ids))
+    elif not pa.types.is_string(table["id"].type):
+        table = table.set_column(table.column_names.index("id"), "id", table["id"].cast(pa.string()))
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    storage, name = split_uri(target, settings)
+    try:
+        storage.create(name, buffer.getvalue())
+    except AlreadyExistsError:
+        raise ManifestError(
+            f"{target}: exists already; a planned manifest must not change, choose a new name"
+        ) from None
+    return int(table.num_rows)
+
+
+def _read(source: Path) -> pa.Table:
+    if source.is_dir():
+        return _folder(source)
+    readers: dict[str, Callable[[Path], pa.Table]] = {
+        ".txt": _lines,
+        ".csv": lambda path: pyarrow.csv.read_csv(path),
+        ".jsonl": lambda path: pyarrow.json.read_json(path),
+    }
+    reader = readers.get(source.suffix.lower())
+    if reader is None:
+        raise ManifestError(f"{source}: must be a .txt, .csv or .jsonl file, or a folder of images")
+    try:
+        return reader(source)
+    except FileNotFoundError:
+        raise ManifestError(f"{source}: no such file") from None
+    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{source}: cannot be read ({error})") from None
+
+
+def _lines(source: Path) -> pa.Table:
+    lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+    return pa.table({"prompt": pa.array([line for line in lines if line], pa.string())})
+
+
+def _folder(source: Path) -> pa.Table:
+    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in _IMAGES]
+    return pa.table(
+        {
+            "id": pa.array(list(_distinct(_clean(path.stem) for path in paths)), pa.string()),
+            "image": pa.array([str(path.resolve()) for path in paths], pa.string()),
+        }
+    )
+
+
+def _clean(name: str) -> str:
+    """A valid id close to a file name."""
+    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:150] or "row"
+    assert valid_id(cleaned)
+    return cleaned
+
+
+def _distinct(names: Iterator[str]) -> Iterator[str]:
+    seen: set[str] = set()
+    for name in names:
+        unique, count = name, 1
+        while unique in seen:
+            count += 1
+            unique = f"{name}-{count}"
+        seen.add(unique)
+        yield unique

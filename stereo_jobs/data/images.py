@@ -1,0 +1,125 @@
+"""Images in and out: hostile input is bounded before it is decoded, output is encoded losslessly."""
+
+import io
+import urllib.parse
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from stereo_jobs.data.storage import NotFoundError, open_storage
+from stereo_jobs.errors import StereoJobsError, StorageError
+from stereo_jobs.spec import StorageSpec
+
+
+class InputError(StereoJobsError):
+    """One input of one row cannot be used; becomes that row's RowError."""
+
+
+class InputReader:
+    """Fetches the image columns of a manifest within fixed bounds.
+
+    Args:
+        allowed_prefixes: folders and s3:// prefixes below which URIs may point.
+        max_bytes: larger inputs are refused unread.
+        settings: S3 access.
+    """
+
+    def __init__(self, allowed_prefixes: Sequence[str], max_bytes: int, settings: StorageSpec) -> None:
+        self.allowed = [_normal(prefix) for prefix in allowed_prefixes]
+        self.max_bytes = max_bytes
+        self.settings = settings
+
+    def read(self, value: object, column: str) -> bytes:
+        """Bytes of one cell: inline bytes, `{bytes, path}`, or a URI below an allowed prefix.
+
+        Raises:
+            InputError: naming the column, the rule and the value.
+        """
+        if isinstance(value, dict):
+            inline = value.get("bytes")
+            value = inline if inline is not None else value.get("path")
+        if isinstance(value, bytes):
+            return self._bounded(value, column)
+        if not isinstance(value, str) or not value:
+            raise InputError(f"{column}: must be bytes, {{bytes, path}} or a URI; got {type(value).__name__}")
+        uri = _normal(value)
+        if not any(uri.startswith(prefix.rstrip("/") + "/") for prefix in self.allowed):
+            raise InputError(
+                f"{column}: {value!r} is outside the allowed prefixes; add its folder to "
+                "runtime.allowed_prefixes if you trust it"
+            )
+        folder, _, name = uri.rpartition("/")
+        storage = open_storage(folder, self.settings)
+        try:
+            size = storage.size(name)
+            if size > self.max_bytes:
+                raise InputError(f"{column}: {size} bytes, more than max_image_bytes = {self.max_bytes}")
+            return self._bounded(storage.read(name), column)
+        except NotFoundError:
+            raise InputError(f"{column}: {value!r} does not exist") from None
+        except StorageError as error:
+            raise InputError(f"{column}: {error}") from None
+
+    def _bounded(self, data: bytes, column: str) -> bytes:
+        if len(data) > self.max_bytes:
+            raise InputError(f"{column}: {len(data)} bytes, more than max_image_bytes = {self.max_bytes}")
+        return data
+
+
+def _normal(uri: str) -> str:
+    """One spelling per place, so that `..` and symbolic links cannot lead out of a prefix."""
+    if uri.startswith("s3://"):
+        bucket, _, key = uri[5:].partition("/")
+        parts = urllib.parse.unquote(key).split("/")
+        if ".." in parts:
+            raise InputError(f"{uri!r}: '..' is not allowed in a URI")
+        return uri
+    if "://" in uri and not uri.startswith("file://"):
+        raise InputError(f"{uri!r}: only s3:// and local files can be read")
+    return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+
+
+def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[np.uint8]:
+    """Decode an image to H,W,3 uint8, refusing too many pixels before any is decoded.
+
+    Raises:
+        InputError: not an image, broken, or larger than `max_pixels`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            width, height = image.size
+            if width * height > max_pixels:
+                raise InputError(
+                    f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}"
+                )
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{column}: not a readable image ({error})") from None
+
+
+def encode_png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
+    """PNG of an H,W,3 uint8 image, or 1-bit PNG of an H,W bool mask."""
+    return _encode(Image.fromarray(pixels), "PNG")
+
+
+def encode_disparity(disparity: NDArray[np.float32]) -> bytes:
+    """Float32 TIFF (PIL mode F) of an H,W disparity in pixels; lossless, read back by PIL."""
+    return _encode(Image.fromarray(disparity.astype(np.float32, copy=False)), "TIFF", "tiff_adobe_deflate")
+
+
+def decode_disparity(data: bytes) -> NDArray[np.float32]:
+    """The H,W float32 disparity of `encode_disparity`."""
+    return np.asarray(Image.open(io.BytesIO(data)), dtype=np.float32)
+
+
+def _encode(image: Image.Image, file_format: str, compression: str | None = None) -> bytes:
+    buffer = io.BytesIO()
+    options = {"compression": compression} if compression else {}
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()

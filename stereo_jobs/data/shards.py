@@ -1,0 +1,171 @@
+"""Parquet shards: one file of pairs, whose footer also says what failed and which plan it belongs to."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stereo_jobs.data.images import encode_disparity, encode_png
+from stereo_jobs.records import (
+    CARRIED_PREFIX,
+    DATASET_COLUMNS,
+    IMAGE_COLUMNS,
+    RowError,
+    ShardRecord,
+    StereoPair,
+)
+
+FOOTER_KEY = b"stereo_jobs"
+_ROW_GROUP_BYTES = 64 * 1024**2
+
+
+class Footer(NamedTuple):
+    """What a shard says of itself: its record (without checksum), its failed rows, the recipe."""
+
+    record: ShardRecord
+    errors: list[RowError]
+    recipe: dict[str, Any]
+
+
+def encode_pair(pair: StereoPair) -> dict[str, Any]:
+    """The image cells of one finished pair, and what can be read off it."""
+    images = {
+        "left": ("png", encode_png(pair.left)),
+        "right": ("png", encode_png(pair.right)),
+        "disparity": ("tiff", encode_disparity(pair.disparity)),
+        "mask_nonocc_left": ("png", encode_png(pair.mask_nonocc_left)),
+        "mask_hole_right": ("png", encode_png(pair.mask_hole_right)),
+        "mask_border_right": ("png", encode_png(pair.mask_border_right)),
+    }
+    if pair.disparity_requested is not None:
+        images["disparity_requested"] = ("tiff", encode_disparity(pair.disparity_requested))
+    height, width = pair.left.shape[:2]
+    return {
+        "id": pair.id,
+        "width": width,
+        "height": height,
+        "disparity_of": pair.disparity_of,
+        "unet_evaluations": pair.unet_evaluations,
+        **{
+            name: {"bytes": data, "path": f"{pair.id}.{name}.{suffix}"}
+            for name, (suffix, data) in images.items()
+        },
+    }
+
+
+def write_shard(
+    cells: Sequence[dict[str, Any]], carried: pa.Schema, record: ShardRecord, errors: Sequence[RowError],
+    recipe: dict[str, Any],
+) -> bytes:
+    """One shard as Parquet bytes; without successful rows, a file of 0 rows that still has its footer.
+
+    Args:
+        cells: a dict per successful row, by dataset column; missing columns become null.
+        carried: names (without prefix) and types of the manifest's further columns.
+        record: counts and timings for the footer.
+        errors: the failed rows, for the footer.
+        recipe: the resolved recipe, for the footer.
+    """
+    schema = DATASET_COLUMNS
+    for field in carried:
+        schema = schema.append(pa.field(CARRIED_PREFIX + field.name, field.type))
+    footer = {
+        "record": record.model_dump(),
+        "errors": [vars(error) for error in errors],
+        "recipe": recipe,
+    }
+    metadata = {
+        FOOTER_KEY: json.dumps(footer).encode(),
+        b"huggingface": json.dumps({"info": {"features": hub_features(schema)}}).encode(),
+    }
+    table = pa.Table.from_pylist(list(cells), schema=schema.with_metadata(metadata))
+    buffer = io.BytesIO()
+    per_row = max(1, table.nbytes // max(1, len(table)))
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=max(1, _ROW_GROUP_BYTES // per_row),
+        compression={path: "NONE" if _is_image(path) else "ZSTD" for path in _leaves(schema)},
+        use_dictionary=[path for path in _leaves(schema) if not _is_image(path)],
+        write_statistics=[path for path in _leaves(schema) if not _is_image(path)],
+        write_page_index=True,
+    )
+    return buffer.getvalue()
+
+
+def read_footer(source: Any) -> Footer:
+    """The footer of a shard.
+
+    Args:
+        source: a ParquetFile, or whole bytes.
+
+    Raises:
+        ValueError: not Parquet, or not a shard of this package.
+    """
+    try:
+        parquet = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(io.BytesIO(source))
+        footer = json.loads((parquet.schema_arrow.metadata or {})[FOOTER_KEY])
+        errors = [RowError(**error) for error in footer["errors"]]
+        return Footer(ShardRecord(**footer["record"]), errors, footer["recipe"])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"not readable as Parquet ({error})") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"has no footer of stereo_jobs ({error})") from None
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Column paths as Parquet names them."""
+    return [
+        pq.ParquetSchema.column(parquet_schema, i).path
+        for parquet_schema in [_parquet_schema(schema)]
+        for i in range(len(parquet_schema))
+    ]
+
+
+def _parquet_schema(schema: pa.Schema) -> pq.ParquetSchema:
+    sink = io.BytesIO()
+    pq.write_table(schema.remove_metadata().empty_table(), sink)
+    return pq.ParquetFile(sink).schema
+
+
+def _is_image(path: str) -> bool:
+    column, _, leaf = path.partition(".")
+    return column in IMAGE_COLUMNS and leaf == "bytes"
+
+
+# --- The `huggingface` metadata, with which `datasets` decodes images ------------------------------------------
+
+
+def hub_features(schema: pa.Schema) -> dict[str, Any]:
+    """Features of all columns in the form that the `datasets` library keeps in Parquet metadata."""
+    return {
+        field.name: {"_type": "Image"} if field.name in IMAGE_COLUMNS else hub_feature(field.type)
+        for field in schema
+    }
+
+
+def hub_feature(dtype: pa.DataType) -> Any:
+    """Feature of one Arrow type. Raises TypeError for types that `datasets` does not know."""
+    if pa.types.is_dictionary(dtype):
+        raise TypeError("dictionary-encoded type")
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
+        name = "List" if pa.types.is_list(dtype) else "LargeList"
+        return {"feature": hub_feature(dtype.value_type), "_type": name}
+    if pa.types.is_struct(dtype):
+        return {dtype.field(i).name: hub_feature(dtype.field(i).type) for i in range(dtype.num_fields)}
+    names = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
+    simple = (
+        pa.types.is_integer(dtype)
+        or pa.types.is_string(dtype)
+        or pa.types.is_large_string(dtype)
+        or pa.types.is_binary(dtype)
+        or pa.types.is_large_binary(dtype)
+        or pa.types.is_timestamp(dtype)
+        or pa.types.is_date(dtype)
+    )
+    if dtype not in names and not simple:
+        raise TypeError(f"type {dtype}")
+    return {"dtype": names.get(dtype) or str(dtype).replace("date32[day]", "date32"), "_type": "Value"}

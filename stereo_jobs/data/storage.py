@@ -1,0 +1,442 @@
+"""Objects under one URI, local or S3: the few operations on which exactly-once rests.
+
+`create` writes an object only if its name is free, whole or not at all. `swap` replaces one only if it is
+still the version the caller saw. `replace` is for what may be rewritten (card, progress, report).
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import time
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import boto3
+import pyarrow.fs
+import tenacity
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from stereo_jobs.errors import StorageError
+from stereo_jobs.spec import StorageSpec
+
+
+class AlreadyExistsError(Exception):
+    """`create` lost: the name is taken."""
+
+
+class ChangedError(Exception):
+    """`swap` lost: the object is not the version that was seen."""
+
+
+class NotFoundError(Exception):
+    """No object of that name."""
+
+
+class ObjectInfo(NamedTuple):
+    """One entry of a listing; `key` is relative to the storage's URI."""
+
+    key: str
+    size: int
+
+
+class Storage(ABC):
+    """Objects below `uri`; keys are relative, with forward slashes."""
+
+    uri: str
+
+    @abstractmethod
+    def read(self, key: str) -> bytes:
+        """Whole content. Raises NotFoundError."""
+
+    @abstractmethod
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """Whole content and the version tag that `swap` compares. Raises NotFoundError."""
+
+    @abstractmethod
+    def content_tag(self, key: str) -> str:
+        """A tag that changes with the content, without fetching it where possible. Raises NotFoundError."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """All objects whose key starts with `prefix`, in key order, without unfinished ones."""
+
+    @abstractmethod
+    def create(self, key: str, data: bytes) -> None:
+        """Write a new object, whole or not at all. Raises AlreadyExistsError."""
+
+    @abstractmethod
+    def replace(self, key: str, data: bytes) -> None:
+        """Write an object, whole or not at all, whether or not it exists."""
+
+    @abstractmethod
+    def swap(self, key: str, data: bytes, tag: str) -> str:
+        """Replace the version `tag` by `data`; returns the new tag. Raises ChangedError."""
+
+    @abstractmethod
+    def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """File system and path with which pyarrow opens the object."""
+
+    @abstractmethod
+    def size(self, key: str) -> int:
+        """Size in bytes, without fetching it. Raises NotFoundError."""
+
+    def exists(self, key: str) -> bool:
+        """Whether the object is there."""
+        try:
+            self.size(key)
+        except NotFoundError:
+            return False
+        return True
+
+    def locate(self, key: str) -> str:
+        """The full URI of an object, for messages."""
+        return f"{self.uri}/{key}"
+
+    def probe(self, key: str) -> None:
+        """Prove that `create` and `swap` refuse as they must; a store that ignores conditions is refused.
+
+        Raises:
+            StorageError: the store cannot be written, or overwrote what it should have kept.
+        """
+        with contextlib.suppress(AlreadyExistsError):
+            self.create(key, b"create-if-absent probe")
+        try:
+            self.create(key, b"this must be refused")
+        except AlreadyExistsError:
+            pass
+        else:
+            raise StorageError(
+                f"{self.uri}: the store ignores create-if-absent (IfNoneMatch) and would let two workers "
+                "overwrite each other; use AWS S3 or another store that honours it"
+            )
+        try:
+            self.swap(key, b"this must be refused too", '"00000000000000000000000000000000"')
+        except ChangedError:
+            return
+        raise StorageError(
+            f"{self.uri}: the store ignores conditional overwrites (IfMatch), on which the lease rests; use "
+            "AWS S3 or another store that honours it"
+        )
+
+
+def open_storage(uri: str, settings: StorageSpec | None = None) -> Storage:
+    """The storage for a folder, a `file://` URI or an `s3://bucket/prefix`."""
+    if uri.startswith("s3://"):
+        return S3Storage(uri, settings or StorageSpec())
+    if "://" in uri and not uri.startswith("file://"):
+        raise StorageError(f"{uri}: unknown scheme; use a local path or s3://bucket/prefix")
+    return LocalStorage(uri.removeprefix("file://"))
+
+
+# --- Local file system ----------------------------------------------------------------------------------------
+
+
+class LocalStorage(Storage):
+    """A folder. Unfinished files start with a dot and never appear under a final name."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.root = Path(folder).expanduser().absolute()
+        self.uri = str(self.root)
+
+    def read(self, key: str) -> bytes:
+        """See Storage."""
+        with _local_errors(self.root / key):
+            return (self.root / key).read_bytes()
+
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """See Storage."""
+        data = self.read(key)
+        return data, hashlib.sha256(data).hexdigest()
+
+    def size(self, key: str) -> int:
+        """See Storage. A folder is no object."""
+        with _local_errors(self.root / key):
+            path = self.root / key
+            if path.is_dir():
+                raise NotFoundError(str(path))
+            return path.stat().st_size
+
+    def content_tag(self, key: str) -> str:
+        """SHA-256 of the file."""
+        with _local_errors(self.root / key), (self.root / key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See Storage."""
+        folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
+        found = []
+        with _local_errors(folder):
+            for parent, folders, names in os.walk(folder):
+                folders[:] = [name for name in folders if not name.startswith(".")]
+                for name in names:
+                    path = Path(parent, name)
+                    key = path.relative_to(self.root).as_posix()
+                    if not name.startswith(".") and key.startswith(prefix):
+                        with contextlib.suppress(FileNotFoundError):
+                            found.append(ObjectInfo(key, path.stat().st_size))
+        yield from sorted(found)
+
+    def create(self, key: str, data: bytes) -> None:
+        """See Storage. A hard link gives the name, atomically, only if it is free."""
+        path = self.root / key
+        with _local_errors(path), self._temporary(path, data) as temporary:
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                raise AlreadyExistsError(key) from None
+            except OSError as error:
+                # NFS may lose the reply to a link that was made: then the file has two names.
+                if temporary.stat().st_nlink != 2:
+                    if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
+                        raise StorageError(
+                            f"{path}: this file system has no hard links, without which two workers could "
+                            "overwrite each other; choose an output on another file system or on S3"
+                        ) from error
+                    raise
+            _sync_folder(path.parent)
+
+    def replace(self, key: str, data: bytes) -> None:
+        """See Storage."""
+        path = self.root / key
+        with _local_errors(path), self._temporary(path, data) as temporary:
+            temporary.replace(path)
+            _sync_folder(path.parent)
+
+    def swap(self, key: str, data: bytes, tag: str) -> str:
+        """See Storage. Compared and replaced under a lock file, which the system frees with its holder."""
+        with _local_errors(self.root / key), self._locked(key):
+            try:
+                _, current = self.read_tagged(key)
+            except NotFoundError:
+                raise ChangedError(key) from None
+            if current != tag:
+                raise ChangedError(key)
+            self.replace(key, data)
+            return hashlib.sha256(data).hexdigest()
+
+    def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """See Storage."""
+        return pyarrow.fs.LocalFileSystem(), str(self.root / key)
+
+    @contextlib.contextmanager
+    def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            yield temporary
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _locked(self, key: str, timeout_s: float = 10.0) -> Iterator[None]:
+        path = self.root / key
+        with path.with_name(f".{path.name}.lock").open("a") as lock:
+            deadline = time.monotonic() + timeout_s
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    # Whoever stops inside this lock must not stop everyone else.
+                    if time.monotonic() > deadline:
+                        raise ChangedError(key) from None
+                    time.sleep(0.01)
+            yield
+
+
+@contextlib.contextmanager
+def _local_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise NotFoundError(str(path)) from error
+    except OSError as error:
+        remedy = {
+            errno.ENOSPC: "free space and run again; nothing written so far is lost",
+            errno.EDQUOT: "free space or raise the quota and run again; nothing written so far is lost",
+            errno.EROFS: "choose a writable output",
+            errno.EACCES: "choose a writable output or mend its permissions",
+            errno.EPERM: "choose a writable output or mend its permissions",
+        }.get(error.errno or 0, "mend it and run again")
+        raise StorageError(f"{path}: {error.strerror or error}; {remedy}") from error
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# --- S3 ---------------------------------------------------------------------------------------------------------
+
+_REMEDIES = {
+    "NoSuchBucket": "the bucket does not exist; create it or mend the URI",
+    "InvalidAccessKeyId": "the access key is unknown; check the credentials",
+    "SignatureDoesNotMatch": "the secret key is wrong; check the credentials",
+    "AccessDenied": "access denied; check the credentials and the bucket policy",
+    "403": "access denied; check the credentials and the bucket policy",
+    "404": "no such bucket or object",
+    "ExpiredToken": "the session token has expired; renew the credentials",
+}
+_MISSING = {"NoSuchKey", "404", "NotFound"}
+_CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
+
+
+class _ConflictError(Exception):
+    """409: another writer on the same key at the same time; ask again."""
+
+
+class S3Storage(Storage):
+    """An S3 prefix. Transient errors are retried with jitter by botocore, a bounded number of times."""
+
+    def __init__(self, uri: str, settings: StorageSpec) -> None:
+        match = re.fullmatch(r"s3://([^/]+)/?(.*?)/?", uri)
+        if not match:
+            raise StorageError(f"{uri}: write it as s3://bucket/prefix")
+        self.bucket, self.prefix = match.groups()
+        self.uri = uri.rstrip("/")
+        keys: dict[str, str] = {}
+        if settings.access_key_id and settings.secret_access_key:
+            keys["aws_access_key_id"] = settings.access_key_id.get_secret_value()
+            keys["aws_secret_access_key"] = settings.secret_access_key.get_secret_value()
+        with self._errors(""):
+            session = boto3.Session(profile_name=settings.profile, region_name=settings.region, **keys)
+            self._session = session
+            self._client = session.client(
+                "s3",
+                region_name=settings.region or session.region_name or "us-east-1",
+                endpoint_url=settings.endpoint_url,
+                config=Config(
+                    retries={"mode": "standard", "max_attempts": 6},
+                    connect_timeout=5,
+                    read_timeout=60,
+                    max_pool_connections=32,
+                    s3={"addressing_style": "path"} if settings.endpoint_url else None,
+                ),
+            )
+
+    def _key(self, key: str) -> str:
+        return f"{self.prefix}/{key}" if self.prefix else key
+
+    def read(self, key: str) -> bytes:
+        """See Storage."""
+        return self.read_tagged(key)[0]
+
+    def read_tagged(self, key: str) -> tuple[bytes, str]:
+        """See Storage."""
+        with self._errors(key):
+            response = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
+            return response["Body"].read(), response["ETag"]
+
+    def size(self, key: str) -> int:
+        """See Storage."""
+        with self._errors(key):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
+
+    def content_tag(self, key: str) -> str:
+        """The object's ETag."""
+        with self._errors(key):
+            return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ETag"].strip('"')
+
+    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
+        """See Storage."""
+        skip = len(self._key(""))
+        with self._errors(prefix):
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self.bucket, Prefix=self._key(prefix)
+            )
+            for page in pages:
+                for item in page.get("Contents", []):
+                    yield ObjectInfo(item["Key"][skip:], item["Size"])
+
+    def create(self, key: str, data: bytes) -> None:
+        """See Storage."""
+        try:
+            self._put(key, data, IfNoneMatch="*")
+        except ChangedError:
+            raise AlreadyExistsError(key) from None
+
+    def replace(self, key: str, data: bytes) -> None:
+        """See Storage."""
+        self._put(key, data)
+
+    def swap(self, key: str, data: bytes, tag: str) -> str:
+        """See Storage."""
+        try:
+            return self._put(key, data, IfMatch=tag)
+        except NotFoundError:
+            raise ChangedError(key) from None
+
+    def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
+        """See Storage. Credentials and endpoint are those that boto3 found."""
+        endpoint = self._client.meta.endpoint_url
+        credentials = self._session.get_credentials()
+        frozen = credentials.get_frozen_credentials() if credentials else None
+        options: dict[str, Any] = {"region": self._client.meta.region_name}
+        if frozen:
+            options |= {
+                "access_key": frozen.access_key,
+                "secret_key": frozen.secret_key,
+                "session_token": frozen.token,
+            }
+        if "amazonaws.com" not in endpoint:
+            options |= {
+                "scheme": endpoint.split("://")[0],
+                "endpoint_override": endpoint.split("://")[-1],
+            }
+        return pyarrow.fs.S3FileSystem(**options), f"{self.bucket}/{self._key(key)}"
+
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type(_ConflictError),
+        wait=tenacity.wait_random_exponential(multiplier=0.2, max=5),
+        stop=tenacity.stop_after_attempt(10),
+        reraise=True,
+    )
+    def _put(self, key: str, data: bytes, **conditions: str) -> str:
+        with self._errors(key):
+            # One PUT, one object: a body that breaks off leaves nothing. S3 takes up to 5 GB this way.
+            response = self._client.put_object(
+                Bucket=self.bucket, Key=self._key(key), Body=data, **conditions
+            )
+            return response["ETag"]
+
+    @contextlib.contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        where = self.locate(key) if key else self.uri
+        try:
+            yield
+        except ClientError as error:
+            details = error.response.get("Error", {})
+            code = str(details.get("Code", ""))
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            if code == "PreconditionFailed" or status == 412:
+                raise ChangedError(key) from None
+            if code in _CONFLICT:
+                raise _ConflictError(f"{where}: {code}") from None
+            if code in _MISSING:
+                raise NotFoundError(where) from None
+            reason = _REMEDIES.get(code, f"{code}: {details.get('Message', '')}".strip(": "))
+            raise StorageError(f"{where}: {reason}") from None
+        except BotoCoreError as error:
+            # Never the request itself: it may hold credentials.
+            hint = {
+                "NoCredentialsError": "no credentials; set them the usual AWS way (environment, profile, role)",
+                "EndpointConnectionError": "the endpoint cannot be reached; check endpoint_url and the network",
+                "ConnectTimeoutError": "the endpoint does not answer; check endpoint_url and the network",
+                "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
+            }.get(type(error).__name__, type(error).__name__)
+            raise StorageError(f"{where}: {hint}") from None
+

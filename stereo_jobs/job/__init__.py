@@ -1,0 +1,14 @@
+"""The job: a plan, its shards, and the run that makes each of them exactly once.
+
+| module | what it answers |
+|---|---|
+| `layout` | what is called what below the output |
+| `plan` | which rows are in which shard; has anything changed since the job began |
+| `commits` | is a shard done; what a kill between two writes leaves is made whole again |
+| `lease` | is another run at work on this output |
+| `worker` | rows -> pairs -> one committed shard, in one process |
+| `pool` | where workers live: this process, or Ray actors (the only module that imports ray) |
+| `driver` | deals shards until all are done |
+| `progress` | how far is it, from records alone |
+| `verify` | is every planned id there exactly once |
+"""

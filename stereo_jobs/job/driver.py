@@ -1,0 +1,351 @@
+"""The run: make the plan if there is none, see what is done, deal the rest, mark the end.
+
+Everything a run knows is in the output: killed at any moment, the next run goes on from there.
+"""
+
+import logging
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from stereo_jobs import __version__
+from stereo_jobs.data import card, manifest
+from stereo_jobs.data.shards import read_footer
+from stereo_jobs.data.storage import Storage, open_storage
+from stereo_jobs.errors import (
+    DriftError,
+    InterruptedRunError,
+    OutputHeldError,
+    StereoJobsError,
+    StorageError,
+    TooManyFailuresError,
+)
+from stereo_jobs.job import layout, plan, progress
+from stereo_jobs.job.commits import keys_with_errors, repair
+from stereo_jobs.job.layout import ShardKey
+from stereo_jobs.job.lease import Lease
+from stereo_jobs.job.plan import Job
+from stereo_jobs.job.pool import LocalPool, Outcome, Pool, RayPool
+from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
+from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.spec import JobSpec, Recipe
+
+log = logging.getLogger(__name__)
+
+ROLL_UP_EVERY_S = 10.0
+SURE_AFTER = 100
+"""Rows after which the share of failures is believed before all rows are done."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """What the live display shows."""
+
+    planned: int
+    done: int
+    failed: int
+    made: int
+    seconds: float
+    workers: int
+
+    @property
+    def pairs_per_s(self) -> float:
+        """Of this run."""
+        return self.made / self.seconds if self.seconds else 0.0
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds to go at this rate."""
+        return (self.planned - self.done - self.failed) / self.pairs_per_s if self.made else None
+
+
+Watch = Callable[[Tick], None]
+
+
+# --- Planning -----------------------------------------------------------------------------------------------------
+
+
+class Prepared(NamedTuple):
+    """An output whose plans agree with the spec."""
+
+    storage: Storage
+    job: Job
+    recipe: Recipe
+
+
+def prepare(spec: JobSpec, *, extend: bool = False, publish: bool = True) -> Prepared:
+    """Check the spec against the output, and plan what is new.
+
+    Args:
+        spec: the job.
+        extend: make a new generation of manifest files that no plan lists yet.
+        publish: False checks everything and writes nothing.
+
+    Raises:
+        StereoJobsError: see `errors`; nothing has been loaded or generated then.
+    """
+    settings = spec.runtime.storage
+    storage = open_storage(spec.output, settings)
+    if publish:
+        storage.probe(layout.PROBE)
+    recipe = resolve_recipe(spec.recipe)
+    job = plan.load_job(storage)
+    found = manifest.find(spec.manifests, settings)
+    if job.plans:
+        plan.refuse_drift(job, recipe)
+        listed = {file.uri for p in job.plans for file in p.files}
+        new = [uri for uri in found if uri not in listed]
+        if new and not extend:
+            log.warning(
+                "%d manifest file(s) not in the plan are ignored, first %s; --extend adds them", len(new), new[0]
+            )
+            new = []
+    else:
+        new = found
+    if new:
+        made, hashes = plan.make_plan(spec, recipe, new, job, storage)
+        if publish:
+            if not job.plans:
+                storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))
+            made = plan.publish(storage, made, hashes)
+        job = Job((*job.plans, made))
+    return Prepared(storage, job, recipe)
+
+
+def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
+    """Add a generation over all rows whose latest state is failed; the same job if there are none."""
+    failed: dict[int, list[int]] = {}
+    objects = repair(storage, job.plans)
+    if any(key not in objects for key in job.keys() if job.plans[key[0]].kind == "retry"):
+        log.info("a retry is still unfinished; it goes on")
+        return job
+    for generation, shard in sorted(keys_with_errors(storage) & objects):
+        footer = read_footer(storage.read(layout.data((generation, shard))))
+        first = shard * job.plans[generation].shard_rows
+        failed.setdefault(generation, []).extend(first + error.row for error in footer.errors)
+    made = plan.retry_plan(spec, job, failed)
+    if made is None:
+        return job
+    return Job((*job.plans, plan.publish(storage, made)))
+
+
+# --- Running ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Run:
+    """The state of one run; all of it can be lost."""
+
+    job: Job
+    sums: progress.Totals
+    queue: deque[ShardTask]
+    pairs: int
+    started: float = field(default_factory=time.monotonic)
+    made: int = 0
+    failed: int = 0
+    tries: dict[ShardKey, int] = field(default_factory=dict)
+    suspects: dict[ShardKey, set[int]] = field(default_factory=dict)
+    rolled_up: float = 0.0
+
+
+def run(
+    spec: JobSpec,
+    *,
+    local: bool = False,
+    extend: bool = False,
+    retry: bool = False,
+    load: Load = load_pipeline,
+    watch: Watch = lambda tick: None,
+) -> progress.Status:
+    """Run a job to its end, or on from where it stopped.
+
+    Args:
+        spec: the job.
+        local: in this process instead of on Ray; the same dataset.
+        extend: also plan manifest files that are new.
+        retry: also plan the failed rows again.
+        load: loads the generator; another one than the real models is for tests and benchmarks.
+        watch: told how far it is, about twice a second.
+
+    Raises:
+        StereoJobsError: see `errors` for kinds and exit codes.
+    """
+    storage = open_storage(spec.output, spec.runtime.storage)
+    storage.probe(layout.PROBE)
+    with Lease(storage, spec.runtime.lease_ttl_s) as lease, _signals() as stopped:
+        storage, job, recipe = prepare(spec, extend=extend)
+        if retry:
+            job = plan_retry(spec, storage, job)
+        done = repair(storage, job.plans)
+        tasks = deque(
+            ShardTask(job.plans[generation], shard)
+            for generation, shard in job.keys()
+            if (generation, shard) not in done
+        )
+        unfinished = {task.plan.generation for task in tasks}
+        plan.refuse_changed_files(job, spec.runtime.storage, unfinished)
+        state = _Run(
+            job=job,
+            sums=progress.totals(storage, job),
+            queue=tasks,
+            pairs=sum(task.plan.pairs_in(task.shard) for task in tasks),
+        )
+        if tasks:
+            pool: Pool = (
+                LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=len(tasks))
+            )
+            try:
+                _deal(spec, storage, state, pool, lease, stopped, watch)
+            finally:
+                pool.close()
+        return _finish(spec, storage, state, recipe)
+
+
+def _deal(
+    spec: JobSpec,
+    storage: Storage,
+    state: _Run,
+    pool: Pool,
+    lease: Lease,
+    stopped: threading.Event,
+    watch: Watch,
+) -> None:
+    """Hand out shards until none is left."""
+    while state.queue or pool.busy():
+        lost = lease.lost()
+        if lost:
+            raise OutputHeldError(f"{storage.uri}: {lost}; this run stops, what it made stays valid")
+        if stopped.is_set():
+            _drain(spec, storage, state, pool)
+            raise InterruptedRunError(f"{storage.uri}: interrupted; run again to go on")
+        while state.queue and pool.free():
+            pool.submit(state.queue.popleft())
+        for outcome in pool.wait(0.5):
+            _account(spec, state, outcome)
+        _roll_up(storage, state)
+        watch(_tick(state, pool))
+
+
+def _account(spec: JobSpec, state: _Run, outcome: Outcome) -> None:
+    """Take in how one deal ended: count it, deal it again, or stop the run."""
+    task = outcome.task
+    if outcome.record is not None:
+        progress.add(state.sums, state.job, [outcome.record])
+        state.made += outcome.record.succeeded + outcome.record.failed
+        state.failed += outcome.record.failed
+        _stop_if_too_many_failed(spec, state)
+        return
+    if outcome.died and not outcome.overdue:
+        # A dead worker does not count against the shard; the rows it was at come under suspicion.
+        seen = state.suspects.setdefault(task.key, set())
+        guilty = seen & set(outcome.batch) if len(outcome.batch) == 1 else set()
+        seen |= set(outcome.batch)
+        log.warning("a worker died at shard %s, rows %s; dealing it again", task.key, list(outcome.batch))
+        state.queue.appendleft(
+            ShardTask(
+                task.plan,
+                task.shard,
+                one_by_one=task.one_by_one or bool(outcome.batch),
+                quarantined=task.quarantined | guilty,
+            )
+        )
+        return
+    if isinstance(outcome.error, (DriftError, StorageError)):
+        raise outcome.error
+    state.tries[task.key] = state.tries.get(task.key, 0) + 1
+    if isinstance(outcome.error, AbandonedError):
+        return
+    if state.tries[task.key] >= spec.runtime.shard_attempts:
+        reason = "took too long" if outcome.overdue else str(outcome.error)
+        raise StereoJobsError(
+            f"shard {task.key} failed {state.tries[task.key]} times, last: {reason}"
+        ) from outcome.error
+    log.warning("shard %s failed, dealing it again: %s", task.key, outcome.error)
+    state.queue.append(task)
+
+
+def _stop_if_too_many_failed(spec: JobSpec, state: _Run) -> None:
+    ratio = spec.runtime.max_failure_ratio
+    certain = state.failed > ratio * state.pairs
+    likely = state.made >= SURE_AFTER and state.failed > ratio * state.made
+    if certain or likely:
+        raise TooManyFailuresError(
+            f"{state.failed} of {state.made} rows failed, more than runtime.max_failure_ratio = {ratio:g}; "
+            "their errors are in _job/errors/, what succeeded is kept"
+        )
+
+
+def _drain(spec: JobSpec, storage: Storage, state: _Run, pool: Pool) -> None:
+    """Let running shards finish for a while, then leave them; nothing half made is visible either way."""
+    log.warning("stopping: waiting up to %g s for running shards", spec.runtime.drain_timeout_s)
+    deadline = time.monotonic() + spec.runtime.drain_timeout_s
+    while pool.busy() and time.monotonic() < deadline:
+        for outcome in pool.wait(0.2):
+            if outcome.record is not None:
+                progress.add(state.sums, state.job, [outcome.record])
+    pool.stop()
+    progress.save(storage, state.sums)
+
+
+def _finish(spec: JobSpec, storage: Storage, state: _Run, recipe: Recipe) -> progress.Status:
+    """All shards are committed: the verdict, the card, the markers."""
+    status = progress.status(state.job, state.sums)
+    progress.save(storage, state.sums)
+    storage.replace(
+        layout.CARD,
+        card.render(recipe, planned=status.planned, made=status.succeeded, failed=status.failed, version=__version__),
+    )
+    if status.failed > spec.runtime.max_failure_ratio * status.planned:
+        raise TooManyFailuresError(
+            f"{status.failed} of {status.planned} rows failed, more than runtime.max_failure_ratio = "
+            f"{spec.runtime.max_failure_ratio:g}; look into _job/errors/, then `stereo-jobs retry-failed`"
+        )
+    for p in state.job.plans:
+        content = f'{{"generation": {p.generation}, "pairs": {p.pairs}, "fingerprint": "{p.fingerprint}"}}\n'
+        storage.replace(layout.success(p.generation), content.encode())
+    return status
+
+
+def _roll_up(storage: Storage, state: _Run) -> None:
+    now = time.monotonic()
+    if now - state.rolled_up >= ROLL_UP_EVERY_S:
+        state.rolled_up = now
+        progress.save(storage, state.sums)
+
+
+def _tick(state: _Run, pool: Pool) -> Tick:
+    return Tick(
+        planned=state.job.pairs,
+        done=state.sums.succeeded,
+        failed=state.sums.failing,
+        made=state.made,
+        seconds=time.monotonic() - state.started,
+        workers=pool.workers(),
+    )
+
+
+@contextmanager
+def _signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM and SIGINT set; a second SIGINT ends the process at once."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if stopped.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped.set()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+

@@ -1,0 +1,25 @@
+"""128-bit hashes of ids: what planning and verification compare, 16 bytes an id whatever its length."""
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+
+def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
+    """N,2 uint64, in the order of `ids`."""
+    blake2b = hashlib.blake2b
+    joined = b"".join(blake2b(value.encode(), digest_size=16).digest() for value in ids.to_pylist())
+    return np.frombuffer(joined, dtype=">u8").astype(np.uint64).reshape(-1, 2)
+
+
+def find_duplicate(hashes: NDArray[np.uint64]) -> tuple[int, int] | None:
+    """Positions of two equal hashes, the earlier first; of several, the pair whose later one comes first."""
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal hashes stay in position order
+    in_order = hashes[order]
+    equal = np.flatnonzero((in_order[1:] == in_order[:-1]).all(axis=1))
+    if not len(equal):
+        return None
+    best = equal[np.argmin(order[equal + 1])]
+    return int(order[best]), int(order[best + 1])

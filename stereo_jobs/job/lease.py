@@ -1,0 +1,142 @@
+"""The lease keeps two runs off one output. Exactly-once never rests on it: `commits` holds without.
+
+The lease is an object that its holder rewrites all the time. It is stale when its version has not changed for
+`ttl_s` on the OBSERVER's own monotonic clock; no two clocks are ever compared.
+"""
+
+import json
+import logging
+import secrets
+import threading
+import time
+from types import TracebackType
+
+from stereo_jobs.data.storage import AlreadyExistsError, ChangedError, NotFoundError, Storage
+from stereo_jobs.errors import OutputHeldError, StorageError
+from stereo_jobs.job import layout
+
+log = logging.getLogger(__name__)
+
+
+class Lease:
+    """Held between `with` and its end; renewed by a thread of its own.
+
+    Args:
+        storage: of the output.
+        ttl_s: seconds of silence after which another run may take over; 0 holds nothing.
+
+    Raises:
+        OutputHeldError: on entry, when another run is alive.
+    """
+
+    def __init__(self, storage: Storage, ttl_s: float) -> None:
+        self.storage = storage
+        self.ttl_s = ttl_s
+        self.holder = secrets.token_hex(8)
+        self._tag = ""
+        self._count = 0
+        self._renewed = 0.0
+        self._lost = ""
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+
+    def __enter__(self) -> "Lease":
+        if self.ttl_s:
+            self._acquire()
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        if self.ttl_s:
+            self._thread.join()
+            if self.lost() is None:
+                try:
+                    self.storage.swap(layout.LEASE, self._content(free=True), self._tag)
+                except (ChangedError, StorageError) as problem:
+                    log.debug("the lease could not be given back: %s", problem)
+
+    def lost(self) -> str | None:
+        """Why this run may no longer deal shards, or None. Asked before every deal.
+
+        A holder that was frozen sees here, on its own clock, that it did not renew in time.
+        """
+        if not self.ttl_s or self._lost:
+            return self._lost or None
+        silent = time.monotonic() - self._renewed
+        if silent > self.ttl_s / 2:
+            self._lost = f"the lease could not be renewed for {silent:.0f} s"
+        return self._lost or None
+
+    def _acquire(self) -> None:
+        started = time.monotonic()
+        try:
+            self.storage.create(layout.LEASE, self._content())
+            _, self._tag = self.storage.read_tagged(layout.LEASE)
+        except AlreadyExistsError:
+            self._take_over()
+        self._renewed = started
+
+    def _take_over(self) -> None:
+        """Watch the other's lease until it changes (held) or was silent for `ttl_s` (stale)."""
+        data, tag = self.storage.read_tagged(layout.LEASE)
+        seen = time.monotonic()
+        told = False
+        while not _is_free(data) and not _is_held_by(data, self.holder):
+            waited = time.monotonic() - seen
+            if waited >= self.ttl_s:
+                log.warning("the run that held this output is silent for %.0f s: taking over", waited)
+                break
+            if not told:
+                log.warning("this output was held by another run; watching up to %g s for life", self.ttl_s)
+                told = True
+            time.sleep(min(self.ttl_s / 20, 2.0))
+            try:
+                data, current = self.storage.read_tagged(layout.LEASE)
+            except NotFoundError:
+                break
+            if current != tag and not _is_free(data):
+                raise OutputHeldError(
+                    f"{self.storage.uri}: another run is at work here; wait for it, or choose another output"
+                )
+            tag = current
+        try:
+            self._tag = self.storage.swap(layout.LEASE, self._content(), tag)
+        except ChangedError:
+            raise OutputHeldError(
+                f"{self.storage.uri}: another run has just started here; wait for it"
+            ) from None
+
+    def _keep(self) -> None:
+        while not self._end.wait(self.ttl_s / 8):
+            if self.lost() is not None:
+                return
+            started = time.monotonic()
+            try:
+                self._tag = self.storage.swap(layout.LEASE, self._content(), self._tag)
+                self._renewed = started
+            except ChangedError:
+                # A write whose reply was lost also changes the tag: it is ours if it names us.
+                try:
+                    data, self._tag = self.storage.read_tagged(layout.LEASE)
+                except (NotFoundError, StorageError):
+                    continue
+                if not _is_held_by(data, self.holder):
+                    self._lost = "another run has taken over"
+                    return
+            except StorageError as problem:
+                log.warning("the lease could not be renewed, trying again: %s", problem)
+
+    def _content(self, free: bool = False) -> bytes:
+        self._count += 1
+        return json.dumps({"holder": None if free else self.holder, "renewal": self._count}).encode()
+
+
+def _is_free(data: bytes) -> bool:
+    return bool(json.loads(data)["holder"] is None)
+
+
+def _is_held_by(data: bytes, holder: str) -> bool:
+    return bool(json.loads(data)["holder"] == holder)

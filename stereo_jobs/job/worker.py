@@ -1,0 +1,267 @@
+"""A worker: rows of one shard -> pairs -> one committed shard. The same code in this process and in an actor."""
+
+import dataclasses
+import logging
+import os
+import platform
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from stereo_jobs import __version__
+from stereo_jobs.batches import Generator, batches
+from stereo_jobs.data import manifest
+from stereo_jobs.data.images import InputReader
+from stereo_jobs.data.manifest import ManifestReader, to_row
+from stereo_jobs.data.shards import encode_pair, write_shard
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.errors import StereoJobsError
+from stereo_jobs.job import layout
+from stereo_jobs.job.commits import commit, complete
+from stereo_jobs.job.plan import Plan
+from stereo_jobs.records import CARRIED_PREFIX, Row, RowError, ShardRecord
+from stereo_jobs.spec import JobSpec, Recipe
+
+log = logging.getLogger(__name__)
+
+Load = Callable[[Recipe, str, int], Generator]
+"""Loads the generator: (resolved recipe, device, batch size) -> generator."""
+
+Report = Callable[[layout.ShardKey, list[int]], None]
+"""Told before each batch: the shard, and the positions of the rows in it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardTask:
+    """One deal of one shard.
+
+    Attributes:
+        plan: its generation.
+        shard: its number.
+        one_by_one: after a worker died on this shard: one row a batch, so that the row at fault shows.
+        quarantined: positions of rows that killed two workers; they become errors ungenerated.
+    """
+
+    plan: Plan
+    shard: int
+    one_by_one: bool = False
+    quarantined: frozenset[int] = frozenset()
+
+    @property
+    def key(self) -> layout.ShardKey:
+        """Generation and shard number."""
+        return self.plan.generation, self.shard
+
+
+class AbandonedError(StereoJobsError):
+    """The worker was told to stop between two batches; the shard is dealt again another time."""
+
+
+def load_pipeline(recipe: Recipe, device: str, batch_size: int) -> Generator:
+    """Load the real models. On a CPU they compute on one thread.
+
+    Float results depend on the number of threads, and must not depend on the machine's load or size: the
+    cores are used by actors side by side instead.
+    """
+    import torch
+
+    from stereo_jobs.generate import StereoPipeline
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        torch.set_num_threads(1)
+    return StereoPipeline.load(recipe, device, batch_size)
+
+
+class ShardWorker:
+    """Holds the loaded models and makes shards. Reading, encoding and uploading run beside the models.
+
+    `run` may be called from several threads: while one shard generates, another reads or uploads.
+
+    Args:
+        spec: for `runtime`.
+        recipe: resolved.
+        load: loads the generator, in the thread that will use it.
+        report: told before each batch.
+    """
+
+    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, report: Report | None = None) -> None:
+        self.runtime = spec.runtime
+        self.recipe = recipe
+        self.report = report or (lambda key, rows: None)
+        self.storage = open_storage(spec.output, self.runtime.storage)
+        self.manifests = ManifestReader(self.runtime.storage)
+        self.name = f"{socket.gethostname()}/{os.getpid()}"
+        self.stop = threading.Event()
+        self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encode")
+        # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
+        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self.generator = self._model_thread.submit(
+            load, recipe, self.runtime.device, self.runtime.batch_size
+        ).result()
+
+    def run(self, task: ShardTask) -> ShardRecord:
+        """Make and commit one shard; if it was committed meanwhile, that one stands.
+
+        Raises:
+            AbandonedError: told to stop.
+            ManifestError, StorageError: the shard cannot be read or written.
+        """
+        started = time.monotonic()
+        name = layout.data(task.key)
+        if self.storage.exists(name):
+            return complete(self.storage, task.plan, task.shard, self.storage.read(name))
+        rows = self._read(task)
+        results = self._model_thread.submit(self._generate, rows, task).result()
+        cells = [result.result() for result in results if isinstance(result, Future)]
+        errors = [result for result in results if isinstance(result, RowError)]
+        record = ShardRecord(
+            generation=task.plan.generation,
+            shard=task.shard,
+            fingerprint=task.plan.fingerprint,
+            planned=len(rows),
+            succeeded=len(cells),
+            failed=len(errors),
+            unet_evaluations=sum(cell["unet_evaluations"] for cell in cells),
+            seconds=round(time.monotonic() - started, 3),
+            worker=self.name,
+        )
+        carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
+        data = write_shard(cells, carried, record, errors, task.plan.recipe)
+        return commit(self.storage, task.plan, task.shard, data)
+
+    # --- Reading -------------------------------------------------------------------------------------------------
+
+    def _read(self, task: ShardTask) -> list[Row]:
+        refs = task.plan.refs(task.shard)
+        inputs = InputReader(
+            self.runtime.allowed_prefixes
+            if self.runtime.allowed_prefixes is not None
+            else sorted({file.uri.rpartition("/")[0] for file in task.plan.files}),
+            self.runtime.max_image_bytes,
+            self.runtime.storage,
+        )
+        rows = []
+        wanted: dict[str, list[int]] = {}
+        for ref in refs:
+            wanted.setdefault(ref.uri, []).append(ref.row)
+        cells = {
+            (uri, row): values
+            for uri, indices in wanted.items()
+            for row, values in zip(
+                sorted(set(indices)), self.manifests.read(uri, sorted(set(indices))), strict=True
+            )
+        }
+        for position, ref in enumerate(refs):
+            row = to_row(
+                cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs
+            )
+            if position in task.quarantined:
+                error = RowError(row.id, "KilledWorker", "two workers died while generating this row", 2)
+                row = dataclasses.replace(row, error=error)
+            rows.append(row)
+        return rows
+
+    # --- Generating ----------------------------------------------------------------------------------------------
+
+    def _generate(self, rows: list[Row], task: ShardTask) -> "list[Future[dict[str, Any]] | RowError]":
+        """Per row, in order: its encoded cells (on their way in the encoder threads) or its error."""
+        results: dict[str, Future[dict[str, Any]] | RowError] = {}
+        position = {row.id: i for i, row in enumerate(rows)}
+        for row in rows:
+            if row.error:
+                results[row.id] = dataclasses.replace(row.error, row=position[row.id])
+        good = [row for row in rows if not row.error]
+        while good:
+            if self.stop.is_set():
+                raise AbandonedError(f"shard {task.key} was left at row {len(results)} of {len(rows)}")
+            size = self.generator.batch_size
+            batch = good[:1] if task.one_by_one else next(batches(good, size))
+            good = good[len(batch) :]
+            self.report(task.key, [position[row.id] for row in batch])
+            for row, made in zip(batch, self._attempt(batch), strict=True):
+                results[row.id] = (
+                    dataclasses.replace(made, row=position[row.id])
+                    if isinstance(made, RowError)
+                    else self._encoders.submit(_encode, row, made, self.recipe)
+                )
+        return [results[row.id] for row in rows]
+
+    def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list["RowError | dict[str, Any]"]:
+        """Generate a batch; after an exception each row alone, so that only those at fault fail."""
+        started = time.monotonic()
+        try:
+            made = self.generator.generate(batch)
+            if [result.id for result in made] != [row.id for row in batch]:
+                raise RuntimeError("the generator returned other rows than it was given")
+        except Exception as error:
+            if _out_of_memory(error) and self.generator.batch_size > 1:
+                self.generator.batch_size //= 2
+                log.warning("out of GPU memory: going on with batches of %d", self.generator.batch_size)
+                parts = batches(batch, self.generator.batch_size)
+                return [result for part in parts for result in self._attempt(part, tries)]
+            if len(batch) > 1:
+                log.warning("a batch failed (%s); trying its %d rows alone", error, len(batch))
+                return [result for row in batch for result in self._attempt([row], tries + 1)]
+            if tries < self.runtime.row_attempts:
+                return self._attempt(batch, tries + 1)
+            log.warning("row %s failed: %s", batch[0].id, error)
+            return [RowError(batch[0].id, type(error).__name__, str(error)[:2000], tries)]
+        seconds = (time.monotonic() - started) / len(batch)
+        return [
+            dataclasses.replace(result, attempts=tries)
+            if isinstance(result, RowError)
+            else {
+                "pair": result,
+                "run_seconds": seconds,
+                "run_attempt": tries,
+                "run_batch": self.generator.batch_size,
+            }
+            for result in made
+        ]
+
+
+def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """All cells of one successful row of the dataset."""
+    sd, depth = recipe.models.stable_diffusion, recipe.models.depth
+    run = dict(made)
+    cells = encode_pair(run.pop("pair"))
+    return (
+        cells
+        | run
+        | {
+            "seed": row.seed,
+            "scale_percent": row.scale_percent,
+            "prompt": row.prompt,
+            "negative_prompt": row.negative_prompt,
+            "mode": recipe.mode,
+            "preset": recipe.method.preset,
+            "model": sd.path,
+            "model_revision": sd.revision,
+            "depth_model": depth.path,
+            "depth_model_revision": depth.revision,
+            "run_version": __version__,
+            "run_device": f"{platform.machine()}/{_device_name()}",
+        }
+        | {CARRIED_PREFIX + name: value for name, value in row.carried.items()}
+    )
+
+
+def _device_name() -> str:
+    torch = sys.modules.get("torch")
+    return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether this is torch.cuda.OutOfMemoryError; frees its cache then. By name: torch may not be loaded."""
+    if type(error).__name__ != "OutOfMemoryError":
+        return False
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return True

@@ -1,0 +1,52 @@
+"""Monocular depth estimators in transformers format, as inverse depth."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from transformers import AutoImageProcessor, AutoModelForDepthEstimation
+
+from stereo_jobs.errors import ModelError
+from stereo_jobs.models.resolve import fetch
+from stereo_jobs.spec import DepthSpec
+
+
+class DepthEstimator:
+    """Any depth estimator whose polarity is known.
+
+    Args:
+        folder: model in transformers format.
+        polarity: `inverse` (used as it is) or `metric` (inverted).
+    """
+
+    def __init__(self, folder: Path, polarity: str, dtype: torch.dtype, device: str) -> None:
+        if polarity not in ("inverse", "metric"):
+            raise ModelError(f"depth model {folder}: polarity must be inverse or metric, got {polarity!r}")
+        try:
+            # The PIL processor by name: the numbers must not depend on whether torchvision is installed.
+            self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+            self.network = AutoModelForDepthEstimation.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise ModelError(f"depth model {folder}: cannot be loaded ({error})") from error
+        self.network.to(device).eval().requires_grad_(False)
+        self.polarity = polarity
+        self.device = device
+
+    @classmethod
+    def load(cls, spec: DepthSpec, device: str) -> "DepthEstimator":
+        """Load the estimator of a resolved spec."""
+        return cls(fetch(spec), spec.polarity, getattr(torch, spec.dtype), device)
+
+    def inverse_depth(self, images: NDArray[np.uint8]) -> Tensor:
+        """Relative inverse depth of B,H,W,3 uint8 images: B,H,W float32 at the images' size."""
+        inputs = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
+        predicted = self.network(inputs.to(self.device, self.network.dtype)).predicted_depth.float()
+        depth: Tensor = functional.interpolate(
+            predicted[:, None], size=images.shape[1:3], mode="bicubic", align_corners=False
+        )[:, 0]
+        return depth if self.polarity == "inverse" else 1.0 / depth.clamp_min(1e-6)

@@ -1,0 +1,174 @@
+"""The nouns of a job: a row of the manifest, a stereo pair, a failed row, a committed shard."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+ID_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
+ID_RULE = "1 to 200 characters of A-Z a-z 0-9 . _ - and not starting with a dot"
+_ID = re.compile(ID_PATTERN)
+
+
+def valid_id(value: str) -> bool:
+    """Whether `value` may be the id of a manifest row."""
+    return _ID.fullmatch(value) is not None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One pair to be made: a manifest row, or one variant of it.
+
+    Attributes:
+        id: unique in the dataset; `<id>~k` for variant k of a manifest row.
+        seed: 63 bits; rows of one prompt and seed share the left image.
+        scale_percent: shift of the nearest point in percent of the width.
+        inputs: bytes of the manifest's image columns that the mode needs.
+        carried: values of the manifest's further columns, written as `src_*`.
+        error: set when the row could not be read; it then becomes a RowError without being generated.
+    """
+
+    id: str
+    prompt: str
+    negative_prompt: str
+    seed: int
+    scale_percent: float
+    inputs: dict[str, bytes] = field(default_factory=dict)
+    carried: dict[str, Any] = field(default_factory=dict)
+    error: "RowError | None" = None
+
+
+@dataclass(frozen=True)
+class RowError:
+    """A row that failed: data, not an exception. `row` is its position in the shard, once it has one."""
+
+    id: str
+    error_type: str
+    error_message: str
+    attempts: int = 1
+    row: int = -1
+
+
+@dataclass(frozen=True)
+class StereoPair:
+    """One finished pair. Images are H,W,3 uint8, disparities H,W float32 in pixels, masks H,W bool.
+
+    Attributes:
+        disparity: APPLIED disparity of the left view: what the pixels really did.
+        disparity_requested: before quantisation and clipping; None when equal.
+        disparity_of: `first_left` where the method changed the left view after depth was estimated on it.
+        mask_nonocc_left: left pixels that are visible in the right view.
+        mask_hole_right: right pixels without a source, filled by diffusion.
+        mask_border_right: the part of the holes at the frame's edge.
+        unet_evaluations: U-Net evaluations that went into this pair; a left image shared by several scales
+            counts in each of them, so that the number depends on the row alone.
+    """
+
+    id: str
+    left: NDArray[np.uint8]
+    right: NDArray[np.uint8]
+    disparity: NDArray[np.float32]
+    disparity_requested: NDArray[np.float32] | None
+    disparity_of: Literal["left", "first_left"]
+    mask_nonocc_left: NDArray[np.bool_]
+    mask_hole_right: NDArray[np.bool_]
+    mask_border_right: NDArray[np.bool_]
+    unet_evaluations: int
+
+
+class ShardRecord(BaseModel):
+    """What is known of one committed shard; stands in the shard's own footer and, as a cache, in commits/."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: int
+    shard: int
+    fingerprint: str = Field(description="Of the plan generation.")
+    planned: int
+    succeeded: int
+    failed: int
+    rejected: int = 0
+    unet_evaluations: int = 0
+    seconds: float = Field(description="From reading the rows to the finished shard.")
+    worker: str = ""
+    sha256: str = Field("", description="Of the whole object; empty inside the object itself.")
+    bytes: int = Field(0, description="Size of the object; 0 inside the object itself.")
+
+
+# --- The columns of a dataset (schema_version 1) --------------------------------------------------------------
+
+_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+_QUALITY = """
+    qc_epe qc_bad_2 qc_d1 qc_density qc_fit_a qc_fit_b qc_lr_consistency qc_backwarp_psnr qc_backwarp_ssim
+    qc_backwarp_lpips qc_siou qc_identity qc_vertical_px qc_color_delta qc_hole_share qc_hole_sharpness
+    qc_seam qc_clip_left qc_clip_right qc_depth_confidence qc_depth_rank qc_control_bad_2
+    qc_raw_epe qc_raw_bad_2 qc_raw_backwarp_lpips
+    true_psnr true_psnr_nonocc true_psnr_occ true_ssim true_ssim_nonocc true_ssim_occ
+    true_lpips true_lpips_nonocc true_lpips_occ
+""".split()
+
+IMAGE_COLUMNS = (
+    "left",
+    "right",
+    "disparity",
+    "disparity_requested",
+    "mask_nonocc_left",
+    "mask_hole_right",
+    "mask_border_right",
+)
+RUN_PREFIX = "run_"
+"""Columns of this prefix, and no others, may differ between two runs of one recipe."""
+CARRIED_PREFIX = "src_"
+
+DATASET_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("left", _IMAGE),
+        ("right", _IMAGE),
+        ("disparity", _IMAGE),
+        ("disparity_requested", _IMAGE),
+        ("disparity_of", pa.string()),
+        ("mask_nonocc_left", _IMAGE),
+        ("mask_hole_right", _IMAGE),
+        ("mask_border_right", _IMAGE),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("seed", pa.int64()),
+        ("scale_percent", pa.float64()),
+        ("focal_px", pa.float64()),
+        ("baseline", pa.float64()),
+        ("doffs_px", pa.float64()),
+        ("prompt", pa.string()),
+        ("negative_prompt", pa.string()),
+        ("mode", pa.string()),
+        ("preset", pa.string()),
+        ("model", pa.string()),
+        ("model_revision", pa.string()),
+        ("depth_model", pa.string()),
+        ("depth_model_revision", pa.string()),
+        ("unet_evaluations", pa.int32()),
+        ("left_psnr", pa.float32()),
+        ("unsafe", pa.bool_()),
+        ("accepted", pa.bool_()),
+        ("reject_reason", pa.string()),
+        *((name, pa.float32()) for name in _QUALITY),
+        ("run_seconds", pa.float64()),
+        ("run_attempt", pa.int32()),
+        ("run_batch", pa.int32()),
+        ("run_version", pa.string()),
+        ("run_device", pa.string()),
+    ]
+)
+
+ERROR_COLUMNS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("error_type", pa.string()),
+        ("error_message", pa.string()),
+        ("attempts", pa.int32()),
+    ]
+)

@@ -1,0 +1,1 @@
+"""What was made, for people to look at."""

@@ -1,0 +1,14 @@
+"""Red-cyan anaglyphs."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Least-squares matrices for red-cyan glasses (Dubois, ICASSP 2001), on linear-ish display values.
+_LEFT = np.array([[0.437, 0.449, 0.164], [-0.062, -0.062, -0.024], [-0.048, -0.050, -0.017]])
+_RIGHT = np.array([[-0.011, -0.032, -0.007], [0.377, 0.761, 0.009], [-0.026, -0.093, 1.234]])
+
+
+def anaglyph(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Dubois red-cyan anaglyph of two H,W,3 uint8 images."""
+    mixed = left @ _LEFT.T + right @ _RIGHT.T
+    return np.clip(mixed, 0, 255).round().astype(np.uint8)

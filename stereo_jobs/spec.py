@@ -1,0 +1,384 @@
+"""JobSpec: the one description of a job.
+
+`recipe` is what the rows depend on: it is hashed, stored in every plan, and may not change on an existing
+output. `runtime` is how the job is run: it is never hashed, never stored, and may change between runs.
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from stereo_jobs.errors import SpecError
+from stereo_jobs.stereo import METHOD_VERSION
+from stereo_jobs.stereo.config import MethodConfig
+
+SCHEMA_VERSION = 1
+DEMO = "demo"
+"""Name of the models embedded in the package."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def check_scale_percent(value: float) -> float:
+    """Raise ValueError unless `value` is a usable disparity scale in percent of the width."""
+    if not 0.5 <= abs(value) <= 30:
+        hint = f"; {value} looks like a fraction: write {value * 100:g}" if 0 < abs(value) < 0.5 else ""
+        raise ValueError(f"must be a percentage of the image width from 0.5 to 30 (or -0.5 to -30){hint}")
+    return value
+
+
+class StableDiffusionSpec(_Model):
+    """Which Stable Diffusion checkpoint generates the images."""
+
+    path: str = Field(
+        DEMO,
+        min_length=1,
+        description="A folder in diffusers format, a Hub id (`owner/name`), or `demo`: the embedded model.",
+    )
+    revision: str | None = Field(
+        None,
+        description="Branch, tag or commit of a Hub id. Plans store the resolved commit; a folder resolves "
+        "to a digest of its content.",
+    )
+    variant: str | None = Field(None, description="Weight file variant on the Hub, for example `fp16`.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field(
+        "float32", description="Precision of the network; latents are always kept in float32."
+    )
+
+
+class DepthSpec(_Model):
+    """Which depth estimator finds the disparity."""
+
+    path: str = Field(
+        DEMO,
+        min_length=1,
+        description="A folder in transformers format, a Hub id, or `demo`: the embedded estimator.",
+    )
+    revision: str | None = Field(None, description="As for stable_diffusion.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision.")
+    polarity: Literal["auto", "inverse", "metric"] = Field(
+        "auto",
+        description="What the estimator returns: inverse depth (larger is nearer) or metric depth. `auto` "
+        "knows DPT, MiDaS, Depth Anything, ZoeDepth, GLPN; another family must be declared.",
+    )
+
+
+class ModelsSpec(_Model):
+    """The models of a job."""
+
+    stable_diffusion: StableDiffusionSpec = Field(default_factory=StableDiffusionSpec, description="Images.")
+    depth: DepthSpec = Field(default_factory=DepthSpec, description="Disparity.")
+
+
+class ScaleRange(_Model):
+    """A range of `scale_percent`; each row draws its own value, fixed by its seed."""
+
+    min: float = Field(description="Smallest shift of the nearest point, percent of the width.")
+    max: float = Field(description="Largest shift of the nearest point, percent of the width.")
+
+    _units = field_validator("min", "max")(check_scale_percent)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min >= self.max or self.min * self.max < 0:
+            raise ValueError(f"needs min < max of one sign, got min {self.min:g} and max {self.max:g}")
+        return self
+
+
+class Variants(_Model):
+    """Multiplies every manifest row; variant k of row `x` has the id `x~k`."""
+
+    seeds: PositiveInt = Field(1, le=10_000, description="Different seeds per row.")
+    scale_percent: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
+        (), description="Several disparity scales per seed; they share the left image."
+    )
+
+    @field_validator("scale_percent")
+    @classmethod
+    def _units(cls, values: tuple[float, ...]) -> tuple[float, ...]:
+        for value in values:
+            check_scale_percent(value)
+        if len(set(values)) != len(values):
+            raise ValueError(f"must not name a scale twice, got {list(values)}")
+        return values
+
+    @property
+    def per_row(self) -> int:
+        """How many pairs one manifest row becomes."""
+        return self.seeds * max(1, len(self.scale_percent))
+
+
+class Size(_Model):
+    """Size of the generated images in pixels."""
+
+    width: int = Field(ge=32, le=4096, description="Pixels; a multiple of the latent factor.")
+    height: int = Field(ge=32, le=4096, description="Pixels; a multiple of the latent factor.")
+
+
+class Recipe(_Model):
+    """What the rows depend on. Hashed: another recipe needs another output."""
+
+    mode: Literal["text"] = Field("text", description="text: a prompt becomes a stereo pair.")
+    models: ModelsSpec = Field(default_factory=ModelsSpec, description="Checkpoints and precision.")
+    method: MethodConfig = Field(
+        default_factory=MethodConfig, description="The StereoDiffusion method, a preset and its switches."
+    )
+    seed: int = Field(0, ge=0, lt=2**63, description="Job seed; a row's seed is a hash of it and the id.")
+    scale_percent: float | ScaleRange = Field(
+        8.0, description="Shift of the nearest point in percent of the width (the paper's s), or a range."
+    )
+    variants: Variants = Field(default_factory=Variants, description="Several pairs per manifest row.")
+    size: Size | None = Field(None, description="Image size; null: what the model was trained on.")
+    negative_prompt: str = Field("", max_length=2000, description="For rows that give none.")
+    format: Literal["parquet"] = Field("parquet", description="Format of the shards.")
+
+    @field_validator("scale_percent")
+    @classmethod
+    def _units(cls, value: float | ScaleRange) -> float | ScaleRange:
+        return value if isinstance(value, ScaleRange) else check_scale_percent(value)
+
+    def canonical(self) -> dict[str, Any]:
+        """The recipe as plain JSON values, with the versions that its rows also depend on."""
+        versions = {"schema_version": SCHEMA_VERSION, "method_version": METHOD_VERSION}
+        return self.model_dump(mode="json") | versions
+
+
+class ActorRange(_Model):
+    """How many actors; between the two as the cluster has room."""
+
+    min: PositiveInt = Field(description="Work starts when this many are ready.")
+    max: PositiveInt = Field(description="Never more than this.")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise ValueError(f"needs min <= max, got min {self.min} and max {self.max}")
+        return self
+
+
+class StorageSpec(_Model):
+    """S3 access. What is left out comes from the usual AWS chain (environment, profile, instance role)."""
+
+    endpoint_url: str | None = Field(None, description="For S3 servers other than AWS.")
+    region: str | None = Field(None, description="AWS region.")
+    profile: str | None = Field(None, description="Profile of the AWS configuration files.")
+    access_key_id: SecretStr | None = Field(None, description="Better left to the AWS chain; use ${ENV}.")
+    secret_access_key: SecretStr | None = Field(None, description="Better left to the AWS chain.")
+
+    @model_validator(mode="after")
+    def _both_keys(self) -> Self:
+        if (self.access_key_id is None) != (self.secret_access_key is None):
+            raise ValueError("access_key_id and secret_access_key go together")
+        return self
+
+
+class Runtime(_Model):
+    """How the job is run. Never hashed: may change between runs of one output."""
+
+    actors: PositiveInt | ActorRange | None = Field(
+        None, description="Actors, each with its own models; null: one per GPU, or per CPU without GPUs."
+    )
+    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU.")
+    gpus_per_actor: float = Field(1.0, gt=0, le=64, description="GPUs per actor; fractions share one GPU.")
+    cpus_per_actor: float = Field(1.0, ge=0, le=1024, description="CPUs Ray reserves per actor.")
+    batch_size: PositiveInt = Field(
+        4, le=1024, description="Pairs denoised together; short batches are padded to it."
+    )
+    shard_rows: PositiveInt = Field(
+        128, le=100_000, description="Rows per shard, the unit of recovery; for the next plan generation."
+    )
+    row_attempts: PositiveInt = Field(2, le=10, description="Tries of a row before it is recorded failed.")
+    shard_attempts: PositiveInt = Field(3, le=100, description="Tries of a shard before the run stops.")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, description="A shard that takes longer is taken from its actor."
+    )
+    start_timeout_s: float = Field(900.0, gt=0, description="Time for the first actors to load models.")
+    drain_timeout_s: float = Field(
+        30.0, ge=0, description="After SIGTERM, time for running shards to finish before they are left."
+    )
+    max_failure_ratio: float = Field(
+        0.1, ge=0, le=1, description="The run stops when more than this share of its rows failed."
+    )
+    lease_ttl_s: float = Field(
+        60.0, ge=0, description="A holder silent for this long is taken over; 0 switches the lease off."
+    )
+    allowed_prefixes: tuple[str, ...] | None = Field(
+        None, description="Where image URIs of a manifest may point; null: the manifest's own folder."
+    )
+    max_image_bytes: PositiveInt = Field(64 * 1024**2, description="Larger inputs are refused unread.")
+    max_image_pixels: PositiveInt = Field(50_000_000, description="Larger inputs are refused undecoded.")
+    ray_address: str | None = Field(None, description="An existing Ray cluster; null: RAY_ADDRESS or local.")
+    storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
+
+
+class JobSpec(_Model):
+    """One job: which manifest becomes which dataset, by which recipe."""
+
+    manifest: str | tuple[str, ...] = Field(
+        description="Parquet: a file, a glob or a folder (prefix), local or s3://; or a list of these."
+    )
+    output: str = Field(min_length=1, description="Folder or s3:// prefix of the dataset.")
+    recipe: Recipe = Field(default_factory=Recipe, description="What the rows depend on.")
+    runtime: Runtime = Field(default_factory=Runtime, description="How the job is run.")
+
+    @field_validator("manifest")
+    @classmethod
+    def _some_manifest(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not value or not all([value] if isinstance(value, str) else value):
+            raise ValueError("must name at least one Parquet file, glob or folder")
+        return value
+
+    @property
+    def manifests(self) -> tuple[str, ...]:
+        """The manifest patterns, always as a tuple."""
+        return (self.manifest,) if isinstance(self.manifest, str) else self.manifest
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form, as hex."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+# --- Reading a spec -----------------------------------------------------------------------------------------
+
+_ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def load_spec(path: str | Path | None, overrides: list[str] | None = None, **fields: Any) -> JobSpec:
+    """Read a job spec from YAML or JSON, apply `a.b=c` overrides, substitute `${ENV}`.
+
+    Args:
+        path: the file; None starts from nothing, for specs given wholly by overrides and `fields`.
+        overrides: `--set` arguments; values are YAML (`runtime.batch_size=8`, `recipe.size=null`).
+        fields: top-level fields set last.
+
+    Raises:
+        SpecError: with the field's path, the rule and the value.
+    """
+    data: Any = {}
+    if path is not None:
+        try:
+            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise SpecError(f"spec {path}: cannot be read ({error})") from error
+        except yaml.YAMLError as error:
+            raise SpecError(f"spec {path}: not valid YAML or JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise SpecError(f"spec {path}: must be a mapping with manifest, output, recipe and runtime")
+    for override in overrides or []:
+        _apply(data, override)
+    data.update(fields)
+    return parse_spec(data)
+
+
+def parse_spec(data: dict[str, Any]) -> JobSpec:
+    """Validate plain data into a JobSpec; errors name the field's path, the rule and the value."""
+    data = {key: value if key == "recipe" else _substitute(value, key) for key, value in data.items()}
+    _refuse_env_in_recipe(data.get("recipe"), "recipe")
+    try:
+        return JobSpec.model_validate(data)
+    except ValidationError as error:
+        raise SpecError("the job spec is not valid:\n" + "\n".join(_explain(error))) from None
+
+
+def _apply(data: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise SpecError(f"--set {override!r}: write it as path.to.field=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecError(f"--set {override!r}: the value is not valid YAML ({error})") from error
+    node = data
+    for key in keys[:-1]:
+        child = node.setdefault(key, {})
+        if not isinstance(child, dict):
+            raise SpecError(f"--set {override!r}: {key} is {child!r}, which has no fields")
+        node = child
+    node[keys[-1]] = value
+
+
+def _substitute(value: Any, path: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _substitute(item, f"{path}.{key}") for key, item in value.items()}
+    if isinstance(value, list):
+        return [_substitute(item, f"{path}[{i}]") for i, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name not in os.environ:
+            raise SpecError(f"{path}: the environment variable {name} is not set")
+        return os.environ[name]
+
+    return _ENV.sub(lookup, value)
+
+
+def _refuse_env_in_recipe(value: Any, path: str) -> None:
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _refuse_env_in_recipe(item, f"{path}.{key}")
+    elif isinstance(value, str) and _ENV.search(value):
+        raise SpecError(
+            f"{path}: ${{...}} is not allowed in the recipe, which is stored with the dataset; got {value!r}"
+        )
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line per broken rule. Of a union, only the alternative that the value was meant for is shown."""
+    paths: dict[str, list[str]] = {}
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"] if not _UNION_TAG.search(str(part)))
+        message = item["msg"].removeprefix("Value error, ")
+        shown = f" (got {item['input']!r})"
+        if item["type"] == "extra_forbidden":
+            message = "unknown field" + _suggestion(item["loc"])
+        elif item["type"] == "missing":
+            message, shown = "required, but missing", ""
+        if "secret" in path or "key" in path:
+            shown = ""
+        line = f"  {path or 'spec'}: {message}{shown}"
+        kind = "wrong type" if item["type"].endswith("_type") else "rule"
+        paths.setdefault(path, []).insert(0 if kind == "rule" else len(paths.get(path, [])), line)
+    return [
+        lines[0]
+        for path, lines in paths.items()
+        if not any(other.startswith(f"{path}.") for other in paths)
+    ]
+
+
+# pydantic puts the tried alternative of a union into the location; users never wrote it.
+_UNION_TAG = re.compile(r"^(float|int|str|constrained-int|[A-Z]\w*)$|[\[(]")
+
+
+def _suggestion(location: tuple[int | str, ...]) -> str:
+    model: Any = JobSpec
+    for part in location[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((o for o in options if hasattr(o, "model_fields")), None)
+        if model is None:
+            return ""
+    close = difflib.get_close_matches(str(location[-1]), list(model.model_fields), n=1)
+    return f"; did you mean {close[0]}?" if close else f"; known: {', '.join(model.model_fields)}"

@@ -1,0 +1,82 @@
+"""The published code's numbers (tests/stereo/golden/README.md): warp and mask exact, latents to float noise."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+
+from stereo_jobs.stereo.config import MethodConfig
+from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity
+from stereo_jobs.stereo.sampler import GuidedUNet, denoise, denoise_pair
+from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="module")
+def numbers():
+    return np.load(GOLDEN / "official_uni.npz")
+
+
+@pytest.fixture(scope="module")
+def unet():
+    return UNet2DConditionModel.from_pretrained(GOLDEN / "tiny_unet").eval()
+
+
+def warp_for(depth: np.ndarray, scale_percent: float) -> ForwardWarp:
+    relative = relative_disparity(torch.from_numpy(depth)[None])
+    scale = torch.tensor([scale_percent], dtype=torch.float64)
+    return forward_warp(scaled_disparity(relative, scale), scale)
+
+
+@pytest.mark.parametrize("case", [0, 1, 2])
+def test_stereo_pixel_shift_is_exact(numbers, case):
+    latent, depth = numbers[f"shift{case}_z"], numbers[f"shift{case}_d"]
+    scale, both = numbers[f"shift{case}_meta"]
+    z = torch.from_numpy(latent)
+    right = warp_for(depth, scale / (2 if both else 1))(z)
+    left = warp_for(depth, -scale / 2)(z) if both else z
+    np.testing.assert_array_equal(right.numpy(), numbers[f"shift{case}_right"])
+    np.testing.assert_array_equal(left.numpy(), numbers[f"shift{case}_left"])
+
+
+def run(numbers, unet, **switches):
+    method = MethodConfig(guidance_scale=7.5, **switches)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+    )
+    scheduler.set_timesteps(method.steps)
+    model = GuidedUNet(
+        unet, torch.from_numpy(numbers["traj_uni_cond"]), torch.from_numpy(numbers["traj_uni_unc"]), 7.5
+    )
+    warp = warp_for(numbers["traj_uni_disp"], 8)
+    with torch.no_grad():
+        first = denoise(model, scheduler, torch.from_numpy(numbers["traj_uni_xT"]))
+        pair = denoise_pair(model, scheduler, first, method, warp)
+    return first, pair, warp, model
+
+
+def test_full_run_with_unidirectional_attention(numbers, unet):
+    first, pair, warp, model = run(numbers, unet)
+    golden_left, golden_right = numbers["traj_uni_at_shift"]
+    at_shift = first.latents[11]
+    assert np.abs(at_shift[0].numpy() - golden_left).mean() < 2e-4
+    assert np.abs(warp(at_shift)[0].numpy() - golden_right).mean() < 2e-4
+    np.testing.assert_array_equal(
+        warp.filled[:, None].expand(-1, 4, -1, -1).numpy(), numbers["traj_uni_mask"]
+    )
+    assert np.abs(pair.left.numpy() - numbers["traj_uni_left"]).mean() < 2e-4
+    assert np.abs(pair.right.numpy() - numbers["traj_uni_right"]).mean() < 2e-4
+    assert model.evaluations == 256
+
+
+def test_the_golden_numbers_can_tell_attention_off(numbers, unet):
+    _, pair, _, model = run(numbers, unet, attention="off")
+    assert np.abs(pair.right.numpy() - numbers["traj_uni_right"]).mean() > 0.01
+    assert model.evaluations == 178
