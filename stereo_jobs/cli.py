@@ -33,9 +33,7 @@ out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Job spec, YAML or JSON.")]
-Output = Annotated[
-    str, typer.Argument(metavar="OUTPUT", help="Folder or s3:// prefix of a dataset, or its job spec.")
-]
+Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3:// prefix of a dataset, or its job spec.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the spec; repeatable.")
 ]
@@ -60,7 +58,7 @@ def _root(
     logging.getLogger("stereo_jobs").setLevel(level)
 
 
-# --- Making a dataset ---------------------------------------------------------------------------------------------
+# --- Making a dataset ---
 
 
 @app.command()
@@ -95,8 +93,7 @@ def plan(
     facts = {
         "planned": job.pairs,
         "generations": [
-            {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards}
-            for p in job.plans
+            {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards} for p in job.plans
         ],
         "written": not dry_run,
     }
@@ -129,7 +126,7 @@ def retry_failed(spec: SpecPath, overrides: Set = None, local: Local = False, as
     _run(load_spec(spec, overrides), local=local, retry=True, as_json=as_json)
 
 
-# --- Looking at one -----------------------------------------------------------------------------------------------
+# --- Looking at one ---
 
 
 @app.command()
@@ -151,8 +148,7 @@ def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = Fals
     facts = verdict.as_json()
     head = "ok" if verdict.ok else "NOT OK"
     counts = ", ".join(
-        f"{name} {facts[name]}"
-        for name in ("planned", "succeeded", "failed", "missing", "duplicated", "corrupt")
+        f"{name} {facts[name]}" for name in ("planned", "succeeded", "failed", "missing", "duplicated", "corrupt")
     )
     _print(facts, [f"{head}: {counts}", *(f"  {problem}" for problem in verdict.problems)], as_json)
     if not verdict.ok:
@@ -175,7 +171,7 @@ def report(
     _print({"report": uri}, [uri], as_json)
 
 
-# --- Specs and manifests ------------------------------------------------------------------------------------------
+# --- Specs and manifests ---
 
 
 @app.command()
@@ -212,7 +208,7 @@ def manifest_build(
     _print({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
 
 
-# --- Helpers ------------------------------------------------------------------------------------------------------
+# --- Helpers ---
 
 
 def main() -> None:
@@ -268,4 +264,3 @@ def _print_status(status: "Status", as_json: bool) -> None:
         f"{status.shards_done} of {status.shards_planned} shards, {status.bytes / 1e6:.1f} MB"
     )
     _print(status.as_json(), [line], as_json)
-

@@ -27,9 +27,7 @@ def display(console: Console, quiet: bool = False) -> "Iterator[Callable[[Tick],
         ]
         with Progress(*columns, console=console) as bar:
             task = bar.add_task("loading models", total=None)
-            yield lambda tick: bar.update(
-                task, completed=tick.done, total=tick.planned, description=_rest(tick)
-            )
+            yield lambda tick: bar.update(task, completed=tick.done, total=tick.planned, description=_rest(tick))
     else:
         last = 0.0
 
@@ -44,9 +42,8 @@ def display(console: Console, quiet: bool = False) -> "Iterator[Callable[[Tick],
 
 def _rest(tick: "Tick") -> str:
     eta = "--" if tick.eta_s is None else _duration(tick.eta_s)
-    return (
-        f"{tick.pairs_per_s:.2f} pairs/s  ETA {eta}  {tick.failed:,} failed  {tick.workers} worker"
-        + "s" * (tick.workers != 1)
+    return f"{tick.pairs_per_s:.2f} pairs/s  ETA {eta}  {tick.failed:,} failed  {tick.workers} worker" + "s" * (
+        tick.workers != 1
     )
 
 

@@ -18,7 +18,6 @@ from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disp
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, denoise, denoise_pair
 from stereo_jobs.stereo.warp import border_holes, forward_warp, upsample
 
-
 T = TypeVar("T")
 
 
@@ -133,17 +132,15 @@ class StereoPipeline:
         to_right = forward_warp(shift, scale)
         to_left = forward_warp(-shift, -scale) if method.shift_both else None
         deblur = torch.cat([self._noise(row.seed, stream=1) for row in padded])
-        model = GuidedUNet(
-            self.sd.unet, lefts.conditional, lefts.unconditional, method.guidance_scale
-        )
+        model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, method.guidance_scale)
         latents = denoise_pair(
             model,
             self.sd.scheduler(method.steps),
             lefts.trajectory,
-            method,
-            to_right,
-            to_left,
-            deblur if method.fill == "noise" else None,
+            method=method,
+            to_right=to_right,
+            to_left=to_left,
+            hole_noise=deblur if method.fill == "noise" else None,
         )
         usable &= torch.isfinite(latents.right).flatten(1).all(1)
         usable &= torch.isfinite(latents.left).flatten(1).all(1)

@@ -93,23 +93,25 @@ class ShardRecord(BaseModel):
     failed: int
     rejected: int = 0
     unet_evaluations: int = 0
-    seconds: float = Field(description="From reading the rows to the finished shard.")
+    seconds: float = Field(description="That the models worked on it.")
     worker: str = ""
     sha256: str = Field("", description="Of the whole object; empty inside the object itself.")
     bytes: int = Field(0, description="Size of the object; 0 inside the object itself.")
 
 
-# --- The columns of a dataset (schema_version 1) --------------------------------------------------------------
+# --- The columns of a dataset (schema_version 1) ---
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-_QUALITY = """
-    qc_epe qc_bad_2 qc_d1 qc_density qc_fit_a qc_fit_b qc_lr_consistency qc_backwarp_psnr qc_backwarp_ssim
-    qc_backwarp_lpips qc_siou qc_identity qc_vertical_px qc_color_delta qc_hole_share qc_hole_sharpness
-    qc_seam qc_clip_left qc_clip_right qc_depth_confidence qc_depth_rank qc_control_bad_2
-    qc_raw_epe qc_raw_bad_2 qc_raw_backwarp_lpips
-    true_psnr true_psnr_nonocc true_psnr_occ true_ssim true_ssim_nonocc true_ssim_occ
-    true_lpips true_lpips_nonocc true_lpips_occ
-""".split()
+_METRICS = (
+    *("qc_epe", "qc_bad_2", "qc_d1", "qc_density", "qc_fit_a", "qc_fit_b", "qc_lr_consistency"),
+    *("qc_backwarp_psnr", "qc_backwarp_ssim", "qc_backwarp_lpips", "qc_siou", "qc_identity", "qc_vertical_px"),
+    *("qc_color_delta", "qc_hole_share", "qc_hole_sharpness", "qc_seam", "qc_clip_left", "qc_clip_right"),
+    *("qc_depth_confidence", "qc_depth_rank", "qc_control_bad_2"),
+    *("qc_raw_epe", "qc_raw_bad_2", "qc_raw_backwarp_lpips"),
+    *("true_psnr", "true_psnr_nonocc", "true_psnr_occ"),
+    *("true_ssim", "true_ssim_nonocc", "true_ssim_occ"),
+    *("true_lpips", "true_lpips_nonocc", "true_lpips_occ"),
+)
 
 IMAGE_COLUMNS = (
     "left",
@@ -155,7 +157,7 @@ DATASET_COLUMNS = pa.schema(
         ("unsafe", pa.bool_()),
         ("accepted", pa.bool_()),
         ("reject_reason", pa.string()),
-        *((name, pa.float32()) for name in _QUALITY),
+        *((name, pa.float32()) for name in _METRICS),
         ("run_seconds", pa.float64()),
         ("run_attempt", pa.int32()),
         ("run_batch", pa.int32()),

@@ -199,17 +199,13 @@ class Runtime(_Model):
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU.")
     gpus_per_actor: float = Field(1.0, gt=0, le=64, description="GPUs per actor; fractions share one GPU.")
     cpus_per_actor: float = Field(1.0, ge=0, le=1024, description="CPUs Ray reserves per actor.")
-    batch_size: PositiveInt = Field(
-        4, le=1024, description="Pairs denoised together; short batches are padded to it."
-    )
+    batch_size: PositiveInt = Field(4, le=1024, description="Pairs denoised together; short batches are padded to it.")
     shard_rows: PositiveInt = Field(
         128, le=100_000, description="Rows per shard, the unit of recovery; for the next plan generation."
     )
     row_attempts: PositiveInt = Field(2, le=10, description="Tries of a row before it is recorded failed.")
     shard_attempts: PositiveInt = Field(3, le=100, description="Tries of a shard before the run stops.")
-    shard_timeout_s: float = Field(
-        3600.0, gt=0, description="A shard that takes longer is taken from its actor."
-    )
+    shard_timeout_s: float = Field(3600.0, gt=0, description="A shard that takes longer is taken from its actor.")
     start_timeout_s: float = Field(900.0, gt=0, description="Time for the first actors to load models.")
     drain_timeout_s: float = Field(
         30.0, ge=0, description="After SIGTERM, time for running shards to finish before they are left."
@@ -258,7 +254,7 @@ def digest(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-# --- Reading a spec -----------------------------------------------------------------------------------------
+# --- Reading a spec ---
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -361,11 +357,7 @@ def _explain(error: ValidationError) -> list[str]:
         line = f"  {path or 'spec'}: {message}{shown}"
         kind = "wrong type" if item["type"].endswith("_type") else "rule"
         paths.setdefault(path, []).insert(0 if kind == "rule" else len(paths.get(path, [])), line)
-    return [
-        lines[0]
-        for path, lines in paths.items()
-        if not any(other.startswith(f"{path}.") for other in paths)
-    ]
+    return [lines[0] for path, lines in paths.items() if not any(other.startswith(f"{path}.") for other in paths)]
 
 
 # pydantic puts the tried alternative of a union into the location; users never wrote it.

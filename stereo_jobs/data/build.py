@@ -60,8 +60,8 @@ def _read(source: Path) -> pa.Table:
         return _folder(source)
     readers: dict[str, Callable[[Path], pa.Table]] = {
         ".txt": _lines,
-        ".csv": lambda path: pyarrow.csv.read_csv(path),
-        ".jsonl": lambda path: pyarrow.json.read_json(path),
+        ".csv": pyarrow.csv.read_csv,
+        ".jsonl": pyarrow.json.read_json,
     }
     reader = readers.get(source.suffix.lower())
     if reader is None:

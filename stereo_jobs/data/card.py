@@ -7,9 +7,7 @@ import jinja2
 from stereo_jobs.spec import Recipe
 
 
-def render(
-    recipe: Recipe, *, planned: int, version: str, made: int | None = None, failed: int = 0
-) -> bytes:
+def render(recipe: Recipe, *, planned: int, version: str, made: int | None = None, failed: int = 0) -> bytes:
     """README.md of a dataset.
 
     Counts stand in its prose and not in `dataset_info.splits`: there they would break loading as soon as
@@ -23,7 +21,7 @@ def render(
         failed: rows that failed.
     """
     template = resources.files("stereo_jobs.data").joinpath("card.md.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)  # noqa: S701
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)
     return (
         environment.from_string(template)
         .render(recipe=recipe, planned=planned, version=version, made=made, failed=failed)

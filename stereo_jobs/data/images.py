@@ -73,9 +73,8 @@ class InputReader:
 def _normal(uri: str) -> str:
     """One spelling per place, so that `..` and symbolic links cannot lead out of a prefix."""
     if uri.startswith("s3://"):
-        bucket, _, key = uri[5:].partition("/")
-        parts = urllib.parse.unquote(key).split("/")
-        if ".." in parts:
+        key = uri.removeprefix("s3://").partition("/")[2]
+        if ".." in urllib.parse.unquote(key).split("/"):
             raise InputError(f"{uri!r}: '..' is not allowed in a URI")
         return uri
     if "://" in uri and not uri.startswith("file://"):
@@ -95,9 +94,7 @@ def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[n
             image = Image.open(io.BytesIO(data))
             width, height = image.size
             if width * height > max_pixels:
-                raise InputError(
-                    f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}"
-                )
+                raise InputError(f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None

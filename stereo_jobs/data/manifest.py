@@ -69,7 +69,7 @@ def split_uri(uri: str, settings: StorageSpec) -> tuple[Storage, str]:
     return open_storage(folder or ("/" if uri.startswith("/") else "."), settings), name
 
 
-# --- Finding and checking files -------------------------------------------------------------------------------
+# --- Finding and checking files ---
 
 
 def find(patterns: Sequence[str], settings: StorageSpec) -> list[str]:
@@ -142,9 +142,7 @@ def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFi
             raise ManifestError(f"manifest {uri}: column {column!r} appears twice")
         kind = _KINDS.get(column)
         if kind and not _fits(schema.field(column).type, kind):
-            raise ManifestError(
-                f"manifest {uri}: column {column!r} must be {kind}, not {schema.field(column).type}"
-            )
+            raise ManifestError(f"manifest {uri}: column {column!r} must be {kind}, not {schema.field(column).type}")
     if "scale_percent" in schema.names and recipe.variants.scale_percent:
         raise ManifestError(
             f"manifest {uri}: has a column 'scale_percent', and recipe.variants.scale_percent is set too; "
@@ -160,9 +158,7 @@ def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFi
             raise ManifestError(
                 f"manifest {uri}: column {field.name!r} cannot be carried through ({error}); drop or cast it"
             ) from None
-    listing = ManifestFile(
-        uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=file.metadata.num_rows
-    )
+    listing = ManifestFile(uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=file.metadata.num_rows)
     return listing, carried
 
 
@@ -185,7 +181,7 @@ def _fits(dtype: pa.DataType, kind: str) -> bool:
         dtype = dtype.value_type
     text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
     if kind == "string":
-        return text
+        return bool(text)
     if kind == "integer":
         return bool(pa.types.is_integer(dtype))
     if kind == "number":
@@ -218,16 +214,14 @@ def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
             yield ids
             start += len(ids)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(
-            f"manifest {file.uri} after row {start}: cannot be read ({_first_line(error)})"
-        ) from None
+        raise ManifestError(f"manifest {file.uri} after row {start}: cannot be read ({_first_line(error)})") from None
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-# --- Reading rows ---------------------------------------------------------------------------------------------
+# --- Reading rows ---
 
 
 class ManifestReader:
@@ -281,9 +275,7 @@ class ManifestReader:
         return cells
 
 
-def to_row(
-    cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence[str], inputs: InputReader
-) -> Row:
+def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence[str], inputs: InputReader) -> Row:
     """One Row from a manifest row's cells; a rule broken by this row alone becomes its `error`.
 
     Args:

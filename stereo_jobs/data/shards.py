@@ -49,15 +49,15 @@ def encode_pair(pair: StereoPair) -> dict[str, Any]:
         "height": height,
         "disparity_of": pair.disparity_of,
         "unet_evaluations": pair.unet_evaluations,
-        **{
-            name: {"bytes": data, "path": f"{pair.id}.{name}.{suffix}"}
-            for name, (suffix, data) in images.items()
-        },
+        **{name: {"bytes": data, "path": f"{pair.id}.{name}.{suffix}"} for name, (suffix, data) in images.items()},
     }
 
 
 def write_shard(
-    cells: Sequence[dict[str, Any]], carried: pa.Schema, record: ShardRecord, errors: Sequence[RowError],
+    cells: Sequence[dict[str, Any]],
+    carried: pa.Schema,
+    record: ShardRecord,
+    errors: Sequence[RowError],
     recipe: dict[str, Any],
 ) -> bytes:
     """One shard as Parquet bytes; without successful rows, a file of 0 rows that still has its footer.
@@ -136,14 +136,13 @@ def _is_image(path: str) -> bool:
     return column in IMAGE_COLUMNS and leaf == "bytes"
 
 
-# --- The `huggingface` metadata, with which `datasets` decodes images ------------------------------------------
+# --- The `huggingface` metadata, with which `datasets` decodes images ---
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
     """Features of all columns in the form that the `datasets` library keeps in Parquet metadata."""
     return {
-        field.name: {"_type": "Image"} if field.name in IMAGE_COLUMNS else hub_feature(field.type)
-        for field in schema
+        field.name: {"_type": "Image"} if field.name in IMAGE_COLUMNS else hub_feature(field.type) for field in schema
     }
 
 

@@ -135,7 +135,7 @@ def open_storage(uri: str, settings: StorageSpec | None = None) -> Storage:
     return LocalStorage(uri.removeprefix("file://"))
 
 
-# --- Local file system ----------------------------------------------------------------------------------------
+# --- Local file system ---
 
 
 class LocalStorage(Storage):
@@ -280,7 +280,7 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-# --- S3 ---------------------------------------------------------------------------------------------------------
+# --- S3 ---
 
 _REMEDIES = {
     "NoSuchBucket": "the bucket does not exist; create it or mend the URI",
@@ -308,7 +308,7 @@ class S3Storage(Storage):
             raise StorageError(f"{uri}: write it as s3://bucket/prefix")
         self.bucket, self.prefix = match.groups()
         self.uri = uri.rstrip("/")
-        keys: dict[str, str] = {}
+        keys: dict[str, Any] = {}
         if settings.access_key_id and settings.secret_access_key:
             keys["aws_access_key_id"] = settings.access_key_id.get_secret_value()
             keys["aws_secret_access_key"] = settings.secret_access_key.get_secret_value()
@@ -355,9 +355,7 @@ class S3Storage(Storage):
         """See Storage."""
         skip = len(self._key(""))
         with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=self._key(prefix)
-            )
+            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
             for page in pages:
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][skip:], item["Size"])
@@ -405,12 +403,10 @@ class S3Storage(Storage):
         stop=tenacity.stop_after_attempt(10),
         reraise=True,
     )
-    def _put(self, key: str, data: bytes, **conditions: str) -> str:
+    def _put(self, key: str, data: bytes, **conditions: Any) -> str:
         with self._errors(key):
             # One PUT, one object: a body that breaks off leaves nothing. S3 takes up to 5 GB this way.
-            response = self._client.put_object(
-                Bucket=self.bucket, Key=self._key(key), Body=data, **conditions
-            )
+            response = self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **conditions)
             return response["ETag"]
 
     @contextlib.contextmanager
@@ -439,4 +435,3 @@ class S3Storage(Storage):
                 "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
             }.get(type(error).__name__, type(error).__name__)
             raise StorageError(f"{where}: {hint}") from None
-

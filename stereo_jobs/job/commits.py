@@ -59,9 +59,7 @@ def complete(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardReco
 
 def record_of(footer: Footer, data: bytes) -> ShardRecord:
     """The record of an object: its footer's, with checksum and size."""
-    return footer.record.model_copy(
-        update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-    )
+    return footer.record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
 
 
 def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Footer:

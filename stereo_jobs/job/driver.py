@@ -67,7 +67,7 @@ class Tick:
 Watch = Callable[[Tick], None]
 
 
-# --- Planning -----------------------------------------------------------------------------------------------------
+# --- Planning ---
 
 
 class Prepared(NamedTuple):
@@ -102,7 +102,9 @@ def prepare(spec: JobSpec, *, extend: bool = False, publish: bool = True) -> Pre
         new = [uri for uri in found if uri not in listed]
         if new and not extend:
             log.warning(
-                "%d manifest file(s) not in the plan are ignored, first %s; --extend adds them", len(new), new[0]
+                "%d manifest file(s) not in the plan are ignored, first %s; --extend adds them",
+                len(new),
+                new[0],
             )
             new = []
     else:
@@ -121,7 +123,7 @@ def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
     """Add a generation over all rows whose latest state is failed; the same job if there are none."""
     failed: dict[int, list[int]] = {}
     objects = repair(storage, job.plans)
-    if any(key not in objects for key in job.keys() if job.plans[key[0]].kind == "retry"):
+    if any(key not in objects for key in job.shard_keys() if job.plans[key[0]].kind == "retry"):
         log.info("a retry is still unfinished; it goes on")
         return job
     for generation, shard in sorted(keys_with_errors(storage) & objects):
@@ -134,13 +136,15 @@ def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
     return Job((*job.plans, plan.publish(storage, made)))
 
 
-# --- Running ------------------------------------------------------------------------------------------------------
+# --- Running ---
 
 
 @dataclass
 class _Run:
     """The state of one run; all of it can be lost."""
 
+    spec: JobSpec
+    storage: Storage
     job: Job
     sums: progress.Totals
     queue: deque[ShardTask]
@@ -184,61 +188,53 @@ def run(
         done = repair(storage, job.plans)
         tasks = deque(
             ShardTask(job.plans[generation], shard)
-            for generation, shard in job.keys()
+            for generation, shard in job.shard_keys()
             if (generation, shard) not in done
         )
         unfinished = {task.plan.generation for task in tasks}
         plan.refuse_changed_files(job, spec.runtime.storage, unfinished)
         state = _Run(
+            spec=spec,
+            storage=storage,
             job=job,
             sums=progress.totals(storage, job),
             queue=tasks,
             pairs=sum(task.plan.pairs_in(task.shard) for task in tasks),
         )
         if tasks:
-            pool: Pool = (
-                LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=len(tasks))
-            )
+            pool: Pool = LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=len(tasks))
             try:
-                _deal(spec, storage, state, pool, lease, stopped, watch)
+                _deal(state, pool, lease, stopped, watch)
             finally:
                 pool.close()
-        return _finish(spec, storage, state, recipe)
+        return _finish(state, recipe)
 
 
-def _deal(
-    spec: JobSpec,
-    storage: Storage,
-    state: _Run,
-    pool: Pool,
-    lease: Lease,
-    stopped: threading.Event,
-    watch: Watch,
-) -> None:
+def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch: Watch) -> None:
     """Hand out shards until none is left."""
     while state.queue or pool.busy():
         lost = lease.lost()
         if lost:
-            raise OutputHeldError(f"{storage.uri}: {lost}; this run stops, what it made stays valid")
+            raise OutputHeldError(f"{state.storage.uri}: {lost}; this run stops, what it made stays valid")
         if stopped.is_set():
-            _drain(spec, storage, state, pool)
-            raise InterruptedRunError(f"{storage.uri}: interrupted; run again to go on")
+            _drain(state, pool)
+            raise InterruptedRunError(f"{state.storage.uri}: interrupted; run again to go on")
         while state.queue and pool.free():
             pool.submit(state.queue.popleft())
         for outcome in pool.wait(0.5):
-            _account(spec, state, outcome)
-        _roll_up(storage, state)
+            _account(state, outcome)
+        _roll_up(state)
         watch(_tick(state, pool))
 
 
-def _account(spec: JobSpec, state: _Run, outcome: Outcome) -> None:
+def _account(state: _Run, outcome: Outcome) -> None:
     """Take in how one deal ended: count it, deal it again, or stop the run."""
     task = outcome.task
     if outcome.record is not None:
         progress.add(state.sums, state.job, [outcome.record])
         state.made += outcome.record.succeeded + outcome.record.failed
         state.failed += outcome.record.failed
-        _stop_if_too_many_failed(spec, state)
+        _stop_if_too_many_failed(state)
         return
     if outcome.died and not outcome.overdue:
         # A dead worker does not count against the shard; the rows it was at come under suspicion.
@@ -260,7 +256,7 @@ def _account(spec: JobSpec, state: _Run, outcome: Outcome) -> None:
     state.tries[task.key] = state.tries.get(task.key, 0) + 1
     if isinstance(outcome.error, AbandonedError):
         return
-    if state.tries[task.key] >= spec.runtime.shard_attempts:
+    if state.tries[task.key] >= state.spec.runtime.shard_attempts:
         reason = "took too long" if outcome.overdue else str(outcome.error)
         raise StereoJobsError(
             f"shard {task.key} failed {state.tries[task.key]} times, last: {reason}"
@@ -269,8 +265,8 @@ def _account(spec: JobSpec, state: _Run, outcome: Outcome) -> None:
     state.queue.append(task)
 
 
-def _stop_if_too_many_failed(spec: JobSpec, state: _Run) -> None:
-    ratio = spec.runtime.max_failure_ratio
+def _stop_if_too_many_failed(state: _Run) -> None:
+    ratio = state.spec.runtime.max_failure_ratio
     certain = state.failed > ratio * state.pairs
     likely = state.made >= SURE_AFTER and state.failed > ratio * state.made
     if certain or likely:
@@ -280,20 +276,21 @@ def _stop_if_too_many_failed(spec: JobSpec, state: _Run) -> None:
         )
 
 
-def _drain(spec: JobSpec, storage: Storage, state: _Run, pool: Pool) -> None:
+def _drain(state: _Run, pool: Pool) -> None:
     """Let running shards finish for a while, then leave them; nothing half made is visible either way."""
-    log.warning("stopping: waiting up to %g s for running shards", spec.runtime.drain_timeout_s)
-    deadline = time.monotonic() + spec.runtime.drain_timeout_s
+    log.warning("stopping: waiting up to %g s for running shards", state.spec.runtime.drain_timeout_s)
+    deadline = time.monotonic() + state.spec.runtime.drain_timeout_s
     while pool.busy() and time.monotonic() < deadline:
         for outcome in pool.wait(0.2):
             if outcome.record is not None:
                 progress.add(state.sums, state.job, [outcome.record])
     pool.stop()
-    progress.save(storage, state.sums)
+    progress.save(state.storage, state.sums)
 
 
-def _finish(spec: JobSpec, storage: Storage, state: _Run, recipe: Recipe) -> progress.Status:
+def _finish(state: _Run, recipe: Recipe) -> progress.Status:
     """All shards are committed: the verdict, the card, the markers."""
+    spec, storage = state.spec, state.storage
     status = progress.status(state.job, state.sums)
     progress.save(storage, state.sums)
     storage.replace(
@@ -311,11 +308,11 @@ def _finish(spec: JobSpec, storage: Storage, state: _Run, recipe: Recipe) -> pro
     return status
 
 
-def _roll_up(storage: Storage, state: _Run) -> None:
+def _roll_up(state: _Run) -> None:
     now = time.monotonic()
     if now - state.rolled_up >= ROLL_UP_EVERY_S:
         state.rolled_up = now
-        progress.save(storage, state.sums)
+        progress.save(state.storage, state.sums)
 
 
 def _tick(state: _Run, pool: Pool) -> Tick:
@@ -348,4 +345,3 @@ def _signals() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-

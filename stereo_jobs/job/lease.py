@@ -105,9 +105,7 @@ class Lease:
         try:
             self._tag = self.storage.swap(layout.LEASE, self._content(), tag)
         except ChangedError:
-            raise OutputHeldError(
-                f"{self.storage.uri}: another run has just started here; wait for it"
-            ) from None
+            raise OutputHeldError(f"{self.storage.uri}: another run has just started here; wait for it") from None
 
     def _keep(self) -> None:
         while not self._end.wait(self.ttl_s / 8):

@@ -102,7 +102,7 @@ class Job:
         """Planned pairs, each id counted once (a retry repeats ids)."""
         return sum(plan.pairs for plan in self.plans if plan.kind == "manifest")
 
-    def keys(self) -> Iterator[layout.ShardKey]:
+    def shard_keys(self) -> Iterator[layout.ShardKey]:
         """Every planned shard."""
         for plan in self.plans:
             for shard in range(plan.shards):
@@ -126,7 +126,7 @@ def load_job(storage: Storage) -> Job:
     return Job(tuple(plans))
 
 
-# --- Making plans -----------------------------------------------------------------------------------------------
+# --- Making plans ---
 
 
 def make_plan(
@@ -225,7 +225,7 @@ def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | 
     )
 
 
-# --- Drift ------------------------------------------------------------------------------------------------------
+# --- Drift ---
 
 
 def refuse_drift(job: Job, recipe: Recipe) -> None:
@@ -277,7 +277,7 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path}: {json.dumps(old)} then, {json.dumps(new)} now"
 
 
-# --- Ids --------------------------------------------------------------------------------------------------------
+# --- Ids ---
 
 
 def planned_hashes(plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
@@ -324,9 +324,7 @@ def _refuse_duplicates(
             "give the row a new id or drop it"
         )
     other, other_row = _locate(plan, first)
-    raise ManifestError(
-        f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}"
-    )
+    raise ManifestError(f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}")
 
 
 def _locate(plan: Plan, row: int) -> tuple[str, int]:

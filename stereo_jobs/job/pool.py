@@ -114,7 +114,7 @@ class LocalPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
-# --- Ray ----------------------------------------------------------------------------------------------------------
+# --- Ray ---
 
 
 def start_ray(spec: JobSpec) -> ModuleType:
@@ -161,8 +161,11 @@ class Board:
 class ActorWorker:
     """A ShardWorker as a Ray actor; Ray makes it again, models and all, when its process dies."""
 
-    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, board: Any) -> None:
+    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, board_name: str) -> None:
         import ray
+
+        # By name: an actor whose arguments hold references cannot always be made again after its death.
+        board = ray.get_actor(board_name)
 
         def report(key: ShardKey, rows: list[int]) -> None:
             # Waited for: the report must be out before the batch can kill this process.
@@ -204,7 +207,8 @@ class RayPool:
         self._ray = start_ray(spec)
         self._runtime = spec.runtime
         count, self._gate, gpus = self._size(shards)
-        self._board = self._ray.remote(Board).options(num_cpus=0).remote()
+        board_name = f"stereo-jobs-board-{secrets.token_hex(8)}"
+        self._board = self._ray.remote(Board).options(num_cpus=0, name=board_name).remote()
         actor_class = self._ray.remote(ActorWorker).options(
             num_cpus=self._runtime.cpus_per_actor,
             num_gpus=gpus,
@@ -212,9 +216,7 @@ class RayPool:
             max_task_retries=0,
             max_concurrency=IN_FLIGHT + 1,
         )
-        self._actors = [
-            _Actor(actor_class.remote(spec, recipe, load, self._board)) for _ in range(count)
-        ]
+        self._actors = [_Actor(actor_class.remote(spec, recipe, load, board_name)) for _ in range(count)]
         self._loading = {actor.handle.ready.remote(): actor for actor in self._actors}
         self._tasks: dict[Any, tuple[ShardTask, _Actor, float]] = {}
         self._overdue: set[Any] = set()

@@ -58,7 +58,7 @@ def verify(storage: Storage, job: Job, settings: StorageSpec) -> Verdict:
     """Read every object of an output and compare it with its plans."""
     verdict = Verdict(planned=job.pairs)
     objects, records = committed(storage)
-    planned = set(job.keys())
+    planned = set(job.shard_keys())
     for key in sorted((objects | records) - planned):
         verdict.corrupt += 1
         verdict.complain(f"{layout.data(key)}: no plan has this shard")

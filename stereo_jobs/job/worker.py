@@ -101,9 +101,7 @@ class ShardWorker:
         self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encode")
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.generator = self._model_thread.submit(
-            load, recipe, self.runtime.device, self.runtime.batch_size
-        ).result()
+        self.generator = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size).result()
 
     def run(self, task: ShardTask) -> ShardRecord:
         """Make and commit one shard; if it was committed meanwhile, that one stands.
@@ -112,12 +110,11 @@ class ShardWorker:
             AbandonedError: told to stop.
             ManifestError, StorageError: the shard cannot be read or written.
         """
-        started = time.monotonic()
         name = layout.data(task.key)
         if self.storage.exists(name):
             return complete(self.storage, task.plan, task.shard, self.storage.read(name))
         rows = self._read(task)
-        results = self._model_thread.submit(self._generate, rows, task).result()
+        results, seconds = self._model_thread.submit(self._generate, rows, task).result()
         cells = [result.result() for result in results if isinstance(result, Future)]
         errors = [result for result in results if isinstance(result, RowError)]
         record = ShardRecord(
@@ -128,14 +125,14 @@ class ShardWorker:
             succeeded=len(cells),
             failed=len(errors),
             unet_evaluations=sum(cell["unet_evaluations"] for cell in cells),
-            seconds=round(time.monotonic() - started, 3),
+            seconds=round(seconds, 3),
             worker=self.name,
         )
         carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         return commit(self.storage, task.plan, task.shard, data)
 
-    # --- Reading -------------------------------------------------------------------------------------------------
+    # --- Reading ---
 
     def _read(self, task: ShardTask) -> list[Row]:
         refs = task.plan.refs(task.shard)
@@ -153,24 +150,21 @@ class ShardWorker:
         cells = {
             (uri, row): values
             for uri, indices in wanted.items()
-            for row, values in zip(
-                sorted(set(indices)), self.manifests.read(uri, sorted(set(indices))), strict=True
-            )
+            for row, values in zip(sorted(set(indices)), self.manifests.read(uri, sorted(set(indices))), strict=True)
         }
         for position, ref in enumerate(refs):
-            row = to_row(
-                cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs
-            )
+            row = to_row(cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs)
             if position in task.quarantined:
                 error = RowError(row.id, "KilledWorker", "two workers died while generating this row", 2)
                 row = dataclasses.replace(row, error=error)
             rows.append(row)
         return rows
 
-    # --- Generating ----------------------------------------------------------------------------------------------
+    # --- Generating ---
 
-    def _generate(self, rows: list[Row], task: ShardTask) -> "list[Future[dict[str, Any]] | RowError]":
-        """Per row, in order: its encoded cells (on their way in the encoder threads) or its error."""
+    def _generate(self, rows: list[Row], task: ShardTask) -> "tuple[list[Future[dict[str, Any]] | RowError], float]":
+        """Per row, in order: its encoded cells (under way in the encoder threads) or its error; and seconds."""
+        started = time.monotonic()
         results: dict[str, Future[dict[str, Any]] | RowError] = {}
         position = {row.id: i for i, row in enumerate(rows)}
         for row in rows:
@@ -190,7 +184,7 @@ class ShardWorker:
                     if isinstance(made, RowError)
                     else self._encoders.submit(_encode, row, made, self.recipe)
                 )
-        return [results[row.id] for row in rows]
+        return [results[row.id] for row in rows], time.monotonic() - started
 
     def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list["RowError | dict[str, Any]"]:
         """Generate a batch; after an exception each row alone, so that only those at fault fail."""

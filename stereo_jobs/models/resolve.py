@@ -105,7 +105,7 @@ def depth_polarity(spec: DepthSpec, config: dict[str, Any]) -> str:
     return POLARITY[family]
 
 
-# --- Folders and the Hub --------------------------------------------------------------------------------------
+# --- Folders and the Hub ---
 
 
 def local_folder(path: str, part: str) -> Path | None:
@@ -124,13 +124,9 @@ def fetch(spec: StableDiffusionSpec | DepthSpec) -> Path:
         return folder
     from huggingface_hub import snapshot_download
 
-    patterns = [f for f in (_SD_FILES if is_sd else _DEPTH_FILES)]
+    patterns = _SD_FILES if is_sd else _DEPTH_FILES
     pickles = [f"*{suffix}" for suffix in _PICKLES] + ["*.msgpack", "*.onnx", "*.h5"]
-    return Path(
-        snapshot_download(
-            spec.path, revision=spec.revision, allow_patterns=patterns, ignore_patterns=pickles
-        )
-    )
+    return Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=patterns, ignore_patterns=pickles))
 
 
 def _pin(

@@ -46,9 +46,7 @@ class StableDiffusion:
 
     def scheduler(self, steps: int) -> DDIMScheduler:
         """A fresh DDIM scheduler (Eq. 1), so that no state passes from one batch to the next."""
-        scheduler = DDIMScheduler.from_config(
-            self.scheduler_config, clip_sample=False, set_alpha_to_one=False
-        )
+        scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False, set_alpha_to_one=False)
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 

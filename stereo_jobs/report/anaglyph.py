@@ -10,5 +10,5 @@ _RIGHT = np.array([[-0.011, -0.032, -0.007], [0.377, 0.761, 0.009], [-0.026, -0.
 
 def anaglyph(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Dubois red-cyan anaglyph of two H,W,3 uint8 images."""
-    mixed = left @ _LEFT.T + right @ _RIGHT.T
-    return np.clip(mixed, 0, 255).round().astype(np.uint8)
+    mixed: NDArray[np.float64] = left @ _LEFT.T + right @ _RIGHT.T
+    return mixed.clip(0, 255).round().astype(np.uint8)

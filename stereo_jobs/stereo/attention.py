@@ -23,7 +23,8 @@ class PairAttention:
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Run the inner processor with keys and values taken across the views."""
-        views = hidden_states.unflatten(0, (-1, 2, self.pairs))  # halves*2*B,N,C -> halves,2,B,N,C
+        tokens = hidden_states.shape[1:]
+        views = hidden_states.reshape(-1, 2, self.pairs, *tokens)  # halves*2*B,N,C -> halves,2,B,N,C
         left, right = views.unbind(1)
         context = left if self.mode == "uni" else torch.cat([left, right], dim=-2)
         context = torch.stack([context, context], dim=1).flatten(0, 2)  # halves*2*B,N or 2N,C

@@ -54,9 +54,7 @@ class MethodConfig(BaseModel):
         description="Symmetric Pixel Shift Masking Denoise (Sec. 3.2): copy the left latent again after "
         "every step divisible by this; 0 switches it off.",
     )
-    recopy_last_step: int | None = Field(
-        None, ge=0, description="No copy after this step; null: until the end."
-    )
+    recopy_last_step: int | None = Field(None, ge=0, description="No copy after this step; null: until the end.")
     attention: Literal["off", "uni", "bi"] = Field(
         "uni", description="Self-attention across the views (Sec. 3.3, Alg. 1)."
     )

@@ -30,9 +30,7 @@ class GuidedUNet:
         guidance_scale: w; at 1 the unconditional half is not run at all.
     """
 
-    def __init__(
-        self, unet: nn.Module, conditional: Tensor, unconditional: Tensor, guidance_scale: float
-    ) -> None:
+    def __init__(self, unet: nn.Module, conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> None:
         self.unet = unet
         self.guidance_scale = guidance_scale
         self.halves = [conditional] if guidance_scale == 1 else [unconditional, conditional]
@@ -46,11 +44,11 @@ class GuidedUNet:
         text = torch.cat([half.repeat(views, 1, 1) for half in self.halves])
         out = self.unet(torch.cat([flat] * len(self.halves)), timestep, encoder_hidden_states=text).sample
         self.evaluations += views * len(self.halves)
-        halves = out.float().unflatten(0, (-1, *x.shape[:2]))  # halves*V*B,... -> halves,V,B,...
+        halves: Tensor = out.float().reshape(-1, *x.shape)  # halves*V*B,4,h,w -> halves,V,B,4,h,w
         if len(halves) == 1:
             return halves[0]
-        unconditional, conditional = halves
-        return unconditional + self.guidance_scale * (conditional - unconditional)
+        without, with_text = halves[0], halves[1]
+        return without + self.guidance_scale * (with_text - without)
 
 
 @dataclass(frozen=True)
@@ -86,6 +84,7 @@ def denoise_pair(
     model: GuidedUNet,
     scheduler: Any,
     first_left: Trajectory,
+    *,
     method: MethodConfig,
     to_right: ForwardWarp,
     to_left: ForwardWarp | None = None,

@@ -52,13 +52,11 @@ def run(numbers, unet, **switches):
         set_alpha_to_one=False,
     )
     scheduler.set_timesteps(method.steps)
-    model = GuidedUNet(
-        unet, torch.from_numpy(numbers["traj_uni_cond"]), torch.from_numpy(numbers["traj_uni_unc"]), 7.5
-    )
+    model = GuidedUNet(unet, torch.from_numpy(numbers["traj_uni_cond"]), torch.from_numpy(numbers["traj_uni_unc"]), 7.5)
     warp = warp_for(numbers["traj_uni_disp"], 8)
     with torch.no_grad():
         first = denoise(model, scheduler, torch.from_numpy(numbers["traj_uni_xT"]))
-        pair = denoise_pair(model, scheduler, first, method, warp)
+        pair = denoise_pair(model, scheduler, first, method=method, to_right=warp)
     return first, pair, warp, model
 
 
@@ -68,9 +66,7 @@ def test_full_run_with_unidirectional_attention(numbers, unet):
     at_shift = first.latents[11]
     assert np.abs(at_shift[0].numpy() - golden_left).mean() < 2e-4
     assert np.abs(warp(at_shift)[0].numpy() - golden_right).mean() < 2e-4
-    np.testing.assert_array_equal(
-        warp.filled[:, None].expand(-1, 4, -1, -1).numpy(), numbers["traj_uni_mask"]
-    )
+    np.testing.assert_array_equal(warp.filled[:, None].expand(-1, 4, -1, -1).numpy(), numbers["traj_uni_mask"])
     assert np.abs(pair.left.numpy() - numbers["traj_uni_left"]).mean() < 2e-4
     assert np.abs(pair.right.numpy() - numbers["traj_uni_right"]).mean() < 2e-4
     assert model.evaluations == 256

@@ -1,0 +1,63 @@
+"""Shared fixtures: small manifests, specs, a private home for Ray, a real S3 server."""
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from stereo_jobs.spec import JobSpec, parse_spec
+
+# Nothing a test starts may ask the Hub, send usage statistics, or write into the home folder.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+REPOSITORY = Path(__file__).parent.parent
+os.environ["PYTHONPATH"] = str(REPOSITORY)
+
+
+@pytest.fixture
+def make_manifest(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a manifest of `rows` prompts, or of the given columns."""
+
+    def make(rows: int = 8, name: str = "prompts.parquet", first: int = 0, **columns: list) -> Path:
+        path = tmp_path / "manifests" / name
+        path.parent.mkdir(exist_ok=True)
+        table = {
+            "id": [f"row-{i:04d}" for i in range(first, first + rows)],
+            "prompt": [f"a red circle number {i}" for i in range(first, first + rows)],
+        } | columns
+        pq.write_table(pa.table(table), path)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_spec(tmp_path: Path, make_manifest: Callable[..., Path]) -> Callable[..., JobSpec]:
+    """A spec with small shards; makes an 8-row manifest unless one is given."""
+
+    def make(manifest: object = None, output: str | None = None, recipe: dict | None = None, **runtime) -> JobSpec:
+        return parse_spec(
+            {
+                "manifest": str(manifest or make_manifest()),
+                "output": output or str(tmp_path / "out"),
+                "recipe": recipe or {},
+                "runtime": {"shard_rows": 3, "batch_size": 2, "lease_ttl_s": 4.0, "actors": 2} | runtime,
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """Endpoint of a SeaweedFS server on loopback, with a bucket `jobs`; credentials are in the environment."""
+    from tests.seaweed import serve
+
+    with serve() as endpoint:
+        yield endpoint

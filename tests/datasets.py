@@ -1,0 +1,33 @@
+"""Reads finished datasets for comparison."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.job import layout
+from stereo_jobs.job.driver import prepare
+from stereo_jobs.job.plan import load_job
+from stereo_jobs.job.verify import Verdict, verify
+from stereo_jobs.records import RUN_PREFIX
+from stereo_jobs.spec import JobSpec
+
+
+def verdict(spec: JobSpec) -> Verdict:
+    storage = open_storage(spec.output, spec.runtime.storage)
+    return verify(storage, load_job(storage), spec.runtime.storage)
+
+
+def rows(spec: JobSpec) -> dict[str, dict]:
+    """All rows by id, without the columns that may differ between runs."""
+    storage = open_storage(spec.output, spec.runtime.storage)
+    tables = [pq.read_table(io.BytesIO(storage.read(info.key))) for info in storage.list(layout.DATA_PREFIX)]
+    table = pa.concat_tables(tables)
+    table = table.drop_columns([name for name in table.column_names if name.startswith(RUN_PREFIX)])
+    listed = table.to_pylist()
+    assert len({row["id"] for row in listed}) == len(listed)
+    return {row["id"]: row for row in listed}
+
+
+__all__ = ["prepare", "rows", "verdict"]

@@ -1,0 +1,198 @@
+"""Whole runs in this process with the stand-in generator: results, resume, drift, extend, retry."""
+
+import json
+
+import pytest
+
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.errors import DriftError, ManifestError, TooManyFailuresError
+from stereo_jobs.job import layout
+from stereo_jobs.job.driver import run
+from stereo_jobs.spec import JobSpec
+from tests import standin
+from tests.datasets import rows, verdict
+
+
+def local(spec: JobSpec, **options):
+    return run(spec, local=True, load=standin.load, **options)
+
+
+def test_all_rows_are_made_once(make_spec):
+    spec = make_spec()
+    status = local(spec)
+    assert (status.succeeded, status.failed, status.complete) == (8, 0, True)
+    assert verdict(spec).ok
+    assert list(rows(spec)) == [f"row-{i:04d}" for i in range(8)]
+    storage = open_storage(spec.output)
+    assert json.loads(storage.read(layout.success(0)))["pairs"] == 8
+    assert b"8 stereo pairs of 8 planned" in storage.read(layout.CARD)
+
+
+def test_a_finished_job_loads_nothing(make_spec):
+    spec = make_spec()
+    local(spec)
+
+    def refuse(*args):
+        raise AssertionError("models were loaded for nothing")
+
+    assert run(spec, load=refuse).complete
+
+
+def test_rows_do_not_depend_on_shards_or_order(make_spec, make_manifest, tmp_path):
+    manifest = make_manifest(rows=10)
+    one = make_spec(manifest, str(tmp_path / "a"), shard_rows=3, batch_size=2)
+    other = make_spec(manifest, str(tmp_path / "b"), shard_rows=7, batch_size=5)
+    local(one)
+    local(other)
+    assert rows(one) == rows(other)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "field"),
+    [
+        ({"seed": 1}, "recipe.seed"),
+        ({"scale_percent": 6}, "recipe.scale_percent"),
+        ({"method": {"attention": "bi"}}, "recipe.method.attention"),
+        ({"size": {"width": 64, "height": 128}}, "recipe.size.width"),
+    ],
+)
+def test_another_recipe_is_refused_by_field(make_spec, recipe, field):
+    spec = make_spec()
+    local(spec)
+    with pytest.raises(DriftError, match=field):
+        local(make_spec(spec.manifest, recipe=recipe))
+
+
+def test_another_model_revision_is_refused(make_spec, monkeypatch):
+    from stereo_jobs.models import resolve
+
+    spec = make_spec()
+    local(spec)
+    real = resolve._pin_folder
+    monkeypatch.setattr(resolve, "_pin_folder", lambda *a: ("sha256:other", real(*a)[1]))
+    with pytest.raises(DriftError, match=r"models\.depth\.revision"):
+        local(spec)
+
+
+def test_a_changed_manifest_is_refused(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=8))
+    local(spec)
+    make_manifest(rows=9)
+    with pytest.raises(DriftError, match="content changed"):
+        local(spec)
+
+
+def test_runtime_may_change(make_spec):
+    spec = make_spec()
+    local(spec)
+    assert local(make_spec(spec.manifest, shard_rows=100, batch_size=7, max_failure_ratio=0.5)).complete
+
+
+def test_extend_adds_only_new_files(make_spec, make_manifest, caplog):
+    first = make_manifest(rows=4)
+    spec = make_spec(first.parent)
+    local(spec)
+    make_manifest(rows=3, first=4, name="second.parquet")
+    assert local(spec).planned == 4
+    assert "--extend" in caplog.text
+    before = rows(spec)
+    status = local(spec, extend=True)
+    assert (status.planned, status.succeeded, status.generations) == (7, 7, 2)
+    after = rows(spec)
+    assert {key: after[key] for key in before} == before
+    assert verdict(spec).ok
+
+
+def test_extend_refuses_an_id_seen_before(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=4).parent)
+    local(spec)
+    make_manifest(rows=2, first=3, name="second.parquet")
+    with pytest.raises(ManifestError, match=r"second.parquet row 0: id 'row-0003' was already planned"):
+        local(spec, extend=True)
+
+
+def test_failed_rows_are_listed_and_the_rest_goes_on(make_spec, make_manifest):
+    prompts = ["fine", "boom", "fine", "", "nan here", "x" * 100_000, "fine", "fine"]
+    spec = make_spec(make_manifest(prompt=prompts), max_failure_ratio=0.6)
+    status = local(spec)
+    assert (status.succeeded, status.failed) == (4, 4)
+    found = verdict(spec)
+    assert (found.ok, found.succeeded, found.failed) == (True, 4, 4)
+    import pyarrow.parquet as pq
+
+    storage = open_storage(spec.output)
+    errors = {}
+    for info in storage.list(layout.ERRORS_PREFIX):
+        table = pq.read_table(storage.locate(info.key))
+        assert table.column_names == ["id", "error_type", "error_message", "attempts"]
+        errors |= {row["id"]: row for row in table.to_pylist()}
+    assert errors["row-0001"]["error_type"] == "ValueError"
+    assert errors["row-0001"]["attempts"] == 2
+    assert errors["row-0003"]["error_message"] == "prompt: must not be empty"
+    assert errors["row-0004"]["error_type"] == "NotFinite"
+    assert "at most 2000 characters, got 100000" in errors["row-0005"]["error_message"]
+
+
+def test_a_shard_without_a_success_is_still_a_commit(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=3, prompt=["boom"] * 3), max_failure_ratio=1.0)
+    assert local(spec).failed == 3
+    assert verdict(spec).ok
+
+
+def test_retry_failed_makes_them_good(make_spec, make_manifest, tmp_path):
+    prompts = ["fine", f"flaky:{tmp_path}/a", "fine", "boom", f"flaky:{tmp_path}/b"]
+    manifest = make_manifest(rows=5, prompt=prompts)
+    spec = make_spec(manifest, max_failure_ratio=1.0, row_attempts=1, batch_size=1)
+    assert local(spec).failed == 3
+    status = local(spec, retry=True)
+    assert (status.planned, status.succeeded) == (5, 4)
+    assert verdict(spec).failed == 1
+    assert local(spec, retry=True).generations == 3
+    assert local(spec).generations == 3
+    assert verdict(spec).ok
+
+
+def test_too_many_failures_stop_early_and_keep_what_there_is(make_spec, make_manifest):
+    prompts = ["fine"] * 3 + ["boom"] * 57
+    spec = make_spec(make_manifest(rows=60, prompt=prompts), max_failure_ratio=0.1)
+    with pytest.raises(TooManyFailuresError, match="max_failure_ratio"):
+        local(spec)
+    found = verdict(spec)
+    assert found.succeeded == 3
+    assert found.missing > 0
+
+
+def test_variants_multiply_rows_and_share_the_left(make_spec, make_manifest):
+    recipe = {"variants": {"seeds": 2, "scale_percent": [4, 8, 12]}}
+    spec = make_spec(make_manifest(rows=3), recipe=recipe)
+    assert local(spec).planned == 18
+    made = rows(spec)
+    assert verdict(spec).ok
+    assert [made[f"row-0000~{k}"]["scale_percent"] for k in range(6)] == [4, 8, 12, 4, 8, 12]
+    seeds = [made[f"row-0000~{k}"]["seed"] for k in range(6)]
+    assert len(set(seeds[:3])) == len(set(seeds[3:])) == 1
+    assert seeds[0] != seeds[3]
+    assert made["row-0000~0"]["left"]["bytes"] == made["row-0000~2"]["left"]["bytes"]
+
+
+def test_further_columns_are_carried_through(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=2, label=["x", None], tags=[["a"], ["b", "c"]], seed=[7, None]))
+    local(spec)
+    made = rows(spec)
+    assert made["row-0001"]["src_tags"] == ["b", "c"]
+    assert [row["src_label"] for row in made.values()] == ["x", None]
+    assert made["row-0000"]["seed"] == 7
+
+
+def test_gpu_memory_running_out_halves_the_batch(make_spec):
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    class Hungry(standin.StandIn):
+        def generate(self, rows):
+            if len(rows) > 1:
+                raise OutOfMemoryError("CUDA out of memory")
+            return super().generate(rows)
+
+    spec = make_spec(batch_size=4)
+    assert run(spec, local=True, load=lambda recipe, device, size: Hungry(size)).succeeded == 8
