@@ -177,7 +177,9 @@ class ActorRange(_Model):
 class StorageSpec(_Model):
     """S3 access. What is left out comes from the usual AWS chain (environment, profile, instance role)."""
 
-    endpoint_url: str | None = Field(None, description="For S3 servers other than AWS.")
+    endpoint_url: str | None = Field(
+        None, pattern=r"^https?://[^\s/]+", description="For S3 servers other than AWS, with http:// or https://."
+    )
     region: str | None = Field(None, description="AWS region.")
     profile: str | None = Field(None, description="Profile of the AWS configuration files.")
     access_key_id: SecretStr | None = Field(None, description="Better left to the AWS chain; use ${ENV}.")
@@ -277,7 +279,7 @@ def load_spec(path: str | Path | None, overrides: list[str] | None = None, **fie
         except (OSError, UnicodeDecodeError) as error:
             raise SpecError(f"spec {path}: cannot be read ({error})") from error
         except yaml.YAMLError as error:
-            raise SpecError(f"spec {path}: not valid YAML or JSON ({error})") from error
+            raise SpecError(f"spec {path}: not valid YAML or JSON ({_yaml_problem(error)})") from None
     if not isinstance(data, dict):
         raise SpecError(f"spec {path}: must be a mapping with manifest, output, recipe and runtime")
     for override in overrides or []:
@@ -300,18 +302,25 @@ def _apply(data: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise SpecError(f"--set {override!r}: write it as path.to.field=value")
+        raise SpecError(f"--set {path!r}: write it as path.to.field=value")
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise SpecError(f"--set {override!r}: the value is not valid YAML ({error})") from error
+        raise SpecError(f"--set {path}: the value is not valid YAML ({_yaml_problem(error)})") from None
     node = data
     for key in keys[:-1]:
         child = node.setdefault(key, {})
         if not isinstance(child, dict):
-            raise SpecError(f"--set {override!r}: {key} is {child!r}, which has no fields")
+            raise SpecError(f"--set {path}: {key} is a single value, which has no fields")
         node = child
     node[keys[-1]] = value
+
+
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """What is wrong and where, without the text itself: it may hold secrets."""
+    mark = getattr(error, "problem_mark", None)
+    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+    return f"{getattr(error, 'problem', None) or type(error).__name__}{where}"
 
 
 def _substitute(value: Any, path: str) -> Any:
@@ -347,13 +356,13 @@ def _explain(error: ValidationError) -> list[str]:
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"] if not _UNION_TAG.search(str(part)))
         message = item["msg"].removeprefix("Value error, ")
-        shown = f" (got {item['input']!r})"
+        # Nothing of the credentials, nor of a mapping that may hold them.
+        hidden = _SECRET.search(path) or isinstance(item["input"], dict)
+        shown = "" if hidden else f" (got {item['input']!r})"
         if item["type"] == "extra_forbidden":
             message = "unknown field" + _suggestion(item["loc"])
         elif item["type"] == "missing":
             message, shown = "required, but missing", ""
-        if "secret" in path or "key" in path:
-            shown = ""
         line = f"  {path or 'spec'}: {message}{shown}"
         kind = "wrong type" if item["type"].endswith("_type") else "rule"
         paths.setdefault(path, []).insert(0 if kind == "rule" else len(paths.get(path, [])), line)
@@ -364,9 +373,14 @@ def _explain(error: ValidationError) -> list[str]:
 _UNION_TAG = re.compile(r"^(float|int|str|constrained-int|[A-Z]\w*)$|[\[(]")
 
 
+_SECRET = re.compile(r"secret|key|token|password|credential|storage")
+
+
 def _suggestion(location: tuple[int | str, ...]) -> str:
     model: Any = JobSpec
     for part in location[:-1]:
+        if _UNION_TAG.search(str(part)):
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         options = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
         model = next((o for o in options if hasattr(o, "model_fields")), None)

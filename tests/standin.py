@@ -18,7 +18,7 @@ class StandIn:
     """Draws noise from the row's seed. Words in a prompt make it misbehave:
 
     `boom` raises; `nan` returns what a model's NaN becomes; `poison` kills the process;
-    `flaky:PATH` raises until the file exists, and makes it; `slow` takes a second.
+    `flaky:PATH` raises until the file exists, and makes it; `slow` takes 0.4 s.
     """
 
     inputs: tuple[str, ...] = ()
@@ -38,7 +38,7 @@ class StandIn:
         if "poison" in words:
             os.kill(os.getpid(), signal.SIGKILL)
         if "slow" in words:
-            time.sleep(1.0)
+            time.sleep(0.4)
         for word in words:
             if word.startswith("flaky:") and not Path(word[6:]).exists():
                 Path(word[6:]).touch()

@@ -211,6 +211,8 @@ class LocalStorage(Storage):
 
     def swap(self, key: str, data: bytes, tag: str) -> str:
         """See Storage. Compared and replaced under a lock file, which the system frees with its holder."""
+        if not self.exists(key):
+            raise ChangedError(key)
         with _local_errors(self.root / key), self._locked(key):
             try:
                 _, current = self.read_tagged(key)
@@ -295,7 +297,7 @@ _MISSING = {"NoSuchKey", "404", "NotFound"}
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
 
-class _ConflictError(Exception):
+class _ConflictError(StorageError):
     """409: another writer on the same key at the same time; ask again."""
 
 
@@ -433,5 +435,6 @@ class S3Storage(Storage):
                 "EndpointConnectionError": "the endpoint cannot be reached; check endpoint_url and the network",
                 "ConnectTimeoutError": "the endpoint does not answer; check endpoint_url and the network",
                 "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
+                "ParamValidationError": "not a valid bucket or object name; mend the URI",
             }.get(type(error).__name__, type(error).__name__)
             raise StorageError(f"{where}: {hint}") from None

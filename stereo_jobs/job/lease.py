@@ -71,13 +71,12 @@ class Lease:
         return self._lost or None
 
     def _acquire(self) -> None:
-        started = time.monotonic()
+        self._renewed = time.monotonic()
         try:
             self.storage.create(layout.LEASE, self._content())
             _, self._tag = self.storage.read_tagged(layout.LEASE)
         except AlreadyExistsError:
             self._take_over()
-        self._renewed = started
 
     def _take_over(self) -> None:
         """Watch the other's lease until it changes (held) or was silent for `ttl_s` (stale)."""
@@ -102,6 +101,7 @@ class Lease:
                     f"{self.storage.uri}: another run is at work here; wait for it, or choose another output"
                 )
             tag = current
+        self._renewed = time.monotonic()
         try:
             self._tag = self.storage.swap(layout.LEASE, self._content(), tag)
         except ChangedError:

@@ -117,8 +117,11 @@ class LocalPool:
 # --- Ray ---
 
 
-def start_ray(spec: JobSpec) -> ModuleType:
-    """Import and connect Ray: to a cluster if one is named, else to a private one on loopback."""
+def start_ray(spec: JobSpec) -> tuple[ModuleType, bool]:
+    """Import and connect Ray: to a cluster if one is named, else to a private one on loopback.
+
+    Returns the module, and whether this call connected it.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")
@@ -131,7 +134,7 @@ def start_ray(spec: JobSpec) -> ModuleType:
     import ray
 
     if ray.is_initialized():
-        return ray  # type: ignore[no-any-return]
+        return ray, False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address:
         ray.init(address=address, **quiet)
@@ -140,7 +143,7 @@ def start_ray(spec: JobSpec) -> ModuleType:
         wanted = runtime.actors.max if isinstance(runtime.actors, ActorRange) else runtime.actors or 1
         cpus = max(os.cpu_count() or 1, round(wanted * runtime.cpus_per_actor + 0.5))
         ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 1024**2, **quiet)
-    return ray  # type: ignore[no-any-return]
+    return ray, True
 
 
 class Board:
@@ -204,7 +207,7 @@ class RayPool:
     """
 
     def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, shards: int) -> None:
-        self._ray = start_ray(spec)
+        self._ray, self._owned = start_ray(spec)
         self._runtime = spec.runtime
         count, self._gate, gpus = self._size(shards)
         board_name = f"stereo-jobs-board-{secrets.token_hex(8)}"
@@ -259,7 +262,8 @@ class RayPool:
         for actor in self._actors:
             self._ray.kill(actor.handle)
         self._ray.kill(self._board)
-        self._ray.shutdown()
+        if self._owned:
+            self._ray.shutdown()
 
     def _size(self, shards: int) -> tuple[int, int, float]:
         """How many actors, how many must be ready before work begins, GPUs for each."""

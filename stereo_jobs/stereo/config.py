@@ -65,7 +65,8 @@ class MethodConfig(BaseModel):
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        return PRESETS.get(given.get("preset", "official"), {}) | given
+        preset = given.get("preset", "official")
+        return PRESETS.get(preset, {}) | given if isinstance(preset, str) else given
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Self:

@@ -1,0 +1,34 @@
+"""Starts runs as processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from stereo_jobs.spec import JobSpec
+from tests.conftest import REPOSITORY
+
+
+def start(spec: JobSpec, folder: Path, *options: str, **environment: str) -> subprocess.Popen:
+    """`python -m tests.job.killed` on a spec; ended by the caller."""
+    path = folder / f"spec-{os.urandom(4).hex()}.json"
+    path.write_text(spec.model_dump_json())
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.job.killed", str(path), *options],
+        env=os.environ | environment,
+        cwd=REPOSITORY,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+    """Exit code and what it said."""
+    _, said = process.communicate(timeout=timeout)
+    return process.returncode, said
+
+
+def loads(text: str) -> dict:
+    """The one JSON object a verb printed."""
+    return dict(json.loads(text))

@@ -1,0 +1,136 @@
+"""The same job on Ray actors: the same dataset, whatever dies."""
+
+import os
+import random
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from stereo_jobs.errors import ModelError, SpecError
+from stereo_jobs.job.driver import run
+from stereo_jobs.job.pool import start_ray
+from stereo_jobs.spec import parse_spec
+from tests import standin
+from tests.datasets import rows, verdict
+from tests.job import killed
+
+
+@pytest.fixture(scope="module")
+def pids(tmp_path_factory):
+    """A Ray of this module's own; its workers leave a file with their process id here."""
+    folder = tmp_path_factory.mktemp("pids")
+    os.environ["PID_FOLDER"] = str(folder)
+    os.environ["KILL_IN"] = "worker"
+    ray, _ = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}))
+    yield folder
+    ray.shutdown()
+    del os.environ["PID_FOLDER"], os.environ["KILL_IN"]
+
+
+@pytest.fixture
+def whole(make_spec, make_manifest, tmp_path):
+    """A manifest of slow rows, and the rows that an undisturbed local run makes of it."""
+    manifest = make_manifest(rows=10, prompt=["fine", "slow"] * 5)
+    spec = make_spec(manifest, str(tmp_path / "whole"))
+    run(spec, local=True, load=standin.load)
+    return manifest, rows(spec)
+
+
+def alive(pids: Path) -> list[int]:
+    return [int(p.name) for p in pids.iterdir() if Path("/proc", p.name).exists()]
+
+
+def test_ray_and_local_make_the_same_dataset(pids, whole, make_spec):
+    manifest, expected = whole
+    spec = make_spec(manifest)
+    ticks = []
+    status = run(spec, load=killed.load_armed, watch=ticks.append)
+    assert status.complete
+    assert max(tick.workers for tick in ticks) == 2
+    assert verdict(spec).ok
+    assert rows(spec) == expected
+
+
+def test_actors_killed_at_random_moments(pids, whole, make_spec):
+    manifest, expected = whole
+    spec = make_spec(manifest, shard_rows=2)
+    ended = threading.Event()
+    hits = []
+
+    def kill_now_and_then() -> None:
+        while not ended.wait(random.uniform(0.3, 1.5)) and len(hits) < 3:
+            for pid in random.sample(alive(pids), 1) if alive(pids) else []:
+                os.kill(pid, signal.SIGKILL)
+                hits.append(pid)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        # A row may be unlucky twice and be taken for the culprit: that is an error listed, never a loss.
+        run(spec, load=killed.load_armed)
+    finally:
+        ended.set()
+        killer.join()
+    assert hits
+    found = verdict(spec)
+    assert found.ok, found.problems
+    made = rows(spec)
+    assert all(made[key] == expected[key] for key in made)
+    assert len(made) + found.failed == len(expected)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifest, monkeypatch, tmp_path, at):
+    # Ray's workers have the environment of its start: the armed generator reads these from a fresh Ray.
+    import subprocess
+
+    from tests.job.processes import finish, start
+
+    spec = make_spec(make_manifest(rows=6, prompt=["fine", "fine", "boom"] * 2), max_failure_ratio=1.0)
+    mark = tmp_path / "mark"
+    process: subprocess.Popen = start(
+        spec, tmp_path, "--ray", KILL_AT=str(at), KILL_IN="worker", KILL_MARK=str(mark)
+    )
+    code, said = finish(process)
+    assert code == 0, said
+    assert mark.exists()
+    found = verdict(spec)
+    assert (found.ok, found.succeeded, found.failed) == (True, 4, 2)
+
+
+def test_a_row_that_kills_its_worker_is_quarantined(pids, make_spec, make_manifest):
+    prompts = ["fine", "fine", "poison", "fine", "fine", "fine"]
+    spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
+    status = run(spec, load=killed.load_armed)
+    assert (status.succeeded, status.failed) == (5, 1)
+    assert verdict(spec).ok
+    from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.job.commits import read_footer
+
+    footer = read_footer(open_storage(spec.output).read("data/train-0000-0000000.parquet"))
+    assert [(error.id, error.error_type) for error in footer.errors] == [("row-0002", "KilledWorker")]
+
+
+def test_a_shard_over_its_deadline_is_taken_off(pids, make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=1, prompt=["slow"]), shard_timeout_s=0.3, shard_attempts=2)
+    with pytest.raises(Exception, match="took too long"):
+        run(spec, load=killed.load_armed)
+
+
+def load_badly(recipe, device, batch_size):
+    raise ModelError("model nowhere: cannot be loaded")
+
+
+def test_models_that_do_not_load_end_the_run_at_once(pids, make_spec):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="model nowhere: cannot be loaded"):
+        run(make_spec(), load=load_badly)
+    assert time.monotonic() - started < 60
+
+
+def test_more_actors_than_the_cluster_holds(pids, make_spec):
+    with pytest.raises(SpecError, match=r"runtime\.actors: . of 3 actors ready"):
+        run(make_spec(actors=3, cpus_per_actor=3, start_timeout_s=4), load=killed.load_armed)
