@@ -41,12 +41,20 @@ def _weed() -> str:
 def serve() -> Iterator[str]:
     """Start a server with the bucket `jobs`; yields its endpoint, sets AWS_* in the environment."""
     folder = Path(tempfile.mkdtemp(prefix="weed-"))
-    identity = {
-        "name": "tests",
-        "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
-        "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-    }
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
+    # The tests' own identity is no administrator: for one, the server would make missing buckets on the fly.
+    identities = [
+        {
+            "name": "tests",
+            "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
+            "actions": ["Read", "Write", "List"],
+        },
+        {
+            "name": "admin",
+            "credentials": [{"accessKey": "admin", "secretKey": "admin-secret"}],
+            "actions": ["Admin"],
+        },
+    ]
+    (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     ports = {name: _free_port() for name in ("s3", "master", "volume", "filer", "admin")}
     log = (folder / "log").open("wb")
     process = subprocess.Popen(
@@ -72,7 +80,13 @@ def serve() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")}
     os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY, AWS_REGION="us-east-1")
     try:
-        client = boto3.client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="admin",
+            aws_secret_access_key="admin-secret",
+        )
         deadline = time.monotonic() + 60
         while True:
             try:

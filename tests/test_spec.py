@@ -140,7 +140,7 @@ def test_a_file_that_holds_no_mapping_is_refused(tmp_path, content, words):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(SpecError, match="job.yaml: cannot be read"):
+    with pytest.raises(SpecError, match=r"job.yaml: cannot be read"):
         load_spec(tmp_path / "job.yaml")
 
 

@@ -14,6 +14,9 @@ from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.errors import StereoJobsError, StorageError
 from stereo_jobs.spec import StorageSpec
 
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+"""Pillow reads far more, some with outside programs."""
+
 
 class InputError(StereoJobsError):
     """One input of one row cannot be used; becomes that row's RowError."""
@@ -26,12 +29,22 @@ class InputReader:
         allowed_prefixes: folders and s3:// prefixes below which URIs may point.
         max_bytes: larger inputs are refused unread.
         settings: S3 access.
+        max_pixels: larger images are refused undecoded.
     """
 
-    def __init__(self, allowed_prefixes: Sequence[str], max_bytes: int, settings: StorageSpec) -> None:
+    def __init__(
+        self, allowed_prefixes: Sequence[str], max_bytes: int, settings: StorageSpec, max_pixels: int = 50_000_000
+    ) -> None:
         self.allowed = [_normal(prefix) for prefix in allowed_prefixes]
         self.max_bytes = max_bytes
         self.settings = settings
+        self.max_pixels = max_pixels
+
+    def read_image(self, value: object, column: str) -> bytes:
+        """As `read`, for a cell that must hold an image; only its header is decoded here."""
+        data = self.read(value, column)
+        _open_image(data, self.max_pixels, column)
+        return data
 
     def read(self, value: object, column: str) -> bytes:
         """Bytes of one cell: inline bytes, `{bytes, path}`, or a URI below an allowed prefix.
@@ -79,7 +92,10 @@ def _normal(uri: str) -> str:
         return uri
     if "://" in uri and not uri.startswith("file://"):
         raise InputError(f"{uri!r}: only s3:// and local files can be read")
-    return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    try:
+        return str(Path(uri.removeprefix("file://")).expanduser().resolve())
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an unknown ~user, a NUL byte
+        raise InputError(f"{uri!r}: not a usable path ({error})") from None
 
 
 def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[np.uint8]:
@@ -89,15 +105,23 @@ def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[n
         InputError: not an image, broken, or larger than `max_pixels`.
     """
     try:
+        return np.asarray(_open_image(data, max_pixels, column).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{column}: not a readable image ({error})") from None
+
+
+def _open_image(data: bytes, max_pixels: int, column: str) -> Image.Image:
+    """An image of which nothing but the header is decoded yet."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data))
-            width, height = image.size
-            if width * height > max_pixels:
-                raise InputError(f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}")
-            return np.asarray(image.convert("RGB"))
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None
+    width, height = image.size
+    if width * height > max_pixels:
+        raise InputError(f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}")
+    return image
 
 
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:

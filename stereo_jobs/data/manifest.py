@@ -203,12 +203,13 @@ def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
     parquet = open_file(file.uri, settings)
     start = 0
     try:
-        for batch in parquet.iter_batches(batch_size=65_536, columns=["id"]):
+        for batch in parquet.iter_batches(batch_size=16_384, columns=["id"]):
             ids = batch.column(0).cast(pa.string())
             good = pc.fill_null(pc.match_substring_regex(ids, ID_PATTERN.replace("$", r"\z")), False)
             if not pc.all(good).as_py():
                 at = pc.index(good, False).as_py()
-                value = ids[at].as_py()
+                raw = ids[at].cast(pa.binary()).as_py()
+                value = None if raw is None else raw.decode(errors="replace")
                 shown = "null" if value is None else repr(value[:80]) + ("..." if len(value) > 80 else "")
                 raise ManifestError(f"manifest {file.uri} row {start + at}: id {shown} must be {ID_RULE}")
             yield ids
@@ -264,15 +265,30 @@ class ManifestReader:
         if parquet.metadata.row_group(group).total_byte_size <= _CACHED_GROUP_BYTES:
             if self._group is None or self._group[0] != (uri, group):
                 self._group = ((uri, group), parquet.read_row_group(group))
-            return self._group[1].take(rows).to_pylist()  # type: ignore[no-any-return]
+            return _plain_cells(self._group[1].take(rows))
         cells: list[dict[str, Any]] = []
         start = 0
         for batch in parquet.iter_batches(batch_size=256, row_groups=[group]):
             inside = [row - start for row in rows if start <= row < start + len(batch)]
             if inside:
-                cells += batch.take(pa.array(inside)).to_pylist()
+                cells += _plain_cells(batch.take(pa.array(inside)))
             start += len(batch)
         return cells
+
+
+def _plain_cells(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
+    """Cells as plain values. In place of text that is not UTF-8 stands its error, which fails only its row."""
+    try:
+        return rows.to_pylist()  # type: ignore[no-any-return]
+    except UnicodeDecodeError:
+        return [{name: _plain_cell(rows[name][i]) for name in rows.schema.names} for i in range(len(rows))]
+
+
+def _plain_cell(cell: pa.Scalar) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError as error:
+        return error
 
 
 def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence[str], inputs: InputReader) -> Row:
@@ -285,6 +301,8 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence
         needed: image columns that the mode reads.
         inputs: fetches them within bounds.
     """
+    broken = [name for name, value in cells.items() if isinstance(value, UnicodeDecodeError)]
+    cells = cells | dict.fromkeys(broken)
     scales = recipe.variants.scale_percent
     seed_index, scale_index = divmod(variant, max(1, len(scales)))
     row_id = str(cells["id"]) + (f"~{variant}" if recipe.variants.per_row > 1 else "")
@@ -295,8 +313,10 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence
     error: RowError | None = None
     images: dict[str, bytes] = {}
     try:
+        if broken:
+            raise ValueError(f"{broken[0]}: not valid UTF-8")
         _check_cells(cells, float(scale))
-        images = {column: inputs.read(cells.get(column), column) for column in needed}
+        images = {column: inputs.read_image(cells.get(column), column) for column in needed}
     except (ValueError, InputError) as problem:
         error = RowError(row_id, "InvalidRow", str(problem))
     return Row(

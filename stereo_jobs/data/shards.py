@@ -84,15 +84,15 @@ def write_shard(
     table = pa.Table.from_pylist(list(cells), schema=schema.with_metadata(metadata))
     buffer = io.BytesIO()
     per_row = max(1, table.nbytes // max(1, len(table)))
-    pq.write_table(
-        table,
-        buffer,
-        row_group_size=max(1, _ROW_GROUP_BYTES // per_row),
-        compression={path: "NONE" if _is_image(path) else "ZSTD" for path in _leaves(schema)},
-        use_dictionary=[path for path in _leaves(schema) if not _is_image(path)],
-        write_statistics=[path for path in _leaves(schema) if not _is_image(path)],
-        write_page_index=True,
-    )
+    options = {
+        "compression": {path: "NONE" if _is_image(path) else "ZSTD" for path in _leaves(schema)},
+        "use_dictionary": [path for path in _leaves(schema) if not _is_image(path)],
+        "write_statistics": [path for path in _leaves(schema) if not _is_image(path)],
+        "write_page_index": True,
+    }
+    with pq.ParquetWriter(buffer, table.schema, **options) as writer:
+        if len(table):  # `datasets` cannot read a row group of 0 rows
+            writer.write_table(table, row_group_size=max(1, _ROW_GROUP_BYTES // per_row))
     return buffer.getvalue()
 
 
@@ -167,4 +167,5 @@ def hub_feature(dtype: pa.DataType) -> Any:
     )
     if dtype not in names and not simple:
         raise TypeError(f"type {dtype}")
-    return {"dtype": names.get(dtype) or str(dtype).replace("date32[day]", "date32"), "_type": "Value"}
+    name = str(dtype).partition("[")[0] if pa.types.is_date(dtype) else str(dtype)  # date32[day], date64[ms]
+    return {"dtype": names.get(dtype) or name, "_type": "Value"}

@@ -17,8 +17,9 @@ def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
 def find_duplicate(hashes: NDArray[np.uint64]) -> tuple[int, int] | None:
     """Positions of two equal hashes, the earlier first; of several, the pair whose later one comes first."""
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal hashes stay in position order
-    in_order = hashes[order]
-    equal = np.flatnonzero((in_order[1:] == in_order[:-1]).all(axis=1))
+    high = hashes[order, 0]
+    equal = np.flatnonzero(high[1:] == high[:-1])  # few, if any: only for these the lower half is looked at
+    equal = equal[hashes[order[equal], 1] == hashes[order[equal + 1], 1]]
     if not len(equal):
         return None
     best = equal[np.argmin(order[equal + 1])]

@@ -303,7 +303,8 @@ def _ids_file(plan: Plan, hashes: NDArray[np.uint64]) -> bytes:
         {"high": hashes[order, 0], "low": hashes[order, 1]},
     ).replace_schema_metadata({"fingerprint": plan.fingerprint})
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd")
+    # Hashes neither repeat nor compress.
+    pq.write_table(table, buffer, row_group_size=100_000, use_dictionary=False, compression="none")
     return buffer.getvalue()
 
 
@@ -312,7 +313,7 @@ def _refuse_duplicates(
 ) -> None:
     old = [known_hashes(storage, p, settings) for p in earlier.plans if p.kind == "manifest"]
     count = sum(len(part) for part in old)
-    hit = find_duplicate(np.concatenate([*old, new]))
+    hit = find_duplicate(np.concatenate([*old, new]) if old else new)
     if hit is None:
         return
     first, second = hit

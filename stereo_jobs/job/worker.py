@@ -142,6 +142,7 @@ class ShardWorker:
             else sorted({file.uri.rpartition("/")[0] for file in task.plan.files}),
             self.runtime.max_image_bytes,
             self.runtime.storage,
+            self.runtime.max_image_pixels,
         )
         rows = []
         wanted: dict[str, list[int]] = {}

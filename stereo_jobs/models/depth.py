@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
@@ -31,7 +32,7 @@ class DepthEstimator:
             self.network = AutoModelForDepthEstimation.from_pretrained(
                 folder, dtype=dtype, use_safetensors=True, local_files_only=True
             )
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"depth model {folder}: cannot be loaded ({error})") from error
         self.network.to(device).eval().requires_grad_(False)
         self.polarity = polarity

@@ -82,6 +82,13 @@ def check_stable_diffusion(path: str, config: Callable[[str], dict[str, Any]]) -
     prediction = config("scheduler/scheduler_config.json").get("prediction_type", "epsilon")
     if prediction not in ("epsilon", "v_prediction"):
         raise ModelError(f"model {path}: prediction_type {prediction!r} is not epsilon or v_prediction")
+    for name, part, keys in (
+        ("unet", unet, ("sample_size", "block_out_channels")),
+        ("vae", vae, ("block_out_channels",)),
+    ):
+        for key in keys:
+            if not part.get(key):
+                raise ModelError(f"model {path}: {name}/config.json lacks {key!r}; it needs a complete model folder")
     latent_factor = 2 ** (len(vae["block_out_channels"]) - 1)
     return SDFacts(
         latent_factor=latent_factor,
@@ -152,7 +159,7 @@ def _pin_folder(
     def config(name: str) -> dict[str, Any]:
         try:
             return dict(json.loads((folder / name).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise ModelError(
                 f"model {spec.path}: {name} is missing or broken ({error}); it needs a complete model folder"
             ) from None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -30,7 +31,7 @@ class StableDiffusion:
             )
             self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", **diffusers)
             self.vae = AutoencoderKL.from_pretrained(folder / "vae", **diffusers)
-        except (OSError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"model {folder}: cannot be loaded ({error})") from error
         for part in (self.text_encoder, self.unet, self.vae):
             part.to(device).eval().requires_grad_(False)

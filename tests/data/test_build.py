@@ -1,0 +1,119 @@
+"""Manifests made from lines, tables and folders of images."""
+
+import json
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from stereo_jobs.data.build import build
+from stereo_jobs.data.manifest import find, inspect, stream_ids
+from stereo_jobs.errors import ManifestError
+from stereo_jobs.records import valid_id
+from stereo_jobs.spec import Recipe, StorageSpec
+
+LOCAL = StorageSpec()
+
+
+def built(source, tmp_path):
+    target = tmp_path / "built.parquet"
+    count = build(source, str(target), LOCAL)
+    rows = pq.read_table(target).to_pylist()
+    assert count == len(rows)
+    assert all(valid_id(row["id"]) for row in rows)
+    assert len({row["id"] for row in rows}) == len(rows)
+    return rows
+
+
+def test_lines_become_prompts_with_ids_of_the_file(tmp_path):
+    source = tmp_path / "my prompts.txt"
+    source.write_text("a red circle\n\n  a dünes Schiff \n", encoding="utf-8")
+    assert built(source, tmp_path) == [
+        {"id": "my_prompts-000000", "prompt": "a red circle"},
+        {"id": "my_prompts-000001", "prompt": "a dünes Schiff"},
+    ]
+
+
+def test_a_built_manifest_passes_its_own_check(tmp_path):
+    source = tmp_path / "p.txt"
+    source.write_text("one\ntwo\n")
+    built(source, tmp_path)
+    (uri,) = find([str(tmp_path)], LOCAL)
+    file, carried = inspect(uri, Recipe(), LOCAL)
+    assert (file.rows, len(carried)) == (2, 0)
+    assert [i for ids in stream_ids(file, LOCAL) for i in ids.to_pylist()] == ["p-000000", "p-000001"]
+
+
+def test_a_csv_keeps_its_columns_and_gets_text_ids(tmp_path):
+    source = tmp_path / "p.csv"
+    source.write_text('id,prompt,seed,scale_percent\n1,"a circle, red",7,4.5\n2,a square,8,6\n')
+    assert built(source, tmp_path) == [
+        {"id": "1", "prompt": "a circle, red", "seed": 7, "scale_percent": 4.5},
+        {"id": "2", "prompt": "a square", "seed": 8, "scale_percent": 6.0},
+    ]
+
+
+def test_jsonl_without_ids_gets_some(tmp_path):
+    source = tmp_path / "p.jsonl"
+    source.write_text("".join(json.dumps({"prompt": text, "n": i}) + "\n" for i, text in enumerate("ab")))
+    assert built(source, tmp_path) == [
+        {"id": "p-000000", "prompt": "a", "n": 0},
+        {"id": "p-000001", "prompt": "b", "n": 1},
+    ]
+
+
+def test_a_folder_of_images_gives_clean_and_distinct_ids(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a b.png", "a?b.png", "a_b.jpg", ".hidden.png", "ü.png", "x" * 200 + ".png", "Ä.TIF"):
+        Image.new("RGB", (2, 2)).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    rows = built(folder, tmp_path)
+    assert len(rows) == 7
+    assert {"a_b", "a_b-2", "a_b-3", "hidden", "x" * 150} <= {row["id"] for row in rows}
+    assert all(Image.open(row["image"]).size == (2, 2) for row in rows)
+
+
+def test_an_unknown_kind_is_refused(tmp_path):
+    for name in ("p.xlsx", "p"):
+        (tmp_path / name).write_text("x")
+        with pytest.raises(ManifestError, match=r"must be a .txt, .csv or .jsonl file, or a folder of images"):
+            build(tmp_path / name, f"{tmp_path}/out.parquet", LOCAL)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("p.txt", "", "nothing in it"),
+        ("p.txt", "\n  \n", "nothing in it"),
+        ("p.csv", "id,prompt\n", "nothing in it"),
+        ("p.csv", "", "cannot be read"),
+        ("p.jsonl", "{broken", "cannot be read"),
+        ("p.txt", b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_an_empty_or_broken_source_is_refused(tmp_path, name, content, words):
+    source = tmp_path / name
+    source.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ManifestError, match=words):
+        build(source, f"{tmp_path}/out.parquet", LOCAL)
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_an_empty_folder_and_a_missing_file_are_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ManifestError, match="nothing in it"):
+        build(tmp_path / "empty", f"{tmp_path}/out.parquet", LOCAL)
+    with pytest.raises(ManifestError, match="no such file"):
+        build(tmp_path / "gone.txt", f"{tmp_path}/out.parquet", LOCAL)
+
+
+def test_an_existing_manifest_is_never_overwritten(tmp_path):
+    source, target = tmp_path / "p.txt", tmp_path / "out.parquet"
+    source.write_text("one\n")
+    build(source, str(target), LOCAL)
+    before = target.read_bytes()
+    source.write_text("two\n")
+    with pytest.raises(ManifestError, match="exists already; a planned manifest must not change, choose a new name"):
+        build(source, str(target), LOCAL)
+    assert target.read_bytes() == before

@@ -1,0 +1,249 @@
+"""Images: hostile input is refused before it costs anything, output comes back as it went in."""
+
+import io
+import random
+import struct
+import uuid
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stereo_jobs.data.images import (
+    InputError,
+    InputReader,
+    decode_disparity,
+    decode_rgb,
+    encode_disparity,
+    encode_png,
+)
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.spec import StorageSpec
+
+LOCAL = StorageSpec()
+
+
+@pytest.fixture
+def allowed(tmp_path):
+    folder = tmp_path / "allowed"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"content")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (tmp_path / "allowed-not").mkdir()
+    (tmp_path / "allowed-not/a.png").write_bytes(b"secret")
+    return folder
+
+
+@pytest.fixture
+def reader(allowed):
+    return InputReader([str(allowed)], 100, LOCAL)
+
+
+def test_inline_bytes_need_no_prefix():
+    reader = InputReader((), 100, LOCAL)
+    assert reader.read(b"content", "image") == b"content"
+    assert reader.read({"bytes": b"content", "path": "/etc/passwd"}, "image") == b"content"
+    assert reader.read({"bytes": b"", "path": "/etc/passwd"}, "image") == b""
+
+
+def test_uris_below_an_allowed_prefix_are_read(reader, allowed):
+    for uri in (f"{allowed}/a.png", f"file://{allowed}/a.png", f"{allowed}/../allowed/./a.png"):
+        assert reader.read(uri, "image") == b"content"
+    assert reader.read({"bytes": None, "path": f"{allowed}/a.png"}, "image") == b"content"
+    assert InputReader([f"file://{allowed}/"], 100, LOCAL).read(f"{allowed}/a.png", "image") == b"content"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "{outside}/secret.png",
+        "{outside}/allowed/../secret.png",
+        "{outside}/allowed-not/a.png",
+        "{outside}/allowed",
+        "file://{outside}/allowed/../secret.png",
+        "/etc/passwd",
+        "secret.png",
+        "../secret.png",
+        "~/secret.png",
+        "s3://bucket/a.png",
+    ],
+)
+def test_uris_outside_the_allowed_prefixes_are_refused(reader, tmp_path, uri):
+    with pytest.raises(InputError, match=r"outside the allowed prefixes; add its folder to runtime.allowed_prefixes"):
+        reader.read(uri.format(outside=tmp_path), "image")
+
+
+def test_a_symbolic_link_does_not_lead_out(reader, allowed, tmp_path):
+    (allowed / "link.png").symlink_to(tmp_path / "secret.png")
+    (allowed / "up").symlink_to(tmp_path)
+    for uri in (f"{allowed}/link.png", f"{allowed}/up/secret.png"):
+        with pytest.raises(InputError, match="outside the allowed prefixes"):
+            reader.read(uri, "image")
+
+
+def test_a_prefix_may_itself_be_a_symbolic_link(allowed, tmp_path):
+    (tmp_path / "alias").symlink_to(allowed)
+    assert InputReader([f"{tmp_path}/alias"], 100, LOCAL).read(f"{allowed}/a.png", "image") == b"content"
+
+
+@pytest.mark.parametrize("uri", ["http://host/a.png", "https://host/a.png", "gs://bucket/a.png", "ftp://host/a"])
+def test_other_schemes_are_refused(reader, uri):
+    with pytest.raises(InputError, match="only s3:// and local files can be read"):
+        reader.read(uri, "image")
+
+
+@pytest.mark.parametrize("uri", ["~nobody-at-all/a.png", "nul\0.png", "loop/a.png", "x" * 5000, "\ud800.png"])
+def test_an_impossible_path_is_an_input_error(allowed, uri):
+    (allowed / "loop").symlink_to(allowed / "loop")
+    for value in (uri, f"{allowed}/{uri}"):
+        with pytest.raises(InputError):
+            InputReader([str(allowed)], 100, LOCAL).read(value, "image")
+
+
+@pytest.mark.parametrize("value", [None, 3, "", {"bytes": None, "path": None}, {}])
+def test_a_cell_without_an_image_is_refused(reader, value):
+    with pytest.raises(InputError, match=r"image: must be bytes, {bytes, path} or a URI; got"):
+        reader.read(value, "image")
+
+
+def test_too_many_bytes_are_refused_unread(reader, allowed, monkeypatch):
+    (allowed / "big.png").write_bytes(b"x" * 101)
+    (allowed / "fits.png").write_bytes(b"x" * 100)
+    assert len(reader.read(f"{allowed}/fits.png", "image")) == 100
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda self: pytest.fail("was read"))
+    with pytest.raises(InputError, match="image: 101 bytes, more than max_image_bytes = 100"):
+        reader.read(f"{allowed}/big.png", "image")
+    with pytest.raises(InputError, match="101 bytes"):
+        reader.read(b"x" * 101, "image")
+
+
+def test_a_missing_file_is_named(reader, allowed):
+    with pytest.raises(InputError, match=r"image: '.*/gone.png' does not exist"):
+        reader.read(f"{allowed}/gone.png", "image")
+    (allowed / "folder").mkdir()
+    with pytest.raises(InputError, match="does not exist"):
+        reader.read(f"{allowed}/folder", "image")
+
+
+def test_s3_uris_are_held_to_their_prefix(s3_server):
+    settings = StorageSpec(endpoint_url=s3_server)
+    name = uuid.uuid4().hex
+    storage = open_storage(f"s3://jobs/{name}", settings)
+    storage.create("in/a.png", b"content")
+    storage.create("secret.png", b"secret")
+    reader = InputReader([f"s3://jobs/{name}/in/"], 100, settings)
+    assert reader.read(f"s3://jobs/{name}/in/a.png", "image") == b"content"
+    with pytest.raises(InputError, match="does not exist"):
+        reader.read(f"s3://jobs/{name}/in/gone.png", "image")
+    for uri in (f"s3://jobs/{name}/secret.png", f"s3://jobs/{name}/in-not/a.png", "/etc/passwd"):
+        with pytest.raises(InputError, match="outside the allowed prefixes"):
+            reader.read(uri, "image")
+    for trick in ("in/../secret.png", "in/%2e%2e/secret.png", "in/%2E./secret.png"):
+        with pytest.raises(InputError, match=r"'\.\.' is not allowed"):
+            reader.read(f"s3://jobs/{name}/{trick}", "image")
+
+
+# --- Decoding ---
+
+
+def png_chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_bomb(width, height):
+    """A few bytes that declare width x height black pixels."""
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(1000))) + png_chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("size", [(50_000, 50_000), (10_000, 8_000)])
+def test_an_image_bomb_is_refused_before_decoding(size, monkeypatch):
+    monkeypatch.setattr(Image.Image, "convert", lambda *args: pytest.fail("was decoded"))
+    monkeypatch.setattr(Image.Image, "load", lambda *args: pytest.fail("was decoded"))
+    with pytest.raises(InputError, match="pixels"):
+        decode_rgb(png_bomb(*size), 50_000_000)
+
+
+def test_the_pixel_limit_is_inclusive():
+    data = encode_png(np.zeros((4, 5, 3), np.uint8))
+    assert decode_rgb(data, 20).shape == (4, 5, 3)
+    with pytest.raises(InputError, match="left: 5x4 pixels, more than max_image_pixels = 19"):
+        decode_rgb(data, 19, "left")
+
+
+def saved(file_format):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", saved("PNG")[:-100], saved("JPEG")[:200]])
+def test_what_is_not_a_whole_image_is_refused(data):
+    with pytest.raises(InputError, match="image: not a readable image"):
+        decode_rgb(data, 10_000)
+
+
+@pytest.mark.parametrize("file_format", ["EPS", "PDF", "ICO"])
+def test_only_image_formats_that_manifests_may_name_are_opened(file_format):
+    with pytest.raises(InputError, match="not a readable image"):
+        decode_rgb(saved(file_format), 10_000)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "TIFF", "BMP"])
+def test_damaged_images_raise_nothing_but_input_errors(file_format):
+    data, rng = saved(file_format), random.Random(0)
+    assert decode_rgb(data, 10_000).shape == (16, 16, 3)
+    for _ in range(150):
+        damaged = bytearray(data[: rng.randrange(1, len(data) + 1)])
+        for _ in range(rng.randrange(4)):
+            damaged[rng.randrange(min(len(damaged), 200))] = rng.randrange(256)
+        try:
+            assert decode_rgb(bytes(damaged), 10_000).dtype == np.uint8
+        except InputError as error:
+            assert str(error).startswith("image: ")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK"])
+def test_other_modes_become_rgb(mode):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (255, 255, 255)).convert(mode).save(buffer, "TIFF")
+    pixels = decode_rgb(buffer.getvalue(), 100)
+    assert pixels.shape == (4, 6, 3)
+    assert (pixels == 255).all()
+
+
+# --- Encoding ---
+
+
+def test_png_round_trips_exactly():
+    pixels = np.random.default_rng(1).integers(0, 256, (7, 5, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(decode_rgb(encode_png(pixels), 100), pixels)
+
+
+@pytest.mark.parametrize("width", [1, 7, 8, 9])
+def test_masks_are_one_bit_pngs_and_round_trip_exactly(width):
+    mask = np.random.default_rng(2).random((5, width)) < 0.5
+    image = Image.open(io.BytesIO(encode_png(mask)))
+    assert (image.format, image.mode) == ("PNG", "1")
+    np.testing.assert_array_equal(np.asarray(image), mask)
+
+
+def test_disparity_round_trips_exactly_as_float32():
+    disparity = np.random.default_rng(3).normal(0, 50, (9, 13)).astype(np.float32)
+    disparity[0, :4] = [0.0, -0.0, 1e-30, 12345.678]
+    data = encode_disparity(disparity)
+    image = Image.open(io.BytesIO(data))
+    assert (image.format, image.mode) == ("TIFF", "F")
+    decoded = decode_disparity(data)
+    assert decoded.dtype == np.float32
+    np.testing.assert_array_equal(decoded, disparity)
+
+
+def test_encoding_is_deterministic():
+    pixels = np.random.default_rng(4).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert encode_png(pixels) == encode_png(pixels.copy())
+    disparity = pixels[..., 0].astype(np.float32)
+    assert encode_disparity(disparity) == encode_disparity(disparity.copy())

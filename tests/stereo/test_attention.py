@@ -1,0 +1,138 @@
+"""Self-attention across the views on a tiny U-Net: where it acts, what it computes, that it leaves no trace."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from stereo_jobs.stereo.attention import PairAttention, pair_attention
+
+PAIRS = 2
+
+
+@pytest.fixture(scope="module")
+def unet():
+    folder = Path(__file__).parent / "golden/tiny_unet"
+    return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def batch():
+    """Latents halves,views,pairs,4,h,w and text, with both halves of guidance alike but for the text."""
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(1, 2, PAIRS, 4, 8, 8, generator=generator).expand(2, -1, -1, -1, -1, -1)
+    text = torch.randn(2, 1, PAIRS, 5, 32, generator=generator).expand(-1, 2, -1, -1, -1)
+    return views.clone(), text.clone()
+
+
+def predict(unet, views, text):
+    """Noise for halves,views,pairs,4,h,w."""
+    with torch.no_grad():
+        out = unet(views.flatten(0, 2), torch.tensor(500), encoder_hidden_states=text.flatten(0, 2)).sample
+    return out.reshape(views.shape)
+
+
+class SlowAttention:
+    """Alg. 1 written out: every view of every pair attends to the tokens named for it, head by head."""
+
+    def __init__(self, mode):
+        self.mode = mode
+
+    def __call__(self, attn, hidden_states, encoder_hidden_states=None, **kwargs):
+        samples = hidden_states.reshape(2, 2, PAIRS, *hidden_states.shape[1:])
+        out = torch.empty_like(samples)
+        for half in range(2):
+            for view in range(2):
+                for pair in range(PAIRS):
+                    left, right = samples[half, 0, pair], samples[half, 1, pair]
+                    seen = left if self.mode == "uni" else torch.cat([left, right])
+                    query, key, value = attn.to_q(samples[half, view, pair]), attn.to_k(seen), attn.to_v(seen)
+                    heads = []
+                    for q, k, v in zip(*(part.chunk(attn.heads, dim=-1) for part in (query, key, value)), strict=True):
+                        weights = (q @ k.T / q.shape[-1] ** 0.5).softmax(dim=-1)
+                        heads.append(weights @ v)
+                    out[half, view, pair] = attn.to_out[0](torch.cat(heads, dim=-1))
+        return out.flatten(0, 2)
+
+
+def test_only_self_attention_layers_are_modified(unet):
+    before = dict(unet.attn_processors)
+    with pair_attention(unet, "uni", PAIRS):
+        during = dict(unet.attn_processors)
+    modified = {name for name, processor in during.items() if isinstance(processor, PairAttention)}
+    assert modified == {name for name in before if ".attn1." in name}
+    assert 0 < len(modified) < len(before)
+    assert all(during[name] is before[name] for name in before.keys() - modified)
+    after = dict(unet.attn_processors)
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_off_installs_nothing(unet):
+    before = dict(unet.attn_processors)
+    with pair_attention(unet, "off", PAIRS):
+        assert all(unet.attn_processors[name] is before[name] for name in before)
+
+
+@pytest.mark.parametrize("mode", ["uni", "bi"])
+def test_the_attention_is_restored_even_after_an_exception(unet, batch, mode):
+    before = predict(unet, *batch)
+    with pair_attention(unet, mode, PAIRS):
+        assert not torch.equal(predict(unet, *batch), before)
+    assert torch.equal(predict(unet, *batch), before)
+    with pytest.raises(KeyboardInterrupt), pair_attention(unet, mode, PAIRS):
+        raise KeyboardInterrupt
+    assert torch.equal(predict(unet, *batch), before)
+
+
+@pytest.mark.parametrize("mode", ["uni", "bi"])
+def test_the_attention_equals_the_slow_reference(unet, batch, mode):
+    before = dict(unet.attn_processors)
+    with pair_attention(unet, mode, PAIRS):
+        fast = predict(unet, *batch)
+    try:
+        unet.set_attn_processor({n: SlowAttention(mode) if ".attn1." in n else p for n, p in before.items()})
+        slow = predict(unet, *batch)
+    finally:
+        unet.set_attn_processor(before)
+    torch.testing.assert_close(fast, slow, rtol=1e-4, atol=1e-5)
+
+
+def test_uni_leaves_the_left_and_changes_the_right(unet, batch):
+    plain = predict(unet, *batch)
+    with pair_attention(unet, "uni", PAIRS):
+        modified = predict(unet, *batch)
+    torch.testing.assert_close(modified[:, 0], plain[:, 0], rtol=1e-5, atol=1e-6)
+    assert (modified[:, 1] - plain[:, 1]).abs().mean() > 1e-3
+
+
+def test_bi_changes_both(unet, batch):
+    plain = predict(unet, *batch)
+    with pair_attention(unet, "bi", PAIRS):
+        modified = predict(unet, *batch)
+    assert (modified - plain).abs().mean(dim=(0, 2, 3, 4, 5)).min() > 1e-3
+
+
+@pytest.mark.parametrize("mode", ["uni", "bi"])
+def test_identical_views_are_as_without_modification(unet, batch, mode):
+    views, text = batch
+    views = views[:, :1].expand(-1, 2, -1, -1, -1, -1)
+    plain = predict(unet, views, text)
+    with pair_attention(unet, mode, PAIRS):
+        torch.testing.assert_close(predict(unet, views, text), plain, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["uni", "bi"])
+def test_pairs_and_guidance_halves_do_not_see_each_other(unet, batch, mode):
+    views, text = batch
+    others = views.clone()
+    others[:, :, 1] += 1.0
+    other_text = text.clone()
+    other_text[1] += 1.0
+    with pair_attention(unet, mode, PAIRS):
+        first, second = predict(unet, views, text), predict(unet, others, text)
+        third = predict(unet, views, other_text)
+    torch.testing.assert_close(first[:, :, 0], second[:, :, 0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first[0], third[0], rtol=1e-5, atol=1e-6)
+    assert (first[:, :, 1] - second[:, :, 1]).abs().mean() > 1e-2
+    assert (first[1] - third[1]).abs().mean() > 1e-3

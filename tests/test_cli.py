@@ -1,0 +1,272 @@
+"""The command line as people use it: exit codes, one clear line, JSON, nothing heavy for light verbs."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stereo_jobs import cli
+from stereo_jobs.job import driver
+from tests import standin
+from tests.conftest import REPOSITORY
+from tests.seaweed import SECRET_KEY
+
+VERBS = ["demo", "plan", "run", "retry-failed", "status", "verify", "report", "spec", "manifest"]
+
+
+@pytest.fixture
+def stereo_jobs(monkeypatch, capsys):
+    """Runs the command line in this process; returns exit code, output, errors."""
+    real = driver.run
+    monkeypatch.setattr(driver, "run", lambda spec, **options: real(spec, **options | {"load": standin.load}))
+
+    def invoke(*words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stereo-jobs", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capsys.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return invoke
+
+
+@pytest.fixture
+def spec_file(tmp_path, make_manifest):
+    """Writes a spec file; keyword arguments replace parts of it."""
+
+    def write(name: str = "job.yaml", **parts) -> Path:
+        spec = {
+            "manifest": parts.get("manifest") or str(make_manifest()),
+            "output": str(tmp_path / "out"),
+            "runtime": {"shard_rows": 3, "lease_ttl_s": 2.0},
+        } | parts
+        path = tmp_path / name
+        path.write_text(yaml.safe_dump(spec))
+        return path
+
+    return write
+
+
+def test_plan_run_status_verify_report(stereo_jobs, spec_file, tmp_path):
+    spec = spec_file()
+    code, out, _ = stereo_jobs("plan", spec, "--dry-run", "--json")
+    assert (code, json.loads(out)["planned"], json.loads(out)["written"]) == (0, 8, False)
+    assert not (tmp_path / "out").exists()
+    code, out, _ = stereo_jobs("plan", spec)
+    assert (code, "8 pairs in 3 shards of 3" in out) == (0, True)
+    code, out, _ = stereo_jobs("status", tmp_path / "out")
+    assert (code, out.startswith("not done: 0 of 8 pairs")) == (0, True)
+    assert stereo_jobs("verify", tmp_path / "out")[0] == 4
+    code, out, err = stereo_jobs("run", spec, "--local")
+    assert (code, out.startswith("done: 8 of 8 pairs, 0 failed, 3 of 3 shards")) == (0, True)
+    assert "pairs/s" in err
+    code, out, _ = stereo_jobs("status", spec, "--json")
+    assert json.loads(out)["complete"] is True
+    code, out, _ = stereo_jobs("verify", tmp_path / "out", "--json")
+    verdict = json.loads(out)
+    names = ["planned", "succeeded", "failed", "missing", "duplicated", "corrupt", "ok"]
+    assert (code, [verdict[name] for name in names]) == (0, [8, 8, 0, 0, 0, 0, True])
+    code, out, _ = stereo_jobs("report", tmp_path / "out", "--pairs", 5)
+    page = Path(out.strip()).read_text()
+    assert page.count("<article>") == 5
+    assert page.count("data:image/png;base64,") == 25
+
+
+def test_the_schema_is_json(stereo_jobs):
+    code, out, _ = stereo_jobs("spec", "--schema")
+    assert code == 0
+    assert "recipe" in json.loads(out)["properties"]
+
+
+def test_spec_prints_what_it_understood(stereo_jobs, spec_file):
+    code, out, _ = stereo_jobs("spec", spec_file(), "--set", "recipe.scale_percent=6")
+    assert (code, yaml.safe_load(out)["recipe"]["scale_percent"]) == (0, 6.0)
+
+
+def test_manifest_build(stereo_jobs, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na blue star\n")
+    code, out, _ = stereo_jobs("manifest", "build", tmp_path / "prompts.txt", tmp_path / "m.parquet", "--json")
+    assert (code, json.loads(out)["rows"]) == (0, 2)
+    assert stereo_jobs("manifest", "build", tmp_path / "prompts.txt", tmp_path / "m.parquet")[0] == 2
+
+
+def test_retry_failed(stereo_jobs, spec_file, make_manifest, tmp_path):
+    manifest = make_manifest(rows=3, prompt=["fine", f"flaky:{tmp_path}/x", "fine"])
+    runtime = {"batch_size": 1, "row_attempts": 1, "max_failure_ratio": 0.5}
+    spec = spec_file(manifest=str(manifest), runtime=runtime)
+    assert "1 failed" in stereo_jobs("run", spec, "--local")[1]
+    assert "3 of 3 pairs, 0 failed" in stereo_jobs("retry-failed", spec, "--local")[1]
+
+
+def test_exit_code_3_for_too_many_failures(stereo_jobs, spec_file, make_manifest):
+    spec = spec_file(manifest=str(make_manifest(prompt=["boom"] * 8)))
+    code, _, err = stereo_jobs("run", spec, "--local")
+    assert code == 3
+    assert "max_failure_ratio" in err
+
+
+@pytest.mark.parametrize(
+    ("parts", "complaint"),
+    [
+        ({"recipe": {"scale_percent": 0.08}}, "recipe.scale_percent: must be a percentage"),
+        ({"manifest": "nowhere/*.parquet"}, "no Parquet file there"),
+        ({"recipe": {"models": {"stable_diffusion": {"path": "./nothing"}}}}, "no such folder"),
+        ({"output": "gs://bucket/x"}, "unknown scheme"),
+    ],
+)
+def test_bad_specs_exit_2_and_say_why(stereo_jobs, spec_file, parts, complaint):
+    code, out, err = stereo_jobs("run", spec_file(**parts), "--local")
+    assert (code, out) == (2, "")
+    assert complaint in err
+
+
+def test_a_corrupt_manifest_exits_2(stereo_jobs, spec_file, tmp_path):
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really PAR1")
+    code, _, err = stereo_jobs("run", spec_file(manifest=str(tmp_path / "bad.parquet")), "--local")
+    assert code == 2
+    assert "bad.parquet: not a readable Parquet file" in err
+
+
+def test_a_read_only_output_exits_2(stereo_jobs, spec_file, monkeypatch):
+    import errno
+    import os
+
+    def refuse(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("stereo_jobs.data.storage.os.link", refuse)
+    code, _, err = stereo_jobs("run", spec_file(), "--local")
+    assert code == 2
+    assert "Read-only file system; choose a writable output" in err
+
+
+def test_a_disk_that_fills_up_loses_nothing(stereo_jobs, spec_file, monkeypatch, tmp_path):
+    import errno
+    import os
+
+    real, writes = os.fsync, []
+
+    def fill_up(handle):
+        writes.append(handle)
+        if len(writes) > 14:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(handle)
+
+    monkeypatch.setattr("stereo_jobs.data.storage.os.fsync", fill_up)
+    spec = spec_file()
+    code, _, err = stereo_jobs("run", spec, "--local")
+    assert code == 2
+    assert "No space left on device; free space and run again" in err
+    monkeypatch.setattr("stereo_jobs.data.storage.os.fsync", real)
+    assert stereo_jobs("run", spec, "--local")[0] == 0
+    assert stereo_jobs("verify", tmp_path / "out")[0] == 0
+
+
+def test_an_output_without_a_job(stereo_jobs, tmp_path):
+    code, _, err = stereo_jobs("status", tmp_path / "empty")
+    assert code == 2
+    assert "no job was ever planned here" in err
+
+
+# --- S3 -----------------------------------------------------------------------------------------------------
+
+
+def s3_spec(spec_file, endpoint: str, bucket: str = "jobs", **storage):
+    runtime = {"shard_rows": 3, "storage": {"endpoint_url": endpoint} | storage}
+    return spec_file(output=f"s3://{bucket}/cli", runtime=runtime)
+
+
+def one_line(err: str) -> str:
+    assert err.count("\n") == 1, err
+    assert SECRET_KEY not in err
+    return err
+
+
+def test_the_whole_job_on_s3(stereo_jobs, spec_file, s3_server):
+    spec = s3_spec(spec_file, s3_server)
+    assert stereo_jobs("run", spec, "--local")[0] == 0
+    assert stereo_jobs("verify", "s3://jobs/cli", "--endpoint-url", s3_server)[0] == 0
+    assert stereo_jobs("report", spec)[1].strip() == "s3://jobs/cli/_job/report/index.html"
+
+
+def test_wrong_credentials(stereo_jobs, spec_file, s3_server, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong-secret")
+    code, _, err = stereo_jobs("run", s3_spec(spec_file, s3_server), "--local")
+    assert code == 2
+    assert "check the credentials" in one_line(err)
+    assert "wrong-secret" not in err
+
+
+def test_a_missing_bucket(stereo_jobs, spec_file, s3_server):
+    code, _, err = stereo_jobs("run", s3_spec(spec_file, s3_server, bucket="nowhere"), "--local")
+    assert code == 2
+    assert "bucket" in one_line(err)
+
+
+def test_an_unreachable_endpoint(stereo_jobs, spec_file, s3_server):
+    code, _, err = stereo_jobs("run", s3_spec(spec_file, "http://127.0.0.1:9"), "--local")
+    assert code == 2
+    assert "cannot be reached" in one_line(err)
+
+
+def test_a_store_that_ignores_conditions(stereo_jobs, spec_file, s3_server):
+    from tests.fake_s3 import serve_careless
+
+    with serve_careless() as endpoint:
+        code, _, err = stereo_jobs("run", s3_spec(spec_file, endpoint), "--local")
+    assert code == 2
+    assert "ignores create-if-absent (IfNoneMatch)" in one_line(err)
+
+
+# --- Processes of their own ---------------------------------------------------------------------------------
+
+
+def shell(*words: str, **options) -> subprocess.CompletedProcess:
+    command = [Path(sys.executable).with_name("stereo-jobs"), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_help_names_every_verb_and_imports_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "stereo_jobs", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        cwd=REPOSITORY,
+    )
+    assert all(verb in done.stdout for verb in VERBS)
+    for heavy in ("torch", "diffusers", "transformers", "ray", "pyarrow", "boto3"):
+        assert not re.search(rf"\| +{heavy}$", done.stderr, re.MULTILINE), heavy
+
+
+@pytest.mark.parametrize("verb", ["plan", "status", "verify", "report"])
+def test_light_verbs_import_no_torch(verb, spec_file, tmp_path):
+    spec = spec_file()
+    words = ["plan", str(spec)] if verb == "plan" else [verb, str(tmp_path / "out")]
+    shell("plan", str(spec))
+    code = f"import sys; sys.argv = {['x', *words]!r}\nfrom stereo_jobs import cli\ntry: cli.main()\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True)
+
+
+def test_sigterm_drains_and_exits_75(spec_file, make_manifest, tmp_path, stereo_jobs):
+    import signal
+
+    from tests.job.processes import finish, start
+    from tests.job.test_lease import wait_for
+
+    path = spec_file(manifest=str(make_manifest(prompt=["slow"] * 8)), runtime={"shard_rows": 1})
+    from stereo_jobs.spec import load_spec
+
+    process = start(load_spec(path), tmp_path)
+    wait_for(tmp_path / "out/_job/commits")
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert (code, "interrupted; run again to go on" in said) == (75, True)
+    assert stereo_jobs("run", path, "--local")[0] == 0
+    assert stereo_jobs("verify", path)[0] == 0
