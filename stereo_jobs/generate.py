@@ -30,6 +30,7 @@ class _Lefts:
     inverse_depth: Tensor
     conditional: Tensor
     unconditional: Tensor
+    finite: Tensor
     evaluations: int
 
     def take(self, indices: list[int]) -> "_Lefts":
@@ -41,6 +42,7 @@ class _Lefts:
             self.inverse_depth[at],
             self.conditional[at],
             self.unconditional[at],
+            self.finite[at],
             self.evaluations,
         )
 
@@ -108,23 +110,16 @@ class StereoPipeline:
         start = torch.cat([self._noise(row.seed) for row in padded])
         model = GuidedUNet(self.sd.unet, conditional, unconditional, self.method.guidance_scale)
         trajectory = denoise(model, self.sd.scheduler(self.method.steps), start)
-        images = self._decode(trajectory.final)
-        return _Lefts(
-            trajectory,
-            images,
-            self.depth.inverse_depth(images),
-            conditional,
-            unconditional,
-            model.evaluations,
-        )
+        images, finite = self._decode(trajectory.final)
+        depth = self.depth.inverse_depth(images)
+        finite &= _finite(trajectory.final) & _finite(depth)
+        return _Lefts(trajectory, images, depth, conditional, unconditional, finite, model.evaluations)
 
     def _make_pairs(self, rows: list[Row], lefts: _Lefts) -> Iterator[StereoPair | RowError]:
         """Make the right views of `rows`; `lefts` is padded to the batch size in the same order."""
         method, factor = self.method, self.sd.latent_factor
         padded = _padded(rows, self.batch_size)
         scale = torch.tensor([row.scale_percent for row in padded], dtype=torch.float64)
-        usable = torch.isfinite(lefts.inverse_depth).flatten(1).all(1)
-        usable &= torch.isfinite(lefts.trajectory.final).flatten(1).all(1)
         depth = lefts.inverse_depth.nan_to_num(0.0, 0.0, 0.0)
         on_grid = relative_disparity(resize(depth, self.latent_size))
         half = 0.5 if method.shift_both else 1.0
@@ -142,10 +137,9 @@ class StereoPipeline:
             to_left=to_left,
             hole_noise=deblur if method.fill == "noise" else None,
         )
-        usable &= torch.isfinite(latents.right).flatten(1).all(1)
-        usable &= torch.isfinite(latents.left).flatten(1).all(1)
-        left = self._decode(latents.left) if method.changes_left else lefts.images
-        right = self._decode(latents.right)
+        left, left_finite = self._decode(latents.left) if method.changes_left else (lefts.images, lefts.finite)
+        right, right_finite = self._decode(latents.right)
+        usable = lefts.finite & left_finite & right_finite & _finite(latents.left) & _finite(latents.right)
         applied = upsample(shift.trunc() * factor / half, factor)
         requested = scaled_disparity(relative_disparity(depth), scale)
         masks = (
@@ -171,17 +165,22 @@ class StereoPipeline:
                 unet_evaluations=lefts.evaluations + model.evaluations,
             )
 
-    def _decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Latents B,4,h,w -> images B,H,W,3 uint8. Values that are not finite come out black."""
-        pixels = self.sd.decode(latents).nan_to_num(0.0)
-        rounded = (pixels * 255).round().to(torch.uint8)  # [0,1] -> [0,255]
-        return rounded.permute(0, 2, 3, 1).cpu().numpy()
+    def _decode(self, latents: Tensor) -> tuple[NDArray[np.uint8], Tensor]:
+        """Latents B,4,h,w -> images B,H,W,3 uint8, and which of them hold no NaN (in the others it is black)."""
+        pixels = self.sd.decode(latents)
+        rounded = (pixels.nan_to_num(0.0) * 255).round().to(torch.uint8)  # [0,1] -> [0,255]
+        return rounded.permute(0, 2, 3, 1).cpu().numpy(), _finite(pixels)
 
     def _noise(self, seed: int, stream: int = 0) -> Tensor:
         """Unit noise on the latent grid, 1,4,h,w: drawn on the CPU, alike on every device."""
         generator = torch.Generator().manual_seed((seed + stream) % 2**63)
         shape = (1, self.sd.latent_channels, *self.latent_size)
         return torch.randn(shape, generator=generator).to(self.sd.device)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Which samples are finite throughout. B,... -> B bool."""
+    return torch.isfinite(x).flatten(1).all(1)
 
 
 def _padded(items: list[T], size: int) -> list[T]:

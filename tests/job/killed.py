@@ -1,4 +1,4 @@
-"""Runs that die: `python -m tests.job.killed SPEC.json` with the stand-in generator.
+"""Runs that die: `python -m tests.job.killed SPEC.json` with the stand-in generator (--real: with the models).
 
 KILL_AT=n in the environment: SIGKILL before the n-th write below the output, or, with KILL_HALFWAY=1, in the
 middle of it. KILL_IN=worker counts only writes of the processes that hold a generator, once for all of them:
@@ -15,6 +15,7 @@ from stereo_jobs.data import storage
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.job import layout
 from stereo_jobs.job.driver import run
+from stereo_jobs.job.worker import load_pipeline
 from stereo_jobs.spec import Recipe, parse_spec
 from tests import standin
 
@@ -70,7 +71,7 @@ def main() -> int:
     if os.environ.get("KILL_IN") != "worker":
         arm()
     try:
-        run(spec, local=local, load=load_armed)
+        run(spec, local=local, load=load_pipeline if "--real" in sys.argv else load_armed)
     except StereoJobsError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -1,0 +1,57 @@
+"""Draws the README's picture from a finished dataset: the first pairs, not chosen ones.
+
+    python docs/make_pictures.py out/demo docs/images/demo.png [--pairs 6]
+"""
+
+import argparse
+import io
+
+import numpy as np
+import pyarrow.parquet as pq
+from PIL import Image
+
+from stereo_jobs.data.images import decode_disparity
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.job import layout
+from stereo_jobs.report.anaglyph import anaglyph
+from stereo_jobs.report.gallery import colour
+
+ZOOM, GAP = 2, 6
+
+
+def strip(row: dict) -> np.ndarray:
+    """Left, right, anaglyph and disparity of one pair, side by side."""
+    left, right = (np.asarray(Image.open(io.BytesIO(row[name]["bytes"]))) for name in ("left", "right"))
+    disparity = colour(decode_disparity(row["disparity"]["bytes"]))
+    images = [left, right, anaglyph(left, right), disparity]
+    images = [image.repeat(ZOOM, 0).repeat(ZOOM, 1) for image in images]
+    gap = np.full((images[0].shape[0], GAP, 3), 255, np.uint8)
+    return np.hstack([part for image in images for part in (image, gap)][:-1])
+
+
+def main() -> None:
+    """Two columns of strips."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output")
+    parser.add_argument("picture")
+    parser.add_argument("--pairs", type=int, default=6)
+    arguments = parser.parse_args()
+    storage = open_storage(arguments.output)
+    rows: list[dict] = []
+    for info in storage.list(layout.DATA_PREFIX):
+        rows += pq.read_table(io.BytesIO(storage.read(info.key))).to_pylist()
+        if len(rows) >= arguments.pairs:
+            break
+    strips = [strip(row) for row in rows[: arguments.pairs]]
+    wide = np.full((GAP, strips[0].shape[1], 3), 255, np.uint8)
+    half = -(-len(strips) // 2)
+    columns = [
+        np.vstack([part for image in strips[start : start + half] for part in (image, wide)][:-1])
+        for start in (0, half)
+    ]
+    between = np.full((columns[0].shape[0], 4 * GAP, 3), 255, np.uint8)
+    Image.fromarray(np.hstack([columns[0], between, columns[1]])).save(arguments.picture, optimize=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""Writes docs/spec.md from the models of the job spec; a test fails when it is stale.
+
+    python docs/make_reference.py
+"""
+
+import types
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from stereo_jobs.spec import JobSpec
+
+HEAD = """# The job spec
+
+One YAML or JSON file describes a job. `stereo-jobs spec FILE` prints what it means with all defaults, and
+`stereo-jobs spec --schema` the JSON schema for editors. Any field can be set from the command line:
+`stereo-jobs run job.yaml --set recipe.scale_percent=6 --set runtime.batch_size=16`.
+
+`recipe` is what the rows depend on. It is stored with the dataset, and a run with another recipe on the same
+output is refused, naming the fields. `runtime` is how the job is run; it may change between runs, and is the
+only place where `${NAME}` is replaced by an environment variable.
+
+*(made by `python docs/make_reference.py`)*
+"""
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """The spec classes an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in models_in(part)]
+
+
+def name_of(annotation: Any) -> str:
+    """A type as a reader of YAML calls it."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin in (Union, types.UnionType):
+        return " or ".join(name_of(part) for part in parts)
+    if origin is tuple:
+        return f"list of {name_of(parts[0])}"
+    if str(origin) == "typing.Literal":
+        return " or ".join(f"`{part}`" for part in parts)
+    if parts:
+        return name_of(parts[0])
+    names = {type(None): "null", str: "text", int: "integer", float: "number", bool: "true or false"}
+    if annotation in names:
+        return names[annotation]
+    return "secret text" if annotation.__name__ == "SecretStr" else "mapping"
+
+
+def table(model: type[BaseModel], path: str) -> list[str]:
+    """Rows for one class, then those of the classes in its fields."""
+    lines, below = [], []
+    for name, field in model.model_fields.items():
+        here = f"{path}.{name}" if path else name
+        inner = models_in(field.annotation)
+        kind = name_of(field.annotation)
+        default = field.get_default(call_default_factory=True, validated_data={})
+        if default is PydanticUndefined:
+            shown = "**required**"
+        elif isinstance(default, BaseModel):
+            shown = ""
+        else:
+            shown = f"`{'null' if default is None else str(default).lower() if isinstance(default, bool) else default}`"
+        lines.append(f"| `{here}` | {kind} | {shown} | {field.description} |")
+        below += [(part, here) for part in inner]
+    for part, here in below:
+        lines += table(part, here)
+    return lines
+
+
+def reference() -> str:
+    """The whole page."""
+    rows = table(JobSpec, "")
+    return HEAD + "\n| field | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    Path(__file__).with_name("spec.md").write_text(reference(), encoding="utf-8")

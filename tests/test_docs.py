@@ -1,0 +1,59 @@
+"""The prose keeps up: every verb, field, column and exit code is documented, and the examples are real."""
+
+import importlib.util
+import re
+
+import yaml
+from typer.main import get_command
+
+from stereo_jobs import cli, errors
+from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS
+from stereo_jobs.spec import parse_spec
+from tests.conftest import REPOSITORY
+
+
+def read(name: str) -> str:
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
+def test_every_verb_is_in_the_readme():
+    readme = read("README.md")
+    for verb in get_command(cli.app).commands:
+        assert re.search(rf"`{verb} [^`]*`|`{verb}`", readme), verb
+
+
+def test_the_spec_reference_is_current():
+    loader = importlib.util.spec_from_file_location("make_reference", REPOSITORY / "docs/make_reference.py")
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    assert read("docs/spec.md") == module.reference(), "run python docs/make_reference.py"
+
+
+def test_every_column_is_documented():
+    page = read("docs/dataset.md")
+    for name in [*DATASET_COLUMNS.names, *ERROR_COLUMNS.names]:
+        assert f"`{name}`" in page, name
+
+
+def test_every_exit_code_is_in_readme_and_help():
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
+    for text in (read("README.md").partition("Exit codes:")[2], cli.app.info.epilog):
+        for code in {kind.exit_code for kind in kinds}:
+            assert re.search(rf"\b{code} [a-z]", text), code
+
+
+def test_the_readme_job_is_valid():
+    [example] = re.findall(r"```yaml\n(.*?)```", read("README.md"), re.DOTALL)
+    assert parse_spec(yaml.safe_load(example)).runtime.batch_size == 8
+
+
+def test_the_example_specs_are_valid():
+    for path in (REPOSITORY / "manifests").glob("*.yaml"):
+        parse_spec(yaml.safe_load(path.read_text()))
+
+
+def test_links_lead_somewhere():
+    for page in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("manifests/*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.name} -> {target}"
