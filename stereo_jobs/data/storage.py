@@ -291,6 +291,7 @@ _REMEDIES = {
     "AccessDenied": "access denied; check the credentials and the bucket policy",
     "403": "access denied; check the credentials and the bucket policy",
     "404": "no such bucket or object",
+    "EntityTooLarge": "more than one PUT takes (5 GB); lower runtime.shard_rows",
     "ExpiredToken": "the session token has expired; renew the credentials",
 }
 _MISSING = {"NoSuchKey", "404", "NotFound"}

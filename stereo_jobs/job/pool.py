@@ -7,6 +7,8 @@ store, only task numbers and records do.
 import logging
 import os
 import secrets
+import signal
+import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
@@ -136,6 +138,7 @@ def start_ray(spec: JobSpec) -> tuple[ModuleType, bool]:
     if ray.is_initialized():
         return ray, False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
         ray.init(address=address, **quiet)
     else:
@@ -143,6 +146,9 @@ def start_ray(spec: JobSpec) -> tuple[ModuleType, bool]:
         wanted = runtime.actors.max if isinstance(runtime.actors, ActorRange) else runtime.actors or 1
         cpus = max(os.cpu_count() or 1, round(wanted * runtime.cpus_per_actor + 0.5))
         ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 1024**2, **quiet)
+    if threading.current_thread() is threading.main_thread():
+        # Ray puts a handler of its own in the way of draining.
+        signal.signal(signal.SIGTERM, on_sigterm)
     return ray, True
 
 

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from stereo_jobs.data.images import (
     InputError,
@@ -160,9 +160,18 @@ def png_bomb(width, height):
 @pytest.mark.parametrize("size", [(50_000, 50_000), (10_000, 8_000)])
 def test_an_image_bomb_is_refused_before_decoding(size, monkeypatch):
     monkeypatch.setattr(Image.Image, "convert", lambda *args: pytest.fail("was decoded"))
-    monkeypatch.setattr(Image.Image, "load", lambda *args: pytest.fail("was decoded"))
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("was decoded"))
     with pytest.raises(InputError, match="pixels"):
         decode_rgb(png_bomb(*size), 50_000_000)
+
+
+def test_a_reader_looks_at_the_header_of_what_must_be_an_image(monkeypatch):
+    reader, png = InputReader((), 10_000, LOCAL, max_pixels=256), saved("PNG")
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("was decoded"))
+    assert reader.read_image(png, "image") == png
+    for data, words in ((png_bomb(17, 16), "17x16 pixels, more than max_image_pixels = 256"), (b"x", "not a readable")):
+        with pytest.raises(InputError, match=f"image: {words}"):
+            reader.read_image(data, "image")
 
 
 def test_the_pixel_limit_is_inclusive():

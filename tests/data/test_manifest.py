@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stereo_jobs.data import manifest
-from stereo_jobs.data.images import InputReader
+from stereo_jobs.data.images import InputReader, encode_png
 from stereo_jobs.data.manifest import (
     MAX_PROMPT,
     ManifestFile,
@@ -356,10 +356,13 @@ def test_a_rule_broken_by_one_row_becomes_its_error(cells, words):
 
 
 def test_image_columns_are_read_when_the_mode_needs_them():
-    cells = {"id": "row", "prompt": "x", "image": b"png bytes", "mask": None}
+    png = encode_png(np.zeros((2, 2, 3), np.uint8))
+    cells = {"id": "row", "prompt": "x", "image": png, "mask": None}
     row = to_row(cells, 0, Recipe(), ("image",), NO_INPUTS)
-    assert (row.inputs, row.error, row.carried) == ({"image": b"png bytes"}, None, {})
+    assert (row.inputs, row.error, row.carried) == ({"image": png}, None, {})
     assert to_row(cells, 0, Recipe(), (), NO_INPUTS).inputs == {}
     failed = to_row(cells, 0, Recipe(), ("image", "mask"), NO_INPUTS)
     assert failed.error.error_message.startswith("mask: must be bytes")
     assert failed.inputs == {}
+    broken = to_row(cells | {"image": b"not an image"}, 0, Recipe(), ("image",), NO_INPUTS)
+    assert broken.error.error_message.startswith("image: not a readable image")

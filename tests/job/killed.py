@@ -5,6 +5,7 @@ middle of it. KILL_IN=worker counts only writes of the processes that hold a gen
 the file KILL_MARK says that it has happened.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from stereo_jobs.job.worker import load_pipeline
 from stereo_jobs.spec import Recipe, parse_spec
 from tests import standin
 
-_count = 0
+_writes = itertools.count(1)
 
 
 def _die_once() -> None:
@@ -34,14 +35,12 @@ def _die_once() -> None:
 
 def _armed(real, halfway: bool):
     def write(self, key, *args):
-        global _count
-        if key not in (layout.LEASE, layout.PROBE):
-            _count += 1
-            if _count == int(os.environ["KILL_AT"]):
-                if not halfway:
-                    _die_once()
-                elif isinstance(self, storage.LocalStorage):
-                    os.fsync = lambda handle: _die_once()
+        counts = key not in (layout.LEASE, layout.PROBE)
+        if counts and next(_writes) == int(os.environ["KILL_AT"]):
+            if not halfway:
+                _die_once()
+            elif isinstance(self, storage.LocalStorage):
+                os.fsync = lambda handle: _die_once()
         return real(self, key, *args)
 
     return write

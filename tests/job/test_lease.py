@@ -55,10 +55,9 @@ def test_a_silent_holder_is_taken_over_and_notices(storage, monkeypatch):
     # As good as frozen: it holds the lease, and its thread never renews it.
     monkeypatch.setattr(first, "_keep", lambda: None)
     first._thread = threading.Thread(target=first._keep)
-    with first:
-        with Lease(storage, TTL) as second:
-            assert second.lost() is None
-            assert first.lost() is not None
+    with first, Lease(storage, TTL) as second:
+        assert second.lost() is None
+        assert first.lost() is not None
         # Leaving does not give back what is no longer its own.
 
 

@@ -134,3 +134,20 @@ def test_models_that_do_not_load_end_the_run_at_once(pids, make_spec):
 def test_more_actors_than_the_cluster_holds(pids, make_spec):
     with pytest.raises(SpecError, match=r"runtime\.actors: . of 3 actors ready"):
         run(make_spec(actors=3, cpus_per_actor=3, start_timeout_s=4), load=killed.load_armed)
+
+
+def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):
+    from tests.job.processes import finish, start
+    from tests.job.test_lease import wait_for
+
+    spec = make_spec(make_manifest(rows=16, prompt=["slow"] * 16), shard_rows=1)
+    process = start(spec, tmp_path, "--ray")
+    wait_for(tmp_path / "out/_job/commits")
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert (code, "interrupted; run again to go on" in said) == (75, True), said
+    before = verdict(spec)
+    assert (before.duplicated, before.corrupt) == (0, 0)
+    assert before.missing > 0
+    run(spec, local=True, load=standin.load)
+    assert verdict(spec).ok

@@ -170,7 +170,7 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(sd, depth, width, 
     words = f"recipe.size.width: must be a multiple of 64 for .*, got {width}; the nearest is {nearest}"
     with pytest.raises(ModelError, match=words):
         resolve(sd, depth, size={"width": width, "height": 512})
-    with pytest.raises(ModelError, match="recipe.size.height"):
+    with pytest.raises(ModelError, match=r"recipe\.size\.height"):
         resolve(sd, depth, size={"width": 512, "height": width})
     assert resolve(sd, depth, size={"width": 576, "height": 320}).size.height == 320
 
@@ -265,8 +265,9 @@ def v_checkpoint(tmp_path):
     # Stable Diffusion comes with PNDM settings: the sampler is chosen by the method, not by the checkpoint.
     scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
     DDIMScheduler(**scheduler, prediction_type="v_prediction", steps_offset=1).save_pretrained(folder / "scheduler")
-    config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
-    write(folder, {"scheduler/scheduler_config.json": config | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}})
+    name = "scheduler/scheduler_config.json"
+    config = json.loads((folder / name).read_text()) | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
+    write(folder, {name: config})
     shutil.copytree(DEMO_SD / "tokenizer", folder / "tokenizer")
     write(folder, {"model_index.json": {"_class_name": "StableDiffusionPipeline"}})
     return folder

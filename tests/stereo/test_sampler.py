@@ -165,9 +165,7 @@ def test_deblur_fills_the_holes_with_the_given_noise(unet):
     deblurred = Run(unet, attention="off", fill="noise", hole_noise=given)
     assert torch.equal(deblurred.left, zero.left)
     assert apart(deblurred.right, zero.right) > 1e-3
-    assert torch.equal(
-        Run(unet, attention="off", fill="noise", hole_noise=torch.zeros_like(given)).right, zero.right
-    )
+    assert torch.equal(Run(unet, attention="off", fill="noise", hole_noise=torch.zeros_like(given)).right, zero.right)
     without_holes = Run(unet, attention="off", fill="noise", hole_noise=given, scale=0.0)
     assert torch.equal(without_holes.right, Run(unet, attention="off", scale=0.0).right)
 
