@@ -46,9 +46,7 @@ def main() -> int:
         write = [sys.executable, "-c", "import sys; sys.path.insert(0, sys.argv[1]); import plan_million as p; "]
         write[-1] += "from pathlib import Path; p.write_manifest(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))"
         here = str(Path(__file__).parent)
-        subprocess.run(
-            [*write, here, str(folder / "manifest"), str(arguments.rows), str(arguments.files)], check=True
-        )
+        subprocess.run([*write, here, str(folder / "manifest"), str(arguments.rows), str(arguments.files)], check=True)
         spec = folder / "job.json"
         spec.write_text(json.dumps({"manifest": str(folder / "manifest"), "output": str(folder / "out")}))
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -1,6 +1,6 @@
 """Draws the README's picture from a finished dataset: the first pairs, not chosen ones.
 
-    python docs/make_pictures.py out/demo docs/images/demo.png [--pairs 6]
+python docs/make_pictures.py out/demo docs/images/demo.png [--pairs 6]
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Writes docs/spec.md from the models of the job spec; a test fails when it is stale.
 
-    python docs/make_reference.py
+python docs/make_reference.py
 """
 
 import types

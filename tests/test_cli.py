@@ -250,7 +250,8 @@ def test_light_verbs_import_no_torch(verb, spec_file, tmp_path):
     words = ["plan", str(spec)] if verb == "plan" else [verb, str(tmp_path / "out")]
     shell("plan", str(spec))
     code = f"import sys; sys.argv = {['x', *words]!r}\nfrom stereo_jobs import cli\n"
-    code += "try: cli.main()\nexcept SystemExit: pass\nassert not {'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)"
+    code += "try: cli.main()\nexcept SystemExit: pass\n"
+    code += "assert not {'torch', 'ray', 'diffusers', 'transformers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=REPOSITORY, capture_output=True)
 
 

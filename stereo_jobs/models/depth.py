@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 from torch import Tensor
 from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from stereo_jobs.errors import ModelError
 from stereo_jobs.models.resolve import fetch
+from stereo_jobs.models.weights import load_part
 from stereo_jobs.spec import DepthSpec
 
 
@@ -29,12 +29,9 @@ class DepthEstimator:
         try:
             # The PIL processor by name: the numbers must not depend on whether torchvision is installed.
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-            self.network = AutoModelForDepthEstimation.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, local_files_only=True
-            )
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except (OSError, ValueError) as error:
             raise ModelError(f"depth model {folder}: cannot be loaded ({error})") from error
-        self.network.to(device).eval().requires_grad_(False)
+        self.network = load_part(AutoModelForDepthEstimation, folder, dtype, device)
         self.polarity = polarity
         self.device = device
 

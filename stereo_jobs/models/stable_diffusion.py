@@ -3,16 +3,15 @@
 import json
 import logging
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stereo_jobs.errors import ModelError
 from stereo_jobs.models.resolve import fetch
+from stereo_jobs.models.weights import load_part
 from stereo_jobs.spec import StableDiffusionSpec
 
 log = logging.getLogger(__name__)
@@ -22,19 +21,13 @@ class StableDiffusion:
     """A loaded checkpoint. Latents are scaled (unit variance) float32 everywhere outside this class."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: str, variant: str | None = None) -> None:
-        options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True}
-        diffusers = options | {"torch_dtype": dtype, "variant": variant}
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-            self.text_encoder = CLIPTextModel.from_pretrained(
-                folder / "text_encoder", dtype=dtype, variant=variant, **options
-            )
-            self.unet = UNet2DConditionModel.from_pretrained(folder / "unet", **diffusers)
-            self.vae = AutoencoderKL.from_pretrained(folder / "vae", **diffusers)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"model {folder}: cannot be loaded ({error})") from error
-        for part in (self.text_encoder, self.unet, self.vae):
-            part.to(device).eval().requires_grad_(False)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {folder}/tokenizer: cannot be loaded ({error})") from error
+        self.text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype, device, variant=variant)
+        self.unet = load_part(UNet2DConditionModel, folder / "unet", dtype, device, variant=variant)
+        self.vae = load_part(AutoencoderKL, folder / "vae", dtype, device, variant=variant)
         self.scheduler_config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
         self.device = device
         self.latent_channels: int = self.vae.config.latent_channels
@@ -61,7 +54,8 @@ class StableDiffusion:
         return embeddings
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents B,4,h,w -> images B,3,H,W float32 in [0, 1]."""
+        """Latents B,4,h,w -> images B,3,H,W float32 in [0, 1]; NaN where the VAE's output is not finite."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels: Tensor = self.vae.decode(scaled).sample.float()
-        return (pixels / 2 + 0.5).clamp(0, 1)  # [-1,1] -> [0,1]
+        finite = pixels.nan_to_num(torch.nan, torch.nan, torch.nan)  # or else clamp would hide infinity
+        return (finite / 2 + 0.5).clamp(0, 1)  # [-1,1] -> [0,1]

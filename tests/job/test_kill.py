@@ -33,8 +33,7 @@ def job(place, make_spec, make_manifest):
     """Makes specs of one manifest with two failing rows, each with an output of its own."""
     quick = [prompt.replace(" slow", "") for prompt in PROMPTS]
     manifests = {
-        slow: make_manifest(name=f"slow-{slow}.parquet", prompt=PROMPTS if slow else quick)
-        for slow in (True, False)
+        slow: make_manifest(name=f"slow-{slow}.parquet", prompt=PROMPTS if slow else quick) for slow in (True, False)
     }
 
     def make(name: str, slow: bool = False, **runtime) -> JobSpec:

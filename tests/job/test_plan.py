@@ -30,9 +30,7 @@ def plan_of(*rows: int, variants: int = 1, shard_rows: int = 4, **fields) -> Pla
 def test_shards_cover_every_pair_once_in_order(rows, variants, shard_rows):
     plan = plan_of(*rows, variants=variants, shard_rows=shard_rows)
     refs = [ref for shard in range(plan.shards) for ref in plan.refs(shard)]
-    expected = [
-        (f"f{i}", row, variant) for i, n in enumerate(rows) for row in range(n) for variant in range(variants)
-    ]
+    expected = [(f"f{i}", row, variant) for i, n in enumerate(rows) for row in range(n) for variant in range(variants)]
     assert refs == expected
     assert sum(plan.pairs_in(shard) for shard in range(plan.shards)) == plan.pairs == len(expected)
 

@@ -91,9 +91,7 @@ def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifes
 
     spec = make_spec(make_manifest(rows=6, prompt=["fine", "fine", "boom"] * 2), max_failure_ratio=1.0)
     mark = tmp_path / "mark"
-    process: subprocess.Popen = start(
-        spec, tmp_path, "--ray", KILL_AT=str(at), KILL_IN="worker", KILL_MARK=str(mark)
-    )
+    process: subprocess.Popen = start(spec, tmp_path, "--ray", KILL_AT=str(at), KILL_IN="worker", KILL_MARK=str(mark))
     code, said = finish(process)
     assert code == 0, said
     assert mark.exists()

@@ -289,3 +289,19 @@ def test_a_v_prediction_checkpoint_loads_and_makes_pairs(v_checkpoint):
     assert [type(result) for result in results] == [StereoPair] * 3
     assert results[0].left.shape == results[0].right.shape == (32, 48, 3)
     assert not (results[0].left == results[1].left).all()
+
+
+def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from stereo_jobs.models.depth import DepthEstimator
+
+    folder = tmp_path / "depth"
+    shutil.copytree(DEMO_SD.parent / "depth", folder)
+    weights = load_file(folder / "model.safetensors")
+    name = sorted(weights)[0]
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match="1 weights are missing"):
+        DepthEstimator(folder, "inverse", torch.float32, "cpu")
