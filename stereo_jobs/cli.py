@@ -86,10 +86,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
-    from stereo_jobs.job.driver import prepare
+    from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.job.driver import open_output, prepare
     from stereo_jobs.spec import load_spec
 
-    job = prepare(load_spec(spec, overrides), extend=extend, publish=not dry_run).job
+    loaded = load_spec(spec, overrides)
+    storage = open_storage(loaded.output, loaded.runtime.storage) if dry_run else open_output(loaded)
+    job = prepare(loaded, storage, extend=extend, publish=not dry_run).job
     facts = {
         "planned": job.pairs,
         "generations": [

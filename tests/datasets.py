@@ -7,11 +7,15 @@ import pyarrow.parquet as pq
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.job import layout
-from stereo_jobs.job.driver import prepare
+from stereo_jobs.job.driver import Prepared, prepare
 from stereo_jobs.job.plan import load_job
 from stereo_jobs.job.verify import Verdict, verify
 from stereo_jobs.records import RUN_PREFIX
 from stereo_jobs.spec import JobSpec
+
+
+def prepared(spec: JobSpec, **options) -> Prepared:
+    return prepare(spec, open_storage(spec.output, spec.runtime.storage), **options)
 
 
 def verdict(spec: JobSpec) -> Verdict:
@@ -28,6 +32,3 @@ def rows(spec: JobSpec) -> dict[str, dict]:
     listed = table.to_pylist()
     assert len({row["id"] for row in listed}) == len(listed)
     return {row["id"]: row for row in listed}
-
-
-__all__ = ["prepare", "rows", "verdict"]

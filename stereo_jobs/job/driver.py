@@ -20,6 +20,7 @@ from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import (
     DriftError,
     InterruptedRunError,
+    ManifestError,
     OutputHeldError,
     StereoJobsError,
     StorageError,
@@ -30,7 +31,7 @@ from stereo_jobs.job.commits import keys_with_errors, repair
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.plan import Job
-from stereo_jobs.job.pool import LocalPool, Outcome, Pool, RayPool
+from stereo_jobs.job.pool import Outcome, Pool, open_pool
 from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.spec import JobSpec, Recipe
@@ -50,6 +51,7 @@ class Tick:
     done: int
     failed: int
     made: int
+    left: int
     seconds: float
     workers: int
 
@@ -61,7 +63,7 @@ class Tick:
     @property
     def eta_s(self) -> float | None:
         """Seconds to go at this rate."""
-        return (self.planned - self.done - self.failed) / self.pairs_per_s if self.made else None
+        return self.left / self.pairs_per_s if self.made else None
 
 
 Watch = Callable[[Tick], None]
@@ -78,37 +80,30 @@ class Prepared(NamedTuple):
     recipe: Recipe
 
 
-def prepare(spec: JobSpec, *, extend: bool = False, publish: bool = True) -> Prepared:
+def open_output(spec: JobSpec) -> Storage:
+    """The output's storage, proven to refuse what it must. Raises StorageError."""
+    storage = open_storage(spec.output, spec.runtime.storage)
+    storage.probe(layout.PROBE)
+    return storage
+
+
+def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: bool = True) -> Prepared:
     """Check the spec against the output, and plan what is new.
 
     Args:
         spec: the job.
+        storage: of its output.
         extend: make a new generation of manifest files that no plan lists yet.
         publish: False checks everything and writes nothing.
 
     Raises:
         StereoJobsError: see `errors`; nothing has been loaded or generated then.
     """
-    settings = spec.runtime.storage
-    storage = open_storage(spec.output, settings)
-    if publish:
-        storage.probe(layout.PROBE)
     recipe = resolve_recipe(spec.recipe)
     job = plan.load_job(storage)
-    found = manifest.find(spec.manifests, settings)
     if job.plans:
         plan.refuse_drift(job, recipe)
-        listed = {file.uri for p in job.plans for file in p.files}
-        new = [uri for uri in found if uri not in listed]
-        if new and not extend:
-            log.warning(
-                "%d manifest file(s) not in the plan are ignored, first %s; --extend adds them",
-                len(new),
-                new[0],
-            )
-            new = []
-    else:
-        new = found
+    new = _unplanned(spec, job, extend)
     if new:
         made, hashes = plan.make_plan(spec, recipe, new, job, storage)
         if publish:
@@ -117,6 +112,22 @@ def prepare(spec: JobSpec, *, extend: bool = False, publish: bool = True) -> Pre
             made = plan.publish(storage, made, hashes)
         job = Job((*job.plans, made))
     return Prepared(storage, job, recipe)
+
+
+def _unplanned(spec: JobSpec, job: Job, extend: bool) -> list[str]:
+    """Manifest files to make a plan of."""
+    wanted = extend or not job.plans
+    try:
+        found = manifest.find(spec.manifests, spec.runtime.storage)
+    except ManifestError:
+        if wanted:
+            raise
+        found = []  # whether planned files are still needed, and there, is seen later
+    listed = {file.uri for p in job.plans for file in p.files}
+    new = [uri for uri in found if uri not in listed]
+    if new and not wanted:
+        log.warning("%d manifest file(s) not in the plan are ignored, first %s; --extend adds them", len(new), new[0])
+    return new if wanted else []
 
 
 def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
@@ -179,10 +190,13 @@ def run(
     Raises:
         StereoJobsError: see `errors` for kinds and exit codes.
     """
-    storage = open_storage(spec.output, spec.runtime.storage)
-    storage.probe(layout.PROBE)
+    storage = open_output(spec)
     with Lease(storage, spec.runtime.lease_ttl_s) as lease, _signals() as stopped:
-        storage, job, recipe = prepare(spec, extend=extend)
+
+        def ended() -> bool:
+            return stopped.is_set() or lease.lost() is not None
+
+        _, job, recipe = prepare(spec, storage, extend=extend)
         if retry:
             job = plan_retry(spec, storage, job)
         done = repair(storage, job.plans)
@@ -202,7 +216,7 @@ def run(
             pairs=sum(task.plan.pairs_in(task.shard) for task in tasks),
         )
         if tasks:
-            pool: Pool = LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=len(tasks))
+            pool = open_pool(spec, recipe, load, local=local, shards=len(tasks), ended=ended)
             try:
                 _deal(state, pool, lease, stopped, watch)
             finally:
@@ -321,6 +335,7 @@ def _tick(state: _Run, pool: Pool) -> Tick:
         done=state.sums.succeeded,
         failed=state.sums.failing,
         made=state.made,
+        left=state.pairs - state.made,
         seconds=time.monotonic() - state.started,
         workers=pool.workers(),
     )

@@ -112,7 +112,7 @@ class Job:
 def load_job(storage: Storage) -> Job:
     """All plans of an output; none for a fresh one. Raises StorageError for a gap or a broken plan."""
     try:
-        names = [info.key for info in storage.list(layout.PLANS_PREFIX)]
+        names = sorted(info.key for info in storage.list(layout.PLANS_PREFIX))
     except NotFoundError:
         names = []
     plans = []

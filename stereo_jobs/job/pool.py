@@ -10,6 +10,7 @@ import secrets
 import signal
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 from dataclasses import dataclass, field
@@ -116,6 +117,13 @@ class LocalPool:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
+def open_pool(
+    spec: JobSpec, recipe: Recipe, load: Load, *, local: bool, shards: int, ended: Callable[[], bool]
+) -> Pool:
+    """Workers with their models loaded, in this process or on Ray. See the classes for the arguments."""
+    return LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=shards, ended=ended)
+
+
 # --- Ray ---
 
 
@@ -206,13 +214,14 @@ class RayPool:
         recipe: resolved.
         load: loads the generator in each actor.
         shards: how many there are to make; no more actors than that are started.
+        ended: whether to give up waiting for actors, since the run is to stop.
 
     Raises:
-        SpecError: the first actors were not ready in `start_timeout_s`.
+        SpecError: too few actors were ready for `start_timeout_s`.
         ModelError: an actor cannot load its models.
     """
 
-    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, shards: int) -> None:
+    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, *, shards: int, ended: Callable[[], bool]) -> None:
         self._ray, self._owned = start_ray(spec)
         self._runtime = spec.runtime
         count, self._gate, gpus = self._size(shards)
@@ -229,11 +238,21 @@ class RayPool:
         self._loading = {actor.handle.ready.remote(): actor for actor in self._actors}
         self._tasks: dict[Any, tuple[ShardTask, _Actor, float]] = {}
         self._overdue: set[Any] = set()
-        self._open_gate()
+        self._last_seen = time.monotonic()
+        try:
+            while self.workers() < self._gate and not ended():
+                self._greet(0.5)
+                self._refuse_to_wait(self._gate)
+        except BaseException:
+            self.close()
+            raise
 
     def free(self) -> int:
         """See Pool."""
         self._greet(0)
+        if self.workers():
+            self._last_seen = time.monotonic()
+        self._refuse_to_wait(1)
         return sum(IN_FLIGHT - len(actor.tasks) for actor in self._actors if actor.ready)
 
     def busy(self) -> int:
@@ -286,16 +305,14 @@ class RayPool:
             count, gate = max(1, int(room)), 1
         return min(count, shards), min(gate, shards), gpus
 
-    def _open_gate(self) -> None:
-        deadline = time.monotonic() + self._runtime.start_timeout_s
-        while self.workers() < self._gate:
-            if time.monotonic() > deadline:
-                raise SpecError(
-                    f"runtime.actors: {self.workers()} of {self._gate} actors ready after "
-                    f"{self._runtime.start_timeout_s:g} s; the cluster has {self._ray.cluster_resources()}; ask "
-                    "for fewer, or raise runtime.start_timeout_s"
-                )
-            self._greet(0.5)
+    def _refuse_to_wait(self, wanted: int) -> None:
+        """Raise SpecError if fewer than `wanted` actors were ready for too long."""
+        if self.workers() < wanted and time.monotonic() > self._last_seen + self._runtime.start_timeout_s:
+            raise SpecError(
+                f"runtime.actors: {self.workers()} of {wanted} actors ready after "
+                f"{self._runtime.start_timeout_s:g} s; the cluster has {self._ray.cluster_resources()}; ask for "
+                "fewer, or raise runtime.start_timeout_s"
+            )
 
     def _greet(self, timeout_s: float) -> None:
         """Note which actors have loaded their models since the last call."""
@@ -307,9 +324,10 @@ class RayPool:
             try:
                 log.info("actor %s is ready", self._ray.get(ref))
                 actor.ready = True
-            except self._ray.exceptions.ActorDiedError as error:
-                raise _cause(error) from None
-            except self._ray.exceptions.RayActorError:
+            except self._ray.exceptions.RayActorError as error:
+                if "creation task" in str(error):
+                    raise _cause(error) from None
+                # Its process or node was lost while loading: Ray makes it again.
                 self._loading[actor.handle.ready.remote()] = actor
 
     def _outcome(self, ref: Any) -> Outcome:

@@ -6,6 +6,7 @@ Needs the output only: planned ids are known by their hashes, so the manifest ma
 import hashlib
 import io
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,11 +65,15 @@ def verify(storage: Storage, job: Job, settings: StorageSpec) -> Verdict:
         verdict.complain(f"{layout.data(key)}: no plan has this shard")
     succeeded: list[NDArray[np.uint64]] = []
     failed: list[NDArray[np.uint64]] = []
-    for key in sorted(planned & (objects | records)):
-        ids = _check_object(storage, job.plans[key[0]], key, key in records, verdict)
-        if ids:
-            succeeded.append(_keys(ids[0]))
-            failed.append(_keys(ids[1]))
+
+    def check(key: layout.ShardKey) -> tuple[list[str], list[str]] | None:
+        return _check_object(storage, job.plans[key[0]], key, key in records, verdict)
+
+    with ThreadPoolExecutor(4) as threads:
+        for ids in threads.map(check, sorted(planned & (objects | records))):
+            if ids:
+                succeeded.append(_keys(ids[0]))
+                failed.append(_keys(ids[1]))
     _count(verdict, _expected(storage, job, settings), _stack(succeeded), _stack(failed))
     return verdict
 

@@ -10,10 +10,11 @@ from stereo_jobs.data.manifest import ManifestFile
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import DriftError, ManifestError
 from stereo_jobs.job import layout, progress
-from stereo_jobs.job.driver import prepare, run
+from stereo_jobs.job.driver import run
 from stereo_jobs.job.ids import find_duplicate, hash_ids
 from stereo_jobs.job.plan import Job, Plan, publish, retry_plan
 from tests import standin
+from tests.datasets import prepared as prepare
 
 
 def plan_of(*rows: int, variants: int = 1, shard_rows: int = 4, **fields) -> Plan:

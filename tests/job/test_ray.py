@@ -40,7 +40,7 @@ def whole(make_spec, make_manifest, tmp_path):
 
 
 def alive(pids: Path) -> list[int]:
-    return [int(p.name) for p in pids.iterdir() if Path("/proc", p.name).exists()]
+    return [int(p.name) for p in pids.iterdir() if p.name.isdigit() and Path("/proc", p.name).exists()]
 
 
 def test_ray_and_local_make_the_same_dataset(pids, whole, make_spec):
@@ -116,6 +116,19 @@ def test_a_shard_over_its_deadline_is_taken_off(pids, make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=1, prompt=["slow"]), shard_timeout_s=0.3, shard_attempts=2)
     with pytest.raises(Exception, match="took too long"):
         run(spec, load=killed.load_armed)
+
+
+def load_dying_once(recipe, device, batch_size):
+    mark = Path(os.environ["PID_FOLDER"], "died-loading")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return standin.StandIn(batch_size)
+
+
+def test_an_actor_lost_while_loading_is_made_again(pids, make_spec):
+    assert run(make_spec(actors=1), load=load_dying_once).complete
+    (pids / "died-loading").unlink()
 
 
 def load_badly(recipe, device, batch_size):

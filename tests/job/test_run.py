@@ -1,6 +1,7 @@
 """Whole runs in this process with the stand-in generator: results, resume, drift, extend, retry."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -79,6 +80,25 @@ def test_a_changed_manifest_is_refused(make_spec, make_manifest):
     local(spec)
     make_manifest(rows=9)
     with pytest.raises(DriftError, match="content changed"):
+        local(spec)
+
+
+def test_a_finished_job_does_not_need_its_manifest(make_spec, caplog):
+    spec = make_spec()
+    local(spec)
+    Path(spec.manifest).unlink()
+    assert local(spec).complete
+    assert "is gone; its rows are done" in caplog.text
+
+
+def test_an_unfinished_job_does_need_its_manifest(make_spec):
+    spec = make_spec()
+    local(spec)
+    root = Path(spec.output)
+    (root / layout.data((0, 1))).unlink()
+    (root / layout.record((0, 1))).unlink()
+    Path(spec.manifest).unlink()
+    with pytest.raises(DriftError, match="still needed, but gone"):
         local(spec)
 
 
