@@ -127,10 +127,15 @@ def open_pool(
 # --- Ray ---
 
 
-def start_ray(spec: JobSpec) -> tuple[ModuleType, bool]:
+def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]:
     """Import and connect Ray: to a cluster if one is named, else to a private one on loopback.
 
-    Returns the module, and whether this call connected it.
+    Args:
+        spec: `runtime` names the cluster, or says for how many actors a private one must have room.
+        gpus: of a private one; None counts them.
+
+    Returns:
+        The module, and whether this call connected it.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -153,7 +158,7 @@ def start_ray(spec: JobSpec) -> tuple[ModuleType, bool]:
         runtime = spec.runtime
         wanted = runtime.actors.max if isinstance(runtime.actors, ActorRange) else runtime.actors or 1
         cpus = max(os.cpu_count() or 1, round(wanted * runtime.cpus_per_actor + 0.5))
-        ray.init(num_cpus=cpus, include_dashboard=False, object_store_memory=100 * 1024**2, **quiet)
+        ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=100 * 1024**2, **quiet)
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own in the way of draining.
         signal.signal(signal.SIGTERM, on_sigterm)

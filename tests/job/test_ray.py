@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -24,7 +25,8 @@ def pids(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pids")
     os.environ["PID_FOLDER"] = str(folder)
     os.environ["KILL_IN"] = "worker"
-    ray, _ = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}))
+    # Two GPUs that nobody looks at: Ray only counts them and says which actor may see which.
+    ray = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}), gpus=2)[0]
     yield folder
     ray.shutdown()
     del os.environ["PID_FOLDER"], os.environ["KILL_IN"]
@@ -52,6 +54,22 @@ def test_ray_and_local_make_the_same_dataset(pids, whole, make_spec):
     assert max(tick.workers for tick in ticks) == 2
     assert verdict(spec).ok
     assert rows(spec) == expected
+
+
+def load_telling_its_gpu(recipe, device, batch_size):
+    folder = Path(os.environ["PID_FOLDER"], "gpus")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+    return standin.StandIn(batch_size)
+
+
+@pytest.mark.parametrize(("gpus", "actors", "seen"), [(1, None, ["0", "1"]), (0.5, None, ["0", "0", "1", "1"])])
+def test_each_actor_is_pinned_to_its_gpu(pids, make_spec, make_manifest, gpus, actors, seen):
+    spec = make_spec(make_manifest(rows=20, prompt=["slow"] * 20), actors=actors, gpus_per_actor=gpus, shard_rows=1)
+    run(spec, load=load_telling_its_gpu)
+    told = [path.read_text() for path in (pids / "gpus").iterdir()]
+    shutil.rmtree(pids / "gpus")
+    assert sorted(told) == seen
 
 
 def test_actors_killed_at_random_moments(pids, whole, make_spec):
