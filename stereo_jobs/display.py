@@ -20,14 +20,9 @@ def display(console: Console, quiet: bool = False) -> "Iterator[Callable[[Tick],
     if quiet:
         yield lambda tick: None
     elif console.is_terminal:
-        columns = [
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} pairs"),
-            TextColumn("{task.description}"),
-        ]
-        with Progress(*columns, console=console) as bar:
+        with Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("loading models", total=None)
-            yield lambda tick: bar.update(task, completed=tick.done, total=tick.planned, description=_rest(tick))
+            yield lambda tick: bar.update(task, completed=tick.done, total=tick.planned, description=_line(tick))
     else:
         last = 0.0
 
@@ -35,15 +30,16 @@ def display(console: Console, quiet: bool = False) -> "Iterator[Callable[[Tick],
             nonlocal last
             if time.monotonic() - last >= PLAIN_EVERY_S:
                 last = time.monotonic()
-                console.print(f"{tick.done:,}/{tick.planned:,} pairs  {_rest(tick)}", markup=False)
+                console.print(_line(tick), markup=False)
 
         yield print_plainly
 
 
-def _rest(tick: "Tick") -> str:
+def _line(tick: "Tick") -> str:
     eta = "--" if tick.eta_s is None else _duration(tick.eta_s)
-    return f"{tick.pairs_per_s:.2f} pairs/s  ETA {eta}  {tick.failed:,} failed  {tick.workers} worker" + "s" * (
-        tick.workers != 1
+    return (
+        f"{tick.done:,}/{tick.planned:,} pairs  {tick.pairs_per_s:.2f} pairs/s  ETA {eta}  {tick.failed:,} failed  {tick.workers} worker"
+        + "s" * (tick.workers != 1)
     )
 
 

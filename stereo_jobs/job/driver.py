@@ -226,6 +226,7 @@ def run(
 
 def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch: Watch) -> None:
     """Hand out shards until none is left."""
+    state.started = time.monotonic()  # loading models does not count as speed
     while state.queue or pool.busy():
         lost = lease.lost()
         if lost:
