@@ -37,10 +37,9 @@ def display(console: Console, quiet: bool = False) -> "Iterator[Callable[[Tick],
 
 def _line(tick: "Tick") -> str:
     eta = "--" if tick.eta_s is None else _duration(tick.eta_s)
-    return (
-        f"{tick.done:,}/{tick.planned:,} pairs  {tick.pairs_per_s:.2f} pairs/s  ETA {eta}  {tick.failed:,} failed  {tick.workers} worker"
-        + "s" * (tick.workers != 1)
-    )
+    workers = f"{tick.workers} worker" + "s" * (tick.workers != 1)
+    speed = f"{tick.pairs_per_s:.2f} pairs/s  ETA {eta}"
+    return f"{tick.done:,}/{tick.planned:,} pairs  {speed}  {tick.failed:,} failed  {workers}"
 
 
 def _duration(seconds: float) -> str:
