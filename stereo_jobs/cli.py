@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -74,14 +75,14 @@ def demo(
     spec = demo_spec(output, rows)
     _run(spec, local=local, as_json=as_json)
     if not as_json:
-        out.print(f"Look at them: stereo-jobs report {output}")
+        out.print(f"Look at them: stereo-jobs report {shlex.quote(output)}", markup=False)
 
 
 @app.command()
 def plan(
     spec: SpecPath,
     overrides: Set = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, write nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec, manifest and models; write nothing.")] = False,
     extend: Annotated[bool, typer.Option(help="Plan manifest files that are new, too.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -16,6 +16,11 @@ def demo_spec(output: str, rows: int = 16) -> JobSpec:
     buffer = io.BytesIO()
     pq.write_table(pq.read_table(_demo_manifest()).slice(0, rows), buffer)
     storage, name = open_storage(output), f"manifest/demo-{rows}.parquet"
+    others = [info.key for info in storage.list("manifest/") if info.key != name]
+    if others:
+        raise ManifestError(
+            f"{storage.locate(others[0])}: this demo was begun with other --rows; choose another output"
+        )
     with suppress(AlreadyExistsError):
         storage.create(name, buffer.getvalue())
     return parse_spec(

@@ -35,6 +35,10 @@ class StorageError(StereoJobsError):
     exit_code = 2
 
 
+class StorageUnavailableError(StorageError):
+    """The store does not answer, or not now; may go away by itself, unlike the other storage errors."""
+
+
 class DriftError(StereoJobsError):
     """The output was begun with another recipe, manifest content or model revision."""
 
@@ -57,6 +61,12 @@ class OutputHeldError(StereoJobsError):
     """Another run holds the lease of this output."""
 
     exit_code = 5
+
+
+class DeviceLostError(StereoJobsError):
+    """The GPU gives errors for everything from now on; only a new process can use it again."""
+
+    exit_code = 75
 
 
 class InterruptedRunError(StereoJobsError):

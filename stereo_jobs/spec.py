@@ -373,7 +373,7 @@ def _explain(error: ValidationError) -> list[str]:
 _UNION_TAG = re.compile(r"^(float|int|str|constrained-int|[A-Z]\w*)$|[\[(]")
 
 
-_SECRET = re.compile(r"secret|key|token|password|credential|storage")
+_SECRET = re.compile(r"secret|key|token|password|credential|storage|pass|auth")
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:

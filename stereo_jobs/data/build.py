@@ -75,7 +75,7 @@ def _read(source: Path) -> pa.Table:
 
 
 def _lines(source: Path) -> pa.Table:
-    lines = [line.strip() for line in source.read_text(encoding="utf-8").splitlines()]
+    lines = [line.strip() for line in source.read_text(encoding="utf-8-sig").splitlines()]
     return pa.table({"prompt": pa.array([line for line in lines if line], pa.string())})
 
 

@@ -237,7 +237,12 @@ class ManifestReader:
     def read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         """Cells of the rows (indices into the file, ascending), in that order."""
         with self._lock:
-            return self._read(uri, rows)
+            try:
+                return self._read(uri, rows)
+            except ManifestError:
+                # The handle may have outlived its credentials or its connection: once more with a new one.
+                self._file = self._group = None
+                return self._read(uri, rows)
 
     def _read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
         parquet = self._open(uri)
@@ -277,17 +282,17 @@ class ManifestReader:
 
 
 def _plain_cells(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
-    """Cells as plain values. In place of text that is not UTF-8 stands its error, which fails only its row."""
+    """Cells as plain values. In place of one that Python cannot hold stands its error, which fails only its row."""
     try:
         return rows.to_pylist()  # type: ignore[no-any-return]
-    except UnicodeDecodeError:
+    except ValueError:
         return [{name: _plain_cell(rows[name][i]) for name in rows.schema.names} for i in range(len(rows))]
 
 
 def _plain_cell(cell: pa.Scalar) -> Any:
     try:
         return cell.as_py()
-    except UnicodeDecodeError as error:
+    except ValueError as error:
         return error
 
 
@@ -301,8 +306,8 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence
         needed: image columns that the mode reads.
         inputs: fetches them within bounds.
     """
-    broken = [name for name, value in cells.items() if isinstance(value, UnicodeDecodeError)]
-    cells = cells | dict.fromkeys(broken)
+    broken = [name for name, value in cells.items() if isinstance(value, ValueError)]
+    cells_as_read, cells = cells, cells | dict.fromkeys(broken)
     scales = recipe.variants.scale_percent
     seed_index, scale_index = divmod(variant, max(1, len(scales)))
     row_id = str(cells["id"]) + (f"~{variant}" if recipe.variants.per_row > 1 else "")
@@ -314,7 +319,8 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence
     images: dict[str, bytes] = {}
     try:
         if broken:
-            raise ValueError(f"{broken[0]}: not valid UTF-8")
+            why = cells_as_read[broken[0]]
+            raise ValueError(f"{broken[0]}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
         _check_cells(cells, float(scale))
         images = {column: inputs.read_image(cells.get(column), column) for column in needed}
     except (ValueError, InputError) as problem:

@@ -7,6 +7,7 @@ still the version the caller saw. `replace` is for what may be rewritten (card, 
 import contextlib
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import re
@@ -23,7 +24,7 @@ import tenacity
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from stereo_jobs.errors import StorageError
+from stereo_jobs.errors import StorageError, StorageUnavailableError
 from stereo_jobs.spec import StorageSpec
 
 
@@ -126,10 +127,10 @@ class Storage(ABC):
         )
 
 
-def open_storage(uri: str, settings: StorageSpec | None = None) -> Storage:
-    """The storage for a folder, a `file://` URI or an `s3://bucket/prefix`."""
+def open_storage(uri: str, settings: StorageSpec | None = None, patience_s: float = 60.0) -> Storage:
+    """The storage for a folder, a `file://` URI or an `s3://bucket/prefix`; `patience_s` is for S3 requests."""
     if uri.startswith("s3://"):
-        return S3Storage(uri, settings or StorageSpec())
+        return S3Storage(uri, settings or StorageSpec(), patience_s)
     if "://" in uri and not uri.startswith("file://"):
         raise StorageError(f"{uri}: unknown scheme; use a local path or s3://bucket/prefix")
     return LocalStorage(uri.removeprefix("file://"))
@@ -142,7 +143,8 @@ class LocalStorage(Storage):
     """A folder. Unfinished files start with a dot and never appear under a final name."""
 
     def __init__(self, folder: str | Path) -> None:
-        self.root = Path(folder).expanduser().absolute()
+        # One spelling per place, without following links: plans compare file names.
+        self.root = Path(os.path.normpath(Path(folder).expanduser().absolute()))
         self.uri = str(self.root)
 
     def read(self, key: str) -> bytes:
@@ -173,7 +175,7 @@ class LocalStorage(Storage):
         folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
         found = []
         with _local_errors(folder):
-            for parent, folders, names in os.walk(folder):
+            for parent, folders, names in os.walk(folder, onerror=_raise_unless_missing):
                 folders[:] = [name for name in folders if not name.startswith(".")]
                 for name in names:
                     path = Path(parent, name)
@@ -229,7 +231,10 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError:
+            raise StorageError(f"{path.parent}: this folder cannot be made; choose another output") from None
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             with temporary.open("xb") as file:
@@ -255,6 +260,11 @@ class LocalStorage(Storage):
                         raise ChangedError(key) from None
                     time.sleep(0.01)
             yield
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 @contextlib.contextmanager
@@ -294,6 +304,7 @@ _REMEDIES = {
     "EntityTooLarge": "more than one PUT takes (5 GB); lower runtime.shard_rows",
     "ExpiredToken": "the session token has expired; renew the credentials",
 }
+_AWS_DEFAULT = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com")
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
@@ -302,10 +313,20 @@ class _ConflictError(StorageError):
     """409: another writer on the same key at the same time; ask again."""
 
 
-class S3Storage(Storage):
-    """An S3 prefix. Transient errors are retried with jitter by botocore, a bounded number of times."""
+class _BrokenReadError(StorageUnavailableError):
+    """The body of an answer ended early."""
 
-    def __init__(self, uri: str, settings: StorageSpec) -> None:
+
+class S3Storage(Storage):
+    """An S3 prefix. Transient errors are retried with jitter by botocore, a bounded number of times.
+
+    Args:
+        uri: s3://bucket/prefix.
+        settings: endpoint and credentials.
+        patience_s: how long one request may take; below a minute, few are tried.
+    """
+
+    def __init__(self, uri: str, settings: StorageSpec, patience_s: float = 60.0) -> None:
         match = re.fullmatch(r"s3://([^/]+)/?(.*?)/?", uri)
         if not match:
             raise StorageError(f"{uri}: write it as s3://bucket/prefix")
@@ -323,9 +344,9 @@ class S3Storage(Storage):
                 region_name=settings.region or session.region_name or "us-east-1",
                 endpoint_url=settings.endpoint_url,
                 config=Config(
-                    retries={"mode": "standard", "max_attempts": 6},
-                    connect_timeout=5,
-                    read_timeout=60,
+                    retries={"mode": "standard", "max_attempts": 6 if patience_s >= 60 else 2},
+                    connect_timeout=min(5, patience_s),
+                    read_timeout=patience_s,
                     max_pool_connections=32,
                     s3={"addressing_style": "path"} if settings.endpoint_url else None,
                 ),
@@ -338,11 +359,20 @@ class S3Storage(Storage):
         """See Storage."""
         return self.read_tagged(key)[0]
 
+    @tenacity.retry(
+        retry=tenacity.retry_if_exception_type(_BrokenReadError),
+        wait=tenacity.wait_random_exponential(multiplier=0.5, max=10),
+        stop=tenacity.stop_after_attempt(4),
+        reraise=True,
+    )
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """See Storage."""
+        """See Storage. botocore asks again until an answer begins; one that breaks off is asked for here."""
         with self._errors(key):
             response = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
-            return response["Body"].read(), response["ETag"]
+            try:
+                return response["Body"].read(), response["ETag"]
+            except BotoCoreError as error:
+                raise _BrokenReadError(f"{self.locate(key)}: the answer broke off ({type(error).__name__})") from None
 
     def size(self, key: str) -> int:
         """See Storage."""
@@ -386,19 +416,27 @@ class S3Storage(Storage):
         endpoint = self._client.meta.endpoint_url
         credentials = self._session.get_credentials()
         frozen = credentials.get_frozen_credentials() if credentials else None
-        options: dict[str, Any] = {"region": self._client.meta.region_name}
+        options: dict[str, Any] = {"region": self._region()}
         if frozen:
             options |= {
                 "access_key": frozen.access_key,
                 "secret_key": frozen.secret_key,
                 "session_token": frozen.token,
             }
-        if "amazonaws.com" not in endpoint:
+        if not _AWS_DEFAULT.fullmatch(endpoint):
             options |= {
                 "scheme": endpoint.split("://")[0],
                 "endpoint_override": endpoint.split("://")[-1],
             }
         return pyarrow.fs.S3FileSystem(**options), f"{self.bucket}/{self._key(key)}"
+
+    @functools.cache  # noqa: B019  (a process opens few storages, and keeps them)
+    def _region(self) -> str:
+        """Where the bucket is: boto3 follows redirects between AWS regions, Arrow does not."""
+        if _AWS_DEFAULT.fullmatch(self._client.meta.endpoint_url):
+            with contextlib.suppress(ClientError, BotoCoreError):
+                return self._client.head_bucket(Bucket=self.bucket)["BucketRegion"]
+        return self._client.meta.region_name
 
     @tenacity.retry(
         retry=tenacity.retry_if_exception_type(_ConflictError),
@@ -428,7 +466,8 @@ class S3Storage(Storage):
             if code in _MISSING:
                 raise NotFoundError(where) from None
             reason = _REMEDIES.get(code, f"{code}: {details.get('Message', '')}".strip(": "))
-            raise StorageError(f"{where}: {reason}") from None
+            kind = StorageError if code in _REMEDIES else StorageUnavailableError
+            raise kind(f"{where}: {reason}") from None
         except BotoCoreError as error:
             # Never the request itself: it may hold credentials.
             hint = {
@@ -438,4 +477,4 @@ class S3Storage(Storage):
                 "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
                 "ParamValidationError": "not a valid bucket or object name; mend the URI",
             }.get(type(error).__name__, type(error).__name__)
-            raise StorageError(f"{where}: {hint}") from None
+            raise StorageUnavailableError(f"{where}: {hint}") from None

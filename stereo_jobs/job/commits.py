@@ -7,7 +7,7 @@ record and the errors file again from it.
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
@@ -53,7 +53,11 @@ def complete(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardReco
     try:
         storage.create(layout.record(key), record.model_dump_json().encode())
     except AlreadyExistsError:
-        log.debug("record %s exists", key)
+        there = storage.read(layout.record(key))
+        if there != record.model_dump_json().encode():
+            # The object was damaged or lost, moved away, and made again: the record follows the object.
+            log.warning("record %s was of another object; replacing it", key)
+            storage.replace(layout.record(key), record.model_dump_json().encode())
     return record
 
 
@@ -98,6 +102,18 @@ def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord
 
     with ThreadPoolExecutor(16) as pool:
         return [record for record in pool.map(read, keys) if record]
+
+
+def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[ShardKey, list[RowError]]]:
+    """The failed rows of shards, from their footers alone, side by side."""
+
+    def read(key: ShardKey) -> tuple[ShardKey, list[RowError]]:
+        filesystem, path = storage.for_pyarrow(layout.data(key))
+        with filesystem.open_input_file(path) as file:
+            return key, read_footer(pq.ParquetFile(file)).errors
+
+    with ThreadPoolExecutor(16) as pool:
+        yield from pool.map(read, sorted(keys))
 
 
 def repair(storage: Storage, plans: Sequence[Plan]) -> set[ShardKey]:

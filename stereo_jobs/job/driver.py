@@ -15,19 +15,17 @@ from typing import NamedTuple
 
 from stereo_jobs import __version__
 from stereo_jobs.data import card, manifest
-from stereo_jobs.data.shards import read_footer
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import (
-    DriftError,
     InterruptedRunError,
     ManifestError,
     OutputHeldError,
     StereoJobsError,
-    StorageError,
+    StorageUnavailableError,
     TooManyFailuresError,
 )
 from stereo_jobs.job import layout, plan, progress
-from stereo_jobs.job.commits import keys_with_errors, repair
+from stereo_jobs.job.commits import failed_rows, keys_with_errors, repair
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.plan import Job
@@ -39,6 +37,8 @@ from stereo_jobs.spec import JobSpec, Recipe
 log = logging.getLogger(__name__)
 
 ROLL_UP_EVERY_S = 10.0
+MAX_DEATHS = 10
+"""Workers that one shard may lose while none of its rows can be blamed."""
 SURE_AFTER = 100
 """Rows after which the share of failures is believed before all rows are done."""
 
@@ -137,10 +137,9 @@ def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
     if any(key not in objects for key in job.shard_keys() if job.plans[key[0]].kind == "retry"):
         log.info("a retry is still unfinished; it goes on")
         return job
-    for generation, shard in sorted(keys_with_errors(storage) & objects):
-        footer = read_footer(storage.read(layout.data((generation, shard))))
+    for (generation, shard), errors in failed_rows(storage, keys_with_errors(storage) & objects):
         first = shard * job.plans[generation].shard_rows
-        failed.setdefault(generation, []).extend(first + error.row for error in footer.errors)
+        failed.setdefault(generation, []).extend(first + error.row for error in errors)
     made = plan.retry_plan(spec, job, failed)
     if made is None:
         return job
@@ -164,6 +163,7 @@ class _Run:
     made: int = 0
     failed: int = 0
     tries: dict[ShardKey, int] = field(default_factory=dict)
+    deaths: dict[ShardKey, int] = field(default_factory=dict)
     suspects: dict[ShardKey, set[int]] = field(default_factory=dict)
     rolled_up: float = 0.0
 
@@ -191,7 +191,12 @@ def run(
         StereoJobsError: see `errors` for kinds and exit codes.
     """
     storage = open_output(spec)
-    with Lease(storage, spec.runtime.lease_ttl_s) as lease, _signals() as stopped:
+    spec = spec.model_copy(update={"output": storage.uri})  # workers may be in other folders
+    ttl_s = spec.runtime.lease_ttl_s
+    with (
+        Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s) as lease,
+        _signals() as stopped,
+    ):
 
         def ended() -> bool:
             return stopped.is_set() or lease.lost() is not None
@@ -230,7 +235,8 @@ def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch
     while state.queue or pool.busy():
         lost = lease.lost()
         if lost:
-            raise OutputHeldError(f"{state.storage.uri}: {lost}; this run stops, what it made stays valid")
+            kind = OutputHeldError if lease.taken else InterruptedRunError
+            raise kind(f"{state.storage.uri}: {lost}; this run stops, what it made stays valid")
         if stopped.is_set():
             _drain(state, pool)
             raise InterruptedRunError(f"{state.storage.uri}: interrupted; run again to go on")
@@ -248,11 +254,19 @@ def _account(state: _Run, outcome: Outcome) -> None:
     if outcome.record is not None:
         progress.add(state.sums, state.job, [outcome.record])
         state.made += outcome.record.succeeded + outcome.record.failed
-        state.failed += outcome.record.failed
+        if task.plan.kind == "manifest":  # rows that fail again when retried are no news
+            state.failed += outcome.record.failed
         _stop_if_too_many_failed(state)
         return
     if outcome.died and not outcome.overdue:
         # A dead worker does not count against the shard; the rows it was at come under suspicion.
+        if not outcome.batch:
+            state.deaths[task.key] = state.deaths.get(task.key, 0) + 1
+            if state.deaths[task.key] >= MAX_DEATHS:
+                raise StereoJobsError(
+                    f"shard {task.key} lost {MAX_DEATHS} workers that were not generating any row; look at their "
+                    "memory: is the host's enough for one shard of runtime.shard_rows?"
+                )
         seen = state.suspects.setdefault(task.key, set())
         guilty = seen & set(outcome.batch) if len(outcome.batch) == 1 else set()
         seen |= set(outcome.batch)
@@ -266,27 +280,28 @@ def _account(state: _Run, outcome: Outcome) -> None:
             )
         )
         return
-    if isinstance(outcome.error, (DriftError, StorageError)):
+    passing = isinstance(outcome.error, (AbandonedError, StorageUnavailableError))
+    if isinstance(outcome.error, StereoJobsError) and not passing:
         raise outcome.error
     state.tries[task.key] = state.tries.get(task.key, 0) + 1
     if isinstance(outcome.error, AbandonedError):
         return
     if state.tries[task.key] >= state.spec.runtime.shard_attempts:
         reason = "took too long" if outcome.overdue else str(outcome.error)
-        raise StereoJobsError(
-            f"shard {task.key} failed {state.tries[task.key]} times, last: {reason}"
-        ) from outcome.error
+        kind = InterruptedRunError if passing else StereoJobsError
+        raise kind(f"shard {task.key} failed {state.tries[task.key]} times, last: {reason}") from outcome.error
     log.warning("shard %s failed, dealing it again: %s", task.key, outcome.error)
     state.queue.append(task)
 
 
 def _stop_if_too_many_failed(state: _Run) -> None:
     ratio = state.spec.runtime.max_failure_ratio
-    certain = state.failed > ratio * state.pairs
+    certain = state.failed > ratio * state.job.pairs
     likely = state.made >= SURE_AFTER and state.failed > ratio * state.made
     if certain or likely:
         raise TooManyFailuresError(
-            f"{state.failed} of {state.made} rows failed, more than runtime.max_failure_ratio = {ratio:g}; "
+            f"{state.failed} of {state.made} rows failed so far, of {state.job.pairs} planned: more than "
+            f"runtime.max_failure_ratio = {ratio:g}; "
             "their errors are in _job/errors/, what succeeded is kept"
         )
 

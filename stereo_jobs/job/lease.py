@@ -37,6 +37,8 @@ class Lease:
         self._count = 0
         self._renewed = 0.0
         self._lost = ""
+        self.taken = False
+        """Once lost: whether it went to another run, or just could not be kept."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
@@ -68,7 +70,14 @@ class Lease:
         silent = time.monotonic() - self._renewed
         if silent > self.ttl_s / 2:
             self._lost = f"the lease could not be renewed for {silent:.0f} s"
+            self.taken = self._is_taken()
         return self._lost or None
+
+    def _is_taken(self) -> bool:
+        try:
+            return not _is_held_by(self.storage.read(layout.LEASE), self.holder)
+        except (NotFoundError, StorageError):
+            return False
 
     def _acquire(self) -> None:
         self._renewed = time.monotonic()
@@ -122,6 +131,7 @@ class Lease:
                 except (NotFoundError, StorageError):
                     continue
                 if not _is_held_by(data, self.holder):
+                    self.taken = True
                     self._lost = "another run has taken over"
                     return
             except StorageError as problem:

@@ -4,6 +4,7 @@ The driver hands out tasks and collects outcomes; images pass neither through it
 store, only task numbers and records do.
 """
 
+import contextlib
 import logging
 import os
 import secrets
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
-from stereo_jobs.errors import ModelError, SpecError, StereoJobsError
+from stereo_jobs.errors import DeviceLostError, ModelError, SpecError, StereoJobsError
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.worker import Load, ShardTask, ShardWorker
 from stereo_jobs.records import ShardRecord
@@ -191,7 +192,8 @@ class ActorWorker:
 
         def report(key: ShardKey, rows: list[int]) -> None:
             # Waited for: the report must be out before the batch can kill this process.
-            ray.get(board.report.remote(key, rows))
+            with contextlib.suppress(ray.exceptions.RayActorError):
+                ray.get(board.report.remote(key, rows))
 
         self._worker = ShardWorker(spec, recipe, load, report)
 
@@ -201,14 +203,21 @@ class ActorWorker:
 
     def run(self, task: ShardTask) -> ShardRecord:
         """See ShardWorker.run."""
-        return self._worker.run(task)
+        try:
+            return self._worker.run(task)
+        except DeviceLostError:
+            log.exception("leaving this process, for Ray to make a new one")
+            os._exit(DeviceLostError.exit_code)
 
 
 @dataclass
 class _Actor:
     handle: Any
     ready: bool = False
-    tasks: set[Any] = field(default_factory=set)
+    tasks: list[Any] = field(default_factory=list)
+    """Under way, oldest first; only the oldest one is being generated."""
+    since: float = 0.0
+    """When the oldest task came to be the oldest."""
 
 
 class RayPool:
@@ -231,7 +240,7 @@ class RayPool:
         self._runtime = spec.runtime
         count, self._gate, gpus = self._size(shards)
         board_name = f"stereo-jobs-board-{secrets.token_hex(8)}"
-        self._board = self._ray.remote(Board).options(num_cpus=0, name=board_name).remote()
+        self._board = self._ray.remote(Board).options(num_cpus=0, name=board_name, max_restarts=-1).remote()
         actor_class = self._ray.remote(ActorWorker).options(
             num_cpus=self._runtime.cpus_per_actor,
             num_gpus=gpus,
@@ -241,7 +250,7 @@ class RayPool:
         )
         self._actors = [_Actor(actor_class.remote(spec, recipe, load, board_name)) for _ in range(count)]
         self._loading = {actor.handle.ready.remote(): actor for actor in self._actors}
-        self._tasks: dict[Any, tuple[ShardTask, _Actor, float]] = {}
+        self._tasks: dict[Any, tuple[ShardTask, _Actor]] = {}
         self._overdue: set[Any] = set()
         self._last_seen = time.monotonic()
         try:
@@ -272,8 +281,10 @@ class RayPool:
         """See Pool. The least busy actor takes it."""
         actor = min((a for a in self._actors if a.ready), key=lambda a: len(a.tasks))
         ref = actor.handle.run.remote(task)
-        actor.tasks.add(ref)
-        self._tasks[ref] = (task, actor, time.monotonic() + self._runtime.shard_timeout_s)
+        if not actor.tasks:
+            actor.since = time.monotonic()
+        actor.tasks.append(ref)
+        self._tasks[ref] = (task, actor)
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """See Pool."""
@@ -331,13 +342,18 @@ class RayPool:
                 actor.ready = True
             except self._ray.exceptions.RayActorError as error:
                 if "creation task" in str(error):
-                    raise _cause(error) from None
+                    self._actors.remove(actor)
+                    if not self.workers():
+                        raise _cause(error) from None
+                    log.warning("going on without an actor: %s", _cause(error))
+                    continue
                 # Its process or node was lost while loading: Ray makes it again.
                 self._loading[actor.handle.ready.remote()] = actor
 
     def _outcome(self, ref: Any) -> Outcome:
-        task, actor, _ = self._tasks.pop(ref)
-        actor.tasks.discard(ref)
+        task, actor = self._tasks.pop(ref)
+        actor.tasks.remove(ref)
+        actor.since = time.monotonic()
         overdue = ref in self._overdue
         self._overdue.discard(ref)
         try:
@@ -347,19 +363,24 @@ class RayPool:
             if actor.ready:
                 actor.ready = False
                 self._loading[actor.handle.ready.remote()] = actor
-            batch = tuple(self._ray.get(self._board.take.remote(task.key)))
-            return Outcome(task, error=error, died=True, batch=batch, overdue=overdue)
+            return Outcome(task, error=error, died=True, batch=self._last_batch(task), overdue=overdue)
         except self._ray.exceptions.RayTaskError as error:
             cause = error.cause
             return Outcome(task, error=cause if isinstance(cause, StereoJobsError) else error)
 
     def _take_off_overdue(self) -> None:
-        now = time.monotonic()
-        for ref, (task, actor, deadline) in self._tasks.items():
-            if now > deadline and ref not in self._overdue:
-                log.warning("shard %s took more than %g s", task.key, self._runtime.shard_timeout_s)
-                self._overdue.add(ref)
+        limit = self._runtime.shard_timeout_s
+        for actor in self._actors:
+            if actor.tasks and time.monotonic() > actor.since + limit and actor.tasks[0] not in self._overdue:
+                log.warning("shard %s took more than %g s", self._tasks[actor.tasks[0]][0].key, limit)
+                self._overdue.add(actor.tasks[0])
                 self._ray.kill(actor.handle, no_restart=False)
+
+    def _last_batch(self, task: ShardTask) -> tuple[int, ...]:
+        try:
+            return tuple(self._ray.get(self._board.take.remote(task.key)))
+        except self._ray.exceptions.RayActorError:
+            return ()  # the board was lost, and is made again empty
 
 
 def _cause(error: BaseException) -> StereoJobsError:

@@ -19,7 +19,7 @@ from stereo_jobs.data.images import InputReader
 from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.shards import encode_pair, write_shard
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import StereoJobsError
+from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import commit, complete
 from stereo_jobs.job.plan import Plan
@@ -95,6 +95,11 @@ class ShardWorker:
         self.recipe = recipe
         self.report = report or (lambda key, rows: None)
         self.storage = open_storage(spec.output, self.runtime.storage)
+        if not self.storage.exists(layout.plan(0)):
+            raise StorageError(
+                f"{self.storage.uri}: the plan cannot be seen from {socket.gethostname()}; the output of a cluster "
+                "must be on S3 or on a file system that all its nodes share"
+            )
         self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
@@ -185,28 +190,22 @@ class ShardWorker:
                     if isinstance(made, RowError)
                     else self._encoders.submit(_encode, row, made, self.recipe)
                 )
+        self.report(task.key, [])  # whatever kills the worker now, it is none of the rows
         return [results[row.id] for row in rows], time.monotonic() - started
 
     def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list["RowError | dict[str, Any]"]:
         """Generate a batch; after an exception each row alone, so that only those at fault fail."""
         started = time.monotonic()
+        failure: tuple[str, str] | None = None
         try:
             made = self.generator.generate(batch)
             if [result.id for result in made] != [row.id for row in batch]:
                 raise RuntimeError("the generator returned other rows than it was given")
         except Exception as error:
-            if _out_of_memory(error) and self.generator.batch_size > 1:
-                self.generator.batch_size //= 2
-                log.warning("out of GPU memory: going on with batches of %d", self.generator.batch_size)
-                parts = batches(batch, self.generator.batch_size)
-                return [result for part in parts for result in self._attempt(part, tries)]
-            if len(batch) > 1:
-                log.warning("a batch failed (%s); trying its %d rows alone", error, len(batch))
-                return [result for row in batch for result in self._attempt([row], tries + 1)]
-            if tries < self.runtime.row_attempts:
-                return self._attempt(batch, tries + 1)
-            log.warning("row %s failed: %s", batch[0].id, error)
-            return [RowError(batch[0].id, type(error).__name__, str(error)[:2000], tries)]
+            # Only words leave this block: the exception holds the failed attempt's tensors in GPU memory.
+            failure = type(error).__name__, str(error)[:2000]
+        if failure:
+            return self._attempt_again(batch, tries, *failure)
         seconds = (time.monotonic() - started) / len(batch)
         return [
             dataclasses.replace(result, attempts=tries)
@@ -219,6 +218,27 @@ class ShardWorker:
             }
             for result in made
         ]
+
+    def _attempt_again(
+        self, batch: Sequence[Row], tries: int, kind: str, message: str
+    ) -> list["RowError | dict[str, Any]"]:
+        """What follows a failed attempt: smaller batches, rows alone, or the end of the one row at fault."""
+        if kind == "AcceleratorError" or message.startswith("CUDA error"):
+            raise DeviceLostError(f"the GPU fails for good: {message}")
+        if kind == "OutOfMemoryError":
+            _free_gpu_memory()
+            if self.generator.batch_size > 1:
+                self.generator.batch_size //= 2
+                log.warning("out of GPU memory: going on with batches of %d", self.generator.batch_size)
+                parts = batches(batch, self.generator.batch_size)
+                return [result for part in parts for result in self._attempt(part, tries)]
+        if len(batch) > 1:
+            log.warning("a batch failed (%s); trying its %d rows alone", message, len(batch))
+            return [result for row in batch for result in self._attempt([row], tries + 1)]
+        if tries < self.runtime.row_attempts:
+            return self._attempt(batch, tries + 1)
+        log.warning("row %s failed: %s", batch[0].id, message)
+        return [RowError(batch[0].id, kind, message, tries)]
 
 
 def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
@@ -252,11 +272,7 @@ def _device_name() -> str:
     return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether this is torch.cuda.OutOfMemoryError; frees its cache then. By name: torch may not be loaded."""
-    if type(error).__name__ != "OutOfMemoryError":
-        return False
-    torch = sys.modules.get("torch")
+def _free_gpu_memory() -> None:
+    torch = sys.modules.get("torch")  # loaded, if there is anything to free
     if torch and torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return True

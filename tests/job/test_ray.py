@@ -149,6 +149,35 @@ def test_an_actor_lost_while_loading_is_made_again(pids, make_spec):
     (pids / "died-loading").unlink()
 
 
+def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=8, prompt=["slow"] * 8), shard_rows=2, actors=1, shard_timeout_s=1.5)
+    started = time.monotonic()
+    assert run(spec, load=killed.load_armed).complete
+    assert time.monotonic() - started < 20, "healthy actors were taken off"
+
+
+class DyingOutsideBatches(standin.StandIn):
+    @property
+    def inputs(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @inputs.setter
+    def inputs(self, value):
+        pass
+
+
+def load_dying_outside_batches(recipe, device, batch_size):
+    return DyingOutsideBatches(batch_size)
+
+
+def test_a_shard_whose_workers_always_die_ends_the_run(pids, make_spec, monkeypatch):
+    from stereo_jobs.job import driver
+
+    monkeypatch.setattr(driver, "MAX_DEATHS", 2)
+    with pytest.raises(Exception, match="lost 2 workers that were not generating any row"):
+        run(make_spec(actors=1), load=load_dying_outside_batches)
+
+
 def load_badly(recipe, device, batch_size):
     raise ModelError("model nowhere: cannot be loaded")
 

@@ -2,11 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import DriftError, ManifestError, TooManyFailuresError
+from stereo_jobs.errors import (
+    DeviceLostError,
+    DriftError,
+    ManifestError,
+    StorageUnavailableError,
+    TooManyFailuresError,
+)
 from stereo_jobs.job import layout
 from stereo_jobs.job.driver import run
 from stereo_jobs.spec import JobSpec
@@ -170,6 +177,67 @@ def test_retry_failed_makes_them_good(make_spec, make_manifest, tmp_path):
     assert local(spec, retry=True).generations == 3
     assert local(spec).generations == 3
     assert verdict(spec).ok
+
+
+def test_rows_that_fail_again_do_not_stop_a_retry(make_spec, make_manifest):
+    prompts = ["boom" if i % 20 == 0 else "fine" for i in range(60)]
+    spec = make_spec(make_manifest(rows=60, prompt=prompts), shard_rows=1)
+    assert local(spec).failed == 3
+    status = local(spec, retry=True)
+    assert (status.failed, status.complete, status.generations) == (3, True, 2)
+
+
+def test_a_failed_attempt_is_let_go_before_the_next(make_spec):
+    """What the failed attempt held must be free when smaller batches are tried: on a GPU it is the memory."""
+    import weakref
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    class Tensor:
+        pass
+
+    class Hungry(standin.StandIn):
+        held: ClassVar[list] = []
+        alive: ClassVar[list] = []
+
+        def generate(self, rows):
+            self.alive.append(sum(ref() is not None for ref in self.held))
+            tensor = Tensor()
+            self.held.append(weakref.ref(tensor))
+            if len(rows) > 1:
+                raise OutOfMemoryError("CUDA out of memory")
+            return super().generate(rows)
+
+    assert run(make_spec(batch_size=4), local=True, load=lambda recipe, device, size: Hungry(size)).complete
+    assert set(Hungry.alive) == {0}
+
+
+def test_a_lost_gpu_fails_no_rows(make_spec):
+    class Broken(standin.StandIn):
+        def generate(self, rows):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    spec = make_spec()
+    with pytest.raises(DeviceLostError, match="fails for good"):
+        run(spec, local=True, load=lambda recipe, device, size: Broken(size))
+    assert verdict(spec).failed == 0
+
+
+def test_a_passing_storage_error_is_tried_again(make_spec, monkeypatch):
+    from stereo_jobs.job import worker
+
+    real, calls = worker.commit, []
+
+    def unsteady(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise StorageUnavailableError("s3://x: SlowDown")
+        return real(*args)
+
+    monkeypatch.setattr(worker, "commit", unsteady)
+    assert local(make_spec()).complete
+    assert len(calls) == 4
 
 
 def test_too_many_failures_stop_early_and_keep_what_there_is(make_spec, make_manifest):

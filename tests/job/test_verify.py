@@ -45,6 +45,14 @@ def test_a_lost_object_is_missing(spec):
     assert "recorded as committed, but gone" in found.problems[0]
 
 
+def test_a_lost_object_is_made_again_and_its_record_follows(spec, make_spec):
+    root = open_storage(spec.output).root
+    (root / layout.data((0, 1))).unlink()
+    assert run(spec, local=True, load=standin.load).complete
+    found = verdict(spec)
+    assert found.ok, found.problems
+
+
 def test_an_unfinished_job_is_not_ok(spec):
     root = open_storage(spec.output).root
     (root / layout.data((0, 1))).unlink()
