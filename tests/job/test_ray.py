@@ -149,11 +149,10 @@ def test_an_actor_lost_while_loading_is_made_again(pids, make_spec):
     (pids / "died-loading").unlink()
 
 
-def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest):
-    spec = make_spec(make_manifest(rows=8, prompt=["slow"] * 8), shard_rows=2, actors=1, shard_timeout_s=1.5)
-    started = time.monotonic()
+def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest, caplog):
+    spec = make_spec(make_manifest(rows=16, prompt=["slow"] * 16), shard_rows=4, actors=1, shard_timeout_s=3)
     assert run(spec, load=killed.load_armed).complete
-    assert time.monotonic() - started < 20, "healthy actors were taken off"
+    assert "took more than" not in caplog.text
 
 
 class DyingOutsideBatches(standin.StandIn):
