@@ -149,8 +149,9 @@ def test_an_actor_lost_while_loading_is_made_again(pids, make_spec):
     (pids / "died-loading").unlink()
 
 
+@pytest.mark.slow
 def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest, caplog):
-    spec = make_spec(make_manifest(rows=16, prompt=["slow"] * 16), shard_rows=4, actors=1, shard_timeout_s=3)
+    spec = make_spec(make_manifest(rows=24, prompt=["slow"] * 24), shard_rows=6, actors=1, shard_timeout_s=4.6)
     assert run(spec, load=killed.load_armed).complete
     assert "took more than" not in caplog.text
 
