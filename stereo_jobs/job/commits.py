@@ -50,14 +50,14 @@ def complete(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardReco
     if footer.errors:
         storage.replace(layout.errors(key), _errors_file(footer.errors))
     record = record_of(footer, data)
+    content = record.model_dump_json().encode()
     try:
-        storage.create(layout.record(key), record.model_dump_json().encode())
+        storage.create(layout.record(key), content)
     except AlreadyExistsError:
-        there = storage.read(layout.record(key))
-        if there != record.model_dump_json().encode():
+        if storage.read(layout.record(key)) != content:
             # The object was damaged or lost, moved away, and made again: the record follows the object.
             log.warning("record %s was of another object; replacing it", key)
-            storage.replace(layout.record(key), record.model_dump_json().encode())
+            storage.replace(layout.record(key), content)
     return record
 
 
@@ -123,19 +123,15 @@ def repair(storage: Storage, plans: Sequence[Plan]) -> set[ShardKey]:
         DriftError: an object of another plan lies in data/.
     """
     objects, records = committed(storage)
-    planned = {(plan.generation, shard) for plan in plans for shard in _shards_of(plan, objects)}
     for key in sorted(objects - records):
-        if key not in planned:
+        generation, shard = key
+        if generation >= len(plans) or shard >= plans[generation].shards:
             raise DriftError(
                 f"{storage.locate(layout.data(key))}: no plan of this output has such a shard; move it away"
             )
         log.info("shard %s has no record yet; making it from the object", key)
-        complete(storage, plans[key[0]], key[1], storage.read(layout.data(key)))
+        complete(storage, plans[generation], shard, storage.read(layout.data(key)))
     return objects
-
-
-def _shards_of(plan: Plan, keys: set[ShardKey]) -> Iterable[int]:
-    return (shard for generation, shard in keys if generation == plan.generation and shard < plan.shards)
 
 
 def _listed(storage: Storage, prefix: str) -> set[ShardKey]:
