@@ -212,7 +212,56 @@ def manifest_build(
     _print({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
 
 
+@manifest_app.command("toyscapes")
+def manifest_toyscapes(
+    target: Annotated[str, typer.Argument(help="Parquet file to write, local or s3://.")],
+    *,
+    rows: Annotated[int, typer.Option(help="How many scenes.")] = 100,
+    mode: Annotated[str, typer.Option(help="text, depth or image: which inputs the rows hold.")] = "image",
+    split: Annotated[str, typer.Option(help="train or test; no caption is in both.")] = "test",
+    level: Annotated[str | None, typer.Option(help="plain, structured or crowded; left out: a mix.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the pictures.")] = "128x128",
+    with_disparity: Annotated[
+        bool, typer.Option("--with-disparity", help="Give the true disparity to the method, too (mode image).")
+    ] = False,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """Render small stereo scenes with exact truth as a manifest."""
+    from typing import cast
+
+    from stereo_jobs.spec import StorageSpec
+    from stereo_jobs.toyscapes import manifest, scenes
+
+    manifest.write_manifest(
+        target,
+        StorageSpec(endpoint_url=endpoint_url),
+        rows=rows,
+        mode=cast(manifest.Mode, _one_of("mode", mode, manifest.MODES)),
+        split=cast(scenes.Split, _one_of("split", split, scenes.SPLITS)),
+        level=cast("scenes.Level | None", level and _one_of("level", level, scenes.LEVELS)),
+        start=start,
+        size=_size(size),
+        with_disparity=with_disparity,
+    )
+    _print({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
+
+
 # --- Helpers ---
+
+
+def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}", param_hint=f"--{option}")
+    return value
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.lower().partition("x")
+    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 32):
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT of at least 32x32", param_hint="--size")
+    return int(width), int(height)
 
 
 def main() -> None:

@@ -43,8 +43,14 @@ def build(source: Path, target: str, settings: StorageSpec) -> int:
         table = table.add_column(0, "id", pa.array(ids))
     elif not pa.types.is_string(table["id"].type):
         table = table.set_column(table.column_names.index("id"), "id", table["id"].cast(pa.string()))
+    publish(table, target, settings)
+    return int(table.num_rows)
+
+
+def publish(table: pa.Table, target: str, settings: StorageSpec, row_group_rows: int = ROW_GROUP_ROWS) -> None:
+    """Write a table as a manifest. Raises ManifestError if the target exists."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_rows)
     storage, name = split_uri(target, settings)
     try:
         storage.create(name, buffer.getvalue())
@@ -52,7 +58,6 @@ def build(source: Path, target: str, settings: StorageSpec) -> int:
         raise ManifestError(
             f"{target}: exists already; a planned manifest must not change, choose a new name"
         ) from None
-    return int(table.num_rows)
 
 
 def _read(source: Path) -> pa.Table:

@@ -1,0 +1,119 @@
+"""Does a stereo matcher find the disparity that a pair is labelled with?"""
+
+from dataclasses import dataclass
+from math import ceil
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+Image = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A matcher's disparity of the left view, H,W float32 in pixels, and where it found one, H,W bool."""
+
+    disparity: F32
+    valid: Bools
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a label and a matcher's disparity agree over the visible, matched pixels; NaN where there are none.
+
+    Attributes:
+        epe: mean absolute error, pixels.
+        bad_2: share with an error over 2 pixels.
+        d1: share with an error over 3 pixels and over 5 % (KITTI 2015).
+        density: share of the visible pixels that were matched.
+        fit_a: slope of the robust line `matched = a * label + b`; negative for swapped eyes.
+        fit_b: its offset, pixels.
+    """
+
+    epe: float
+    bad_2: float
+    d1: float
+    density: float
+    fit_a: float
+    fit_b: float
+
+
+def match(left: Image, right: Image, max_disparity: float) -> Match:
+    """Semi-global matching (Hirschmueller 2008, OpenCV's StereoSGBM) of both signs of disparity.
+
+    Args:
+        left: H,W,3 uint8, as `right`.
+        right: the other view.
+        max_disparity: largest disparity expected, pixels; as much is searched on the other side of zero, so that
+            swapped eyes are found as negative disparities.
+
+    Raises:
+        ValueError: the views differ in size, or the disparity is not finite.
+    """
+    if left.shape != right.shape:
+        raise ValueError(f"the views must have one size, got {left.shape} and {right.shape}")
+    if not np.isfinite(max_disparity) or max_disparity < 0:
+        raise ValueError(f"max_disparity must be finite and not negative, got {max_disparity}")
+    lowest = -16 * ceil((max_disparity + 8) / 16)
+    count = -2 * lowest + 16
+    sgbm = cv2.StereoSGBM.create(
+        minDisparity=lowest,
+        numDisparities=count,
+        blockSize=5,
+        P1=8 * 3 * 25,
+        P2=32 * 3 * 25,
+        disp12MaxDiff=1,
+        uniquenessRatio=10,
+        speckleWindowSize=100,
+        speckleRange=2,
+    )
+    padded = [cv2.copyMakeBorder(view, 0, 0, count, count, cv2.BORDER_REPLICATE) for view in (left, right)]
+    fixed_point = sgbm.compute(*padded)[:, count:-count]
+    return Match((fixed_point / np.float32(16)).astype(np.float32), fixed_point >= lowest * 16)
+
+
+def agreement(found: Match, label: F32, visible: Bools) -> Agreement:
+    """Compare a matcher's disparity with a label (H,W float32, pixels) where the other view shows the pixel."""
+    over = visible & found.valid & np.isfinite(label)
+    wanted, got = label[over].astype(np.float64), found.disparity[over].astype(np.float64)
+    density = over.sum() / visible.sum() if visible.any() else np.nan
+    if wanted.size == 0:
+        return Agreement(np.nan, np.nan, np.nan, float(density), np.nan, np.nan)
+    error = np.abs(got - wanted)
+    a, b = robust_line(wanted, got)
+    return Agreement(
+        epe=float(error.mean()),
+        bad_2=float((error > 2).mean()),
+        d1=float(((error > 3) & (error > 0.05 * np.abs(wanted))).mean()),
+        density=float(density),
+        fit_a=a,
+        fit_b=b,
+    )
+
+
+def robust_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and offset of y ~ a x + b by least squares with bisquare weights (Tukey), ten rounds.
+
+    A constant x fixes no slope: then a is 1 and b the median difference.
+    """
+    a, b = 1.0, float(np.median(y - x))
+    if np.ptp(x) < 1e-6:
+        return a, b
+    weight = np.ones_like(x)
+    for _ in range(10):
+        total = weight.sum()
+        mx, my = (weight * x).sum() / total, (weight * y).sum() / total
+        variance = (weight * (x - mx) ** 2).sum()
+        if variance <= 1e-9 * total:
+            break
+        a = float((weight * (x - mx) * (y - my)).sum() / variance)
+        b = float(my - a * mx)
+        residual = np.abs(y - a * x - b)
+        reach = 4.685 * max(1.4826 * float(np.median(residual)), 0.05)
+        weight = np.clip(1 - (residual / reach) ** 2, 0, None) ** 2
+        if not weight.any():
+            break
+    return a, b

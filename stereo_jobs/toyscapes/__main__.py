@@ -1,0 +1,80 @@
+"""`python -m stereo_jobs.toyscapes`: train the demo models, each part from its newest checkpoint."""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stereo_jobs.toyscapes import depth, diffusion, judge, vae
+from stereo_jobs.toyscapes.training import Machine, Schedule, averaged, train
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the demo models, part by part.")
+
+Work = Annotated[Path, typer.Option(help="Folder of checkpoints, cached latents and trained models.")]
+Processes = Annotated[int, typer.Option(min=1, help="One thread each; on a GPU 1.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead of the recipe's.")]
+
+WORK = Path("build/train")
+
+
+@app.command("vae")
+def train_vae(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
+    """The VAE; the U-Net builds on it."""
+    schedule = _schedule(vae.SCHEDULE, steps)
+    train(vae.VaeLesson, schedule, work / "vae", Machine(device, processes))
+    _, networks, _ = averaged(vae.VaeLesson, schedule, work / "vae")
+    vae.export(networks, work / "models/sd/vae")
+
+
+@app.command("latents")
+def cache_latents(
+    work: Work = WORK,
+    processes: Processes = 2,
+    device: Device = "cpu",
+    scenes: Annotated[int, typer.Option(help="Training scenes; a fiftieth more are held out.")] = 30_000,
+) -> None:
+    """Latents of rendered scenes; needs the VAE."""
+    diffusion.cache_all(work / "models/sd/vae", work / "latents", scenes, Machine(device, processes))
+
+
+@app.command("unet")
+def train_unet(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
+    """U-Net and text encoder; needs the latents. Exports what the newest checkpoint has, also before the end."""
+    schedule, make = _schedule(diffusion.SCHEDULE, steps), diffusion.lesson(work / "latents")
+    train(make, schedule, work / "unet", Machine(device, processes))
+    _, networks, _ = averaged(make, schedule, work / "unet")
+    diffusion.export(networks, work / "models")
+
+
+@app.command("depth")
+def train_depth(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
+    """The depth estimator; needs nothing else."""
+    schedule = _schedule(depth.SCHEDULE, steps)
+    train(depth.DepthLesson, schedule, work / "depth", Machine(device, processes))
+    _, networks, _ = averaged(depth.DepthLesson, schedule, work / "depth")
+    depth.export(networks, work / "models/depth")
+
+
+@app.command("judge")
+def train_judge(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
+    """The classifier that judges the pictures; needs nothing else."""
+    train(judge.JudgeLesson, _schedule(judge.SCHEDULE, steps), work / "judge", Machine(device, processes))
+
+
+@app.command("all")
+def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu") -> None:
+    """Everything, in order; about six hours on two CPU cores."""
+    for part in (train_vae, cache_latents, train_unet, train_depth, train_judge):
+        part(work, processes, device)
+
+
+def _schedule(recipe: Schedule, steps: int | None) -> Schedule:
+    return dataclasses.replace(recipe, steps=steps) if steps else recipe
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    app()
