@@ -3,7 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from stereo_jobs.records import Row, RowError, StereoPair
+from stereo_jobs.records import Camera, Row, RowError, StereoPair
+
+LeftKey = tuple[str, str, int, str, Camera, tuple[tuple[str, bytes], ...]]
 
 
 class Generator(Protocol):
@@ -27,7 +29,7 @@ def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
     Rows that share one (the scales of one seed) stay together and are denoised once.
     """
     batch: list[Row] = []
-    lefts: set[tuple[str, str, int]] = set()
+    lefts: set[LeftKey] = set()
     for row in rows:
         if left_of(row) not in lefts and len(lefts) == batch_size:
             yield batch
@@ -38,6 +40,6 @@ def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
         yield batch
 
 
-def left_of(row: Row) -> tuple[str, str, int]:
+def left_of(row: Row) -> LeftKey:
     """What the left image of a row depends on, within one recipe."""
-    return row.prompt, row.negative_prompt, row.seed
+    return row.prompt, row.negative_prompt, row.seed, row.depth_kind, row.camera, tuple(sorted(row.inputs.items()))

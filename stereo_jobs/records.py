@@ -20,6 +20,15 @@ def valid_id(value: str) -> bool:
 
 
 @dataclass(frozen=True)
+class Camera:
+    """What Eq. 2 needs: focal length in pixels, baseline in the unit of the depth, difference of principal points."""
+
+    focal_px: float | None = None
+    baseline: float | None = None
+    doffs_px: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One pair to be made: a manifest row, or one variant of it.
 
@@ -28,6 +37,8 @@ class Row:
         seed: 63 bits; rows of one prompt and seed share the left image.
         scale_percent: shift of the nearest point in percent of the width.
         inputs: bytes of the manifest's image columns that the mode needs.
+        depth_kind: what the `depth` input holds: `inverse` or `metric` depth.
+        camera: what the row says of its camera.
         carried: values of the manifest's further columns, written as `src_*`.
         error: set when the row could not be read; it then becomes a RowError without being generated.
     """
@@ -38,6 +49,8 @@ class Row:
     seed: int
     scale_percent: float
     inputs: dict[str, bytes] = field(default_factory=dict)
+    depth_kind: str = "inverse"
+    camera: Camera = Camera()
     carried: dict[str, Any] = field(default_factory=dict)
     error: "RowError | None" = None
 
@@ -66,6 +79,9 @@ class StereoPair:
         mask_border_right: the part of the holes at the frame's edge.
         unet_evaluations: U-Net evaluations that went into this pair; a left image shared by several scales
             counts in each of them, so that the number depends on the row alone.
+        raw_right: the right view before the composite; None where there was none.
+        left_psnr: photo mode: PSNR in dB of the left view against the photo, at most 100.
+        unsafe: verdict of the safety checker; None where it is off.
     """
 
     id: str
@@ -78,6 +94,9 @@ class StereoPair:
     mask_hole_right: NDArray[np.bool_]
     mask_border_right: NDArray[np.bool_]
     unet_evaluations: int
+    raw_right: NDArray[np.uint8] | None = None
+    left_psnr: float | None = None
+    unsafe: bool | None = None
 
 
 class ShardRecord(BaseModel):

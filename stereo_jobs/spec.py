@@ -86,6 +86,9 @@ class ModelsSpec(_Model):
 
     stable_diffusion: StableDiffusionSpec = Field(default_factory=StableDiffusionSpec, description="Images.")
     depth: DepthSpec = Field(default_factory=DepthSpec, description="Disparity.")
+    safety_checker: bool = Field(
+        False, description="Run the checkpoint's own safety checker on both views and fill the column `unsafe`."
+    )
 
 
 class ScaleRange(_Model):
@@ -133,10 +136,17 @@ class Size(_Model):
     height: int = Field(ge=32, le=4096, description="Pixels; a multiple of the latent factor.")
 
 
+Mode = Literal["text", "depth", "image", "inpaint"]
+
+
 class Recipe(_Model):
     """What the rows depend on. Hashed: another recipe needs another output."""
 
-    mode: Literal["text"] = Field("text", description="text: a prompt becomes a stereo pair.")
+    mode: Mode = Field(
+        "text",
+        description="text: a prompt becomes a pair. depth: a prompt and a depth map, or an image to take it from. "
+        "image: a photo becomes the left view. inpaint: a photo whose mask is filled first (Fig. 8).",
+    )
     models: ModelsSpec = Field(default_factory=ModelsSpec, description="Checkpoints and precision.")
     method: MethodConfig = Field(
         default_factory=MethodConfig, description="The StereoDiffusion method, a preset and its switches."
@@ -146,7 +156,11 @@ class Recipe(_Model):
         8.0, description="Shift of the nearest point in percent of the width (the paper's s), or a range."
     )
     variants: Variants = Field(default_factory=Variants, description="Several pairs per manifest row.")
-    size: Size | None = Field(None, description="Image size; null: what the model was trained on.")
+    size: Size | None = Field(
+        None,
+        description="Size of the images; null: what the model was "
+        "trained on. Photos are worked on at the same area in their own shape, and come out at their own size.",
+    )
     negative_prompt: str = Field("", max_length=2000, description="For rows that give none.")
     format: Literal["parquet"] = Field("parquet", description="Format of the shards.")
 

@@ -14,7 +14,7 @@ from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 
 SIZE = 64
-SHORT = {"steps": 6, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
+SHORT = {"preset": "official", "steps": 6, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
 PROMPTS = ("a red circle", "a blue box on a field", "two green cones", "a yellow ball", "a grey wall", "a red box")
 ROWS = [Row(f"row-{i}", prompt, "blurry" if i % 2 else "", 100 + i, 12.0) for i, prompt in enumerate(PROMPTS)]
 
@@ -224,7 +224,7 @@ def test_nan_after_denoising_fails_its_row_alone_too(pipeline, base, monkeypatch
 
     def poisoned(batch):
         out = real(batch)
-        out[0, ..., :3, :3] = torch.nan
+        out[0][..., :3, :3] = torch.nan
         return out
 
     with monkeypatch.context() as patch:

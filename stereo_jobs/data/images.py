@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.errors import StereoJobsError, StorageError
@@ -43,7 +43,15 @@ class InputReader:
     def read_image(self, value: object, column: str) -> bytes:
         """As `read`, for a cell that must hold an image; only its header is decoded here."""
         data = self.read(value, column)
-        _open_image(data, self.max_pixels, column)
+        open_image(data, self.max_pixels, column)
+        return data
+
+    def read_map(self, value: object, column: str) -> bytes:
+        """As `read`, for a cell that must hold a depth or disparity map."""
+        from stereo_jobs.data.maps import check_map
+
+        data = self.read(value, column)
+        check_map(data, self.max_pixels, column)
         return data
 
     def read(self, value: object, column: str) -> bytes:
@@ -99,18 +107,30 @@ def _normal(uri: str) -> str:
 
 
 def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[np.uint8]:
-    """Decode an image to H,W,3 uint8, refusing too many pixels before any is decoded.
+    """Decode an image to H,W,3 uint8, upright, refusing too many pixels before any is decoded.
 
     Raises:
         InputError: not an image, broken, or larger than `max_pixels`.
     """
     try:
-        return np.asarray(_open_image(data, max_pixels, column).convert("RGB"))
+        return _to_rgb(ImageOps.exif_transpose(open_image(data, max_pixels, column)))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None
 
 
-def _open_image(data: bytes, max_pixels: int, column: str) -> Image.Image:
+def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Any mode to H,W,3 uint8: 16 bits are scaled, not cut; transparent pixels lie on white."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        values = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode != "F" else max(1.0, float(np.nanmax(values)))
+        grey = (np.nan_to_num(values) / top * 255).clip(0, 255).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if "A" in image.getbands() or "transparency" in image.info:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.asarray(image.convert("RGB"))
+
+
+def open_image(data: bytes, max_pixels: int, column: str) -> Image.Image:
     """An image of which nothing but the header is decoded yet."""
     try:
         with warnings.catch_warnings():

@@ -6,6 +6,7 @@ row (an empty prompt, a broken image) becomes that row's error and never stops t
 
 import fnmatch
 import hashlib
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -19,11 +20,26 @@ from stereo_jobs.data.images import InputError, InputReader
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
 from stereo_jobs.errors import ManifestError
-from stereo_jobs.records import ID_PATTERN, ID_RULE, Row, RowError
+from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, Row, RowError
 from stereo_jobs.spec import Recipe, ScaleRange, StorageSpec, check_scale_percent
 
-REQUIRED = {"text": ("id", "prompt")}
+REQUIRED = {
+    "text": ("id", "prompt"),
+    "depth": ("id", "prompt"),
+    "image": ("id", "image"),
+    "inpaint": ("id", "image", "mask"),
+}
 """Columns a mode cannot do without."""
+
+INPUTS = {
+    "text": (),
+    "depth": ("image", "depth"),
+    "image": ("image", "depth", "disparity"),
+    "inpaint": ("image", "mask", "depth", "disparity"),
+}
+"""Image columns that a mode reads, where the row has them."""
+
+_MAPS = ("depth", "disparity")
 
 MAX_PROMPT = 2000
 """Characters; CLIP reads about 300 of them."""
@@ -296,14 +312,14 @@ def _plain_cell(cell: pa.Scalar) -> Any:
         return error
 
 
-def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence[str], inputs: InputReader) -> Row:
+def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence[str], inputs: InputReader) -> Row:
     """One Row from a manifest row's cells; a rule broken by this row alone becomes its `error`.
 
     Args:
         cells: column name to value.
         variant: k of `<id>~k`; 0 where the recipe has no variants.
         recipe: gives seeds, scales and defaults.
-        needed: image columns that the mode reads.
+        wanted: image columns that the mode reads.
         inputs: fetches them within bounds.
     """
     broken = [name for name, value in cells.items() if isinstance(value, ValueError)]
@@ -321,8 +337,12 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence
         if broken:
             why = cells_as_read[broken[0]]
             raise ValueError(f"{broken[0]}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
-        _check_cells(cells, float(scale))
-        images = {column: inputs.read_image(cells.get(column), column) for column in needed}
+        _check_cells(cells, float(scale), recipe)
+        images = {
+            column: (inputs.read_map if column in _MAPS else inputs.read_image)(cells.get(column), column)
+            for column in wanted
+            if cells.get(column) is not None or column in REQUIRED[recipe.mode]
+        }
     except (ValueError, InputError) as problem:
         error = RowError(row_id, "InvalidRow", str(problem))
     return Row(
@@ -332,25 +352,49 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, needed: Sequence
         seed=seed,
         scale_percent=float(scale),
         inputs=images,
+        depth_kind=cells.get("depth_kind") or "inverse",
+        camera=Camera(*(cells.get(name) for name in ("focal_px", "baseline", "doffs_px"))),
         carried={name: value for name, value in cells.items() if name not in _KINDS},
         error=error,
     )
 
 
-def _check_cells(cells: dict[str, Any], scale: float) -> None:
+def _check_cells(cells: dict[str, Any], scale: float, recipe: Recipe) -> None:
     for column in ("prompt", "negative_prompt"):
         text = cells.get(column) or ""
-        if column == "prompt" and not text.strip():
+        if column == "prompt" and column in REQUIRED[recipe.mode] and not text.strip():
             raise ValueError("prompt: must not be empty")
         if len(text) > MAX_PROMPT:
             raise ValueError(f"{column}: at most {MAX_PROMPT} characters, got {len(text)}")
     given = cells.get("seed")
     if given is not None and not 0 <= given < 2**63:
         raise ValueError(f"seed: must be from 0 to 2**63 - 1, got {given}")
+    if recipe.mode == "depth" and cells.get("depth") is None and cells.get("image") is None:
+        raise ValueError("depth: mode depth needs a depth map, or an image to estimate it from; the row has neither")
+    if (kind := cells.get("depth_kind")) not in (None, "inverse", "metric"):
+        raise ValueError(f"depth_kind: must be inverse or metric, got {kind!r}")
+    if recipe.method.geometry == "metric":
+        _check_metric(cells)
     try:
         check_scale_percent(scale)
     except ValueError as error:
         raise ValueError(f"scale_percent: {error}, got {scale:g}") from None
+
+
+def _check_metric(cells: dict[str, Any]) -> None:
+    """Metric geometry has to come from somewhere (Eq. 2)."""
+    if cells.get("disparity") is not None:
+        return
+    missing = [name for name in ("depth", "focal_px", "baseline") if cells.get(name) is None]
+    if missing or cells.get("depth_kind") != "metric":
+        lacking = f"it lacks {', '.join(missing)}" if missing else "its depth_kind is not metric"
+        raise ValueError(
+            "disparity: geometry metric needs a disparity in pixels, or a metric depth with focal_px and baseline; "
+            f"{lacking}"
+        )
+    for name in ("focal_px", "baseline"):
+        if not (math.isfinite(cells[name]) and cells[name] > 0):
+            raise ValueError(f"{name}: must be above 0, got {cells[name]}")
 
 
 def row_seed(job_seed: int, row_id: str, given: int | None, index: int) -> int:

@@ -49,6 +49,8 @@ def encode_pair(pair: StereoPair) -> dict[str, Any]:
         "height": height,
         "disparity_of": pair.disparity_of,
         "unet_evaluations": pair.unet_evaluations,
+        "left_psnr": pair.left_psnr,
+        "unsafe": pair.unsafe,
         **{name: {"bytes": data, "path": f"{pair.id}.{name}.{suffix}"} for name, (suffix, data) in images.items()},
     }
 

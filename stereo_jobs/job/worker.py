@@ -251,7 +251,9 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         | run
         | {
             "seed": row.seed,
-            "scale_percent": row.scale_percent,
+            # Known pixels are nobody's share of the width.
+            "scale_percent": None if recipe.method.geometry == "metric" else row.scale_percent,
+            **dataclasses.asdict(row.camera),
             "prompt": row.prompt,
             "negative_prompt": row.negative_prompt,
             "mode": recipe.mode,

@@ -1,5 +1,6 @@
 """Monocular depth estimators in transformers format, as inverse depth."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,11 +41,16 @@ class DepthEstimator:
         """Load the estimator of a resolved spec."""
         return cls(fetch(spec), spec.polarity, getattr(torch, spec.dtype), device)
 
-    def inverse_depth(self, images: NDArray[np.uint8]) -> Tensor:
-        """Relative inverse depth of B,H,W,3 uint8 images: B,H,W float32 at the images' size."""
-        inputs = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
-        predicted = self.network(inputs.to(self.device, self.network.dtype)).predicted_depth.float()
-        depth: Tensor = functional.interpolate(
-            predicted[:, None], size=images.shape[1:3], mode="bicubic", align_corners=False
-        )[:, 0]
-        return depth if self.polarity == "inverse" else 1.0 / depth.clamp_min(1e-6)
+    def inverse_depth(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Relative inverse depth of H,W,3 uint8 images: H,W float32 each, at the image's own size."""
+        inputs = [self.processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
+        if len({tuple(pixels.shape) for pixels in inputs}) == 1:
+            inputs = [torch.cat(inputs)]  # one call; processors that keep the aspect ratio may need several
+        results: list[Tensor] = []
+        for pixels in inputs:
+            predicted = self.network(pixels.to(self.device, self.network.dtype)).predicted_depth.float()
+            for depth in predicted:
+                size = images[len(results)].shape[:2]
+                full = functional.interpolate(depth[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
+                results.append(full if self.polarity == "inverse" else 1.0 / full.clamp_min(1e-6))
+        return results

@@ -3,14 +3,15 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import fetch
+from stereo_jobs.models.resolve import fetch, part_folder
 from stereo_jobs.models.weights import load_part
 from stereo_jobs.spec import StableDiffusionSpec
 
@@ -18,40 +19,138 @@ log = logging.getLogger(__name__)
 
 
 class StableDiffusion:
-    """A loaded checkpoint. Latents are scaled (unit variance) float32 everywhere outside this class."""
+    """A loaded checkpoint. Latents are scaled (unit variance) float32 everywhere outside this class.
+
+    Args:
+        folder: checkpoint in diffusers format.
+        dtype: of the networks. In float16 the VAE stays in float32 where its config says `force_upcast` (diffusers'
+            default, so that published checkpoints say it too): its activations can leave the range of float16.
+        device: where the networks go.
+        variant: of the weight files, for example `fp16`.
+    """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: str, variant: str | None = None) -> None:
+        def load(kind: type, name: str, dtype: torch.dtype = dtype) -> Any:
+            return load_part(kind, part_folder(folder, name), dtype, device, variant=variant)
+
+        tokenizer = part_folder(folder, "tokenizer")
         try:
-            self.tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise ModelError(f"model {folder}/tokenizer: cannot be loaded ({error})") from error
-        self.text_encoder = load_part(CLIPTextModel, folder / "text_encoder", dtype, device, variant=variant)
-        self.unet = load_part(UNet2DConditionModel, folder / "unet", dtype, device, variant=variant)
-        self.vae = load_part(AutoencoderKL, folder / "vae", dtype, device, variant=variant)
-        self.scheduler_config = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+            self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises nothing more special for a broken file
+            raise ModelError(f"model {tokenizer}: cannot be loaded ({error})") from error
+        self.text_encoder = load(CLIPTextModel, "text_encoder")
+        self.unet = load(UNet2DConditionModel, "unet")
+        self.vae = load(AutoencoderKL, "vae")
+        if dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae = load(AutoencoderKL, "vae", torch.float32)
+        self.scheduler_config = json.loads((part_folder(folder, "scheduler") / "scheduler_config.json").read_text())
         self.device = device
         self.latent_channels: int = self.vae.config.latent_channels
         self.latent_factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.size_multiple: int = self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     @classmethod
-    def load(cls, spec: StableDiffusionSpec, device: str) -> "StableDiffusion":
-        """Load the checkpoint of a resolved spec."""
-        return cls(fetch(spec), getattr(torch, spec.dtype), device, spec.variant)
+    def load(cls, spec: StableDiffusionSpec, device: str, mode: str = "text") -> "StableDiffusion":
+        """Load the checkpoint of a resolved spec, for a recipe's mode."""
+        return cls(fetch(spec, mode), getattr(torch, spec.dtype), device, spec.variant)
 
-    def scheduler(self, steps: int) -> DDIMScheduler:
-        """A fresh DDIM scheduler (Eq. 1), so that no state passes from one batch to the next."""
-        scheduler = DDIMScheduler.from_config(self.scheduler_config, clip_sample=False, set_alpha_to_one=False)
+    @property
+    def depth_conditioned(self) -> bool:
+        """Whether the U-Net reads a depth map beside the latent, as one more channel in [-1, 1], 1 the nearest."""
+        return bool(self.unet.config.in_channels == self.latent_channels + 1)
+
+    @property
+    def prediction_type(self) -> str:
+        """What the U-Net predicts: `epsilon`, the noise, or `v_prediction`."""
+        return str(self.scheduler_config.get("prediction_type", "epsilon"))
+
+    def scheduler(self, steps: int, name: Literal["ddim", "dpm++"] = "ddim") -> Any:
+        """A fresh scheduler, so that no state passes from one batch to the next.
+
+        Noise schedule, `steps_offset` and prediction type are the checkpoint's; the sampler and its timesteps are the
+        method's, whatever scheduler the checkpoint was saved with. Both end at the least noisy level of the
+        training (`set_alpha_to_one: false`, sigma 0.03) and not at noise zero, as the published code does.
+
+        `ddim`: DDIM with eta 0 (StereoDiffusion, Eq. 1), timesteps 981, 961, ..., 1 for 50 steps.
+        `dpm++`: DPM-Solver++(2M) (Lu et al. 2022) as its authors recommend for guided latent diffusion at 20 to 25
+        steps: data prediction, order 2, midpoint, no thresholding, timesteps spread evenly over the whole schedule,
+        999, 949, ..., 50 for 20 steps; below 15 steps the last one is of order 1.
+        """
+        if name == "ddim":
+            scheduler = DDIMScheduler.from_config(
+                self.scheduler_config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
+            )
+        elif name == "dpm++":
+            scheduler = DPMSolverMultistepScheduler.from_config(
+                self.scheduler_config,
+                algorithm_type="dpmsolver++",
+                solver_order=2,
+                solver_type="midpoint",
+                lower_order_final=True,
+                euler_at_final=False,
+                final_sigmas_type="sigma_min",
+                timestep_spacing="linspace",
+                thresholding=False,
+                use_karras_sigmas=False,
+            )
+        else:
+            raise ValueError(f"scheduler: must be ddim or dpm++, got {name!r}")
         scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 
+    # --- Prompts ---
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of an encoded prompt with its start and end, 77 for CLIP."""
+        return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
+
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Text embeddings, B,n,c. What does not fit the encoder is cut off, as everywhere."""
-        length = self.tokenizer.model_max_length
+        """Text embeddings, B,n,c. What does not fit the encoder is cut off, as everywhere: see `truncated`."""
         ids = self.tokenizer(
-            prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt"
+            prompts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         ).input_ids
         embeddings: Tensor = self.text_encoder(ids.to(self.device))[0]
         return embeddings
+
+    def truncated(self, prompt: str) -> bool:
+        """Whether the encoder sees only the beginning of the prompt."""
+        return len(self.tokenizer(prompt, verbose=False).input_ids) > self.prompt_tokens
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words that the checkpoint never saw, each once, in order; none where the vocabulary is open.
+
+        A closed vocabulary (`closed_vocabulary` in tokenizer_config.json) has a token for each of its words; any
+        other falls apart into several, but for single letters and signs, which are always tokens. CLIP's own
+        vocabulary is open: its parts of words mean something.
+        """
+        if not self.tokenizer.init_kwargs.get("closed_vocabulary", False):
+            return []
+        tokens = self.tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for word, span in zip(tokens.word_ids(), tokens["offset_mapping"], strict=True):
+            spans.setdefault(word, []).append(span)
+        unknown: dict[str, str] = {}
+        for parts in spans.values():
+            if len(parts) > 1:
+                word = prompt[parts[0][0] : parts[-1][1]]
+                unknown.setdefault(word.lower(), word)
+        return list(unknown.values())
+
+    # --- Images ---
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images B,3,H,W float32 in [0, 1] -> latents B,4,h,w: the mean of the VAE's posterior, nothing drawn.
+
+        Raises:
+            ValueError: the size is not a multiple of the latent factor.
+        """
+        height, width = images.shape[-2:]
+        if height % self.latent_factor or width % self.latent_factor:
+            raise ValueError(f"images must be multiples of {self.latent_factor} pixels, got {width}x{height}")
+        pixels = images.to(self.device, self.vae.dtype) * 2 - 1  # [0,1] -> [-1,1]
+        mean: Tensor = self.vae.encode(pixels).latent_dist.mean
+        return mean.float() * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents B,4,h,w -> images B,3,H,W float32 in [0, 1]; NaN where the VAE's output is not finite."""

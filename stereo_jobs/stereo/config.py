@@ -6,50 +6,113 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 # A preset is nothing but values for `MethodConfig`; no code asks for its name.
 PRESETS: dict[str, dict[str, Any]] = {
-    # The arithmetic of the published code: text at guidance 9, shift after 20 % of 50 DDIM steps.
+    # The arithmetic of the published code: shift after 20 % of 50 DDIM steps, whole latent pixels.
     "official": {
         "scheduler": "ddim",
         "steps": 50,
         "guidance_scale": 9.0,
+        "photo_guidance_scale": 7.5,
+        "inversion": "null_text",
         "geometry": "relative",
+        "edge_px": 0,
         "warp": "integer",
         "fill": "zero",
-        "shift_step": 10,
+        "shift_step": 0.2,
         "shift_both": False,
+        "warp_condition": False,
         "recopy_interval": 10,
         "attention": "uni",
-        "attention_step": 10,
+        "attention_step": 0.2,
+        "composite": False,
+    },
+    # Exact left and exact geometry; diffusion draws the holes, from the background that borders them.
+    "best": {
+        "scheduler": "ddim",
+        "steps": 50,
+        "guidance_scale": 7.5,
+        "photo_guidance_scale": 1.0,
+        "inversion": "direct",
+        "geometry": "relative",
+        "edge_px": 2,
+        "warp": "pixel",
+        "fill": "background",
+        "shift_step": 0.4,
+        "shift_both": False,
+        "warp_condition": True,
+        "recopy_interval": 1,
+        "attention": "uni",
+        "attention_step": 0.2,
+        "composite": True,
     },
 }
+
+Fraction = int | float
 
 
 class MethodConfig(BaseModel):
     """StereoDiffusion (Sec. 3): the switches of one generation, validated at construction.
 
-    Fields that are left out take the value of `preset`. Steps are 0-based indices of denoising steps.
+    Fields that are left out take the value of `preset`. Steps are 0-based indices of denoising steps; a value
+    between 0 and 1 is a share of `steps` and is replaced by the index.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    preset: Literal["official"] = Field("official", description="Fills in every field that is not given.")
-    scheduler: Literal["ddim"] = Field("ddim", description="Sampler of Eq. 1; DDIM with eta 0.")
+    preset: Literal["official", "best"] = Field(
+        "best",
+        description="Fills in every field that is not given: `official` is the paper's published arithmetic, "
+        "`best` ours.",
+    )
+    scheduler: Literal["ddim", "dpm++"] = Field(
+        "ddim", description="Sampler: DDIM (Eq. 1, eta 0), or DPM-Solver++(2M) for 20 to 25 steps."
+    )
     steps: int = Field(50, ge=2, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(
-        9.0, ge=1, le=30, description="Classifier-free guidance; 1 needs no unconditional half of the batch."
+        7.5,
+        ge=1,
+        le=30,
+        description="Classifier-free guidance of text and depth; 1 needs no unconditional half of the batch.",
     )
-    geometry: Literal["relative"] = Field(
+    photo_guidance_scale: float = Field(1.0, ge=1, le=30, description="The same for photos.")
+    inversion: Literal["ddim", "null_text", "direct"] = Field(
+        "direct",
+        description="How a photo gets its latents (Sec. 3.4). ddim: denoised again from its inverted noise. null_text: "
+        "the same with optimised unconditional embeddings (Eq. 9-10). direct: the inverted latents themselves; the "
+        "left view is the photo, exactly.",
+    )
+    null_text_iterations: int = Field(10, ge=1, le=1000, description="Most optimisation steps per denoising step.")
+    geometry: Literal["relative", "metric"] = Field(
         "relative",
-        description="relative: depth is min-max normalised per image and scale_percent sets the range.",
+        description="relative: depth is min-max normalised per image and scale_percent sets the range. metric: the "
+        "row's disparity in pixels, or Eq. 2 from its metric depth, focal_px, baseline and doffs_px.",
     )
-    warp: Literal["integer"] = Field("integer", description="Stereo Pixel Shift in whole latent pixels.")
-    fill: Literal["zero", "noise"] = Field(
-        "zero",
-        description="Holes after the shift: zero, or unit noise (the paper's Deblur, Eq. 8).",
+    edge_px: int = Field(
+        2,
+        ge=0,
+        le=16,
+        description="Depth edges blurred over this many pixels are made sharp again before the shift; 0: as they are.",
     )
-    shift_step: int = Field(10, ge=0, description="Step after which the latent is shifted (Sec. 3.1).")
+    warp: Literal["integer", "subpixel", "pixel"] = Field(
+        "pixel",
+        description="Stereo Pixel Shift of the latent: whole latent pixels; x_0 with sub-pixel shifts and noise with "
+        "whole ones; or x_0 warped in the image and encoded again.",
+    )
+    fill: Literal["zero", "noise", "background"] = Field(
+        "background",
+        description="Holes after the shift: zero; unit noise (the paper's Deblur, Eq. 8); or the background beside "
+        "them, noised to the level of the step.",
+    )
+    shift_step: Fraction = Field(0.4, ge=0, description="Step after which the latent is shifted (Sec. 3.1).")
     shift_both: bool = Field(False, description="Move each view half of the way instead of only the right.")
+    warp_condition: bool = Field(
+        True, description="Depth mode: the right view's depth condition is warped, too; false gives both views one."
+    )
+    two_pass: bool = Field(
+        False,
+        description="Depth mode: finish the left image, then treat it as a photo (the paper's remedy of Fig. 7).",
+    )
     recopy_interval: int = Field(
-        10,
+        1,
         ge=0,
         description="Symmetric Pixel Shift Masking Denoise (Sec. 3.2): copy the left latent again after "
         "every step divisible by this; 0 switches it off.",
@@ -58,24 +121,54 @@ class MethodConfig(BaseModel):
     attention: Literal["off", "uni", "bi"] = Field(
         "uni", description="Self-attention across the views (Sec. 3.3, Alg. 1)."
     )
-    attention_step: int = Field(10, ge=0, description="Step from which self-attention is modified.")
+    attention_step: Fraction = Field(0.2, ge=0, description="Step from which self-attention is modified.")
+    composite: bool = Field(
+        True,
+        description="The right image takes the left's own pixels, warped at full resolution, wherever they are seen; "
+        "diffusion fills the holes. False: the decoded latent as it is.",
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _fill_from_preset(cls, given: Any) -> Any:
         if not isinstance(given, dict):
             return given
-        preset = given.get("preset", "official")
-        return PRESETS.get(preset, {}) | given if isinstance(preset, str) else given
+        preset = given.get("preset", "best")
+        filled = (PRESETS.get(preset, {}) | given) if isinstance(preset, str) else dict(given)
+        steps = filled.get("steps")
+        for name in ("shift_step", "attention_step"):
+            value = filled.get(name)
+            if isinstance(value, float) and 0 < value < 1 and isinstance(steps, int):
+                filled[name] = int(value * steps)
+        return filled
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Self:
+        for name in ("shift_step", "attention_step"):
+            value = getattr(self, name)
+            if value != int(value):
+                raise ValueError(f"{name} must be a whole step, or a share of the steps between 0 and 1; got {value}")
         if self.shift_step >= self.steps - 1:
             raise ValueError(
                 f"shift_step must be below steps - 1 = {self.steps - 1}, so that the right view is denoised "
                 f"at least once after the shift; got {self.shift_step} (the paper shifts at 20 % of the steps)"
             )
+        if self.shift_both and self.composite:
+            raise ValueError(
+                "composite must be false with shift_both: the composite takes the left view's pixels as they are, "
+                "and shift_both moves them"
+            )
+        if self.inversion == "null_text" and self.photo_guidance_scale == 1:
+            raise ValueError(
+                "inversion null_text needs photo_guidance_scale above 1 (the paper: 7.5): at 1 the embeddings that "
+                "it optimises are not used"
+            )
         return self
+
+    @property
+    def first_pair_step(self) -> int:
+        """The first step that is denoised for the pair."""
+        return int(self.shift_step) + 1
 
     def recopies_after(self, step: int) -> bool:
         """Symmetric Pixel Shift Masking Denoise (Sec. 3.2): is the left latent copied again after `step`?"""

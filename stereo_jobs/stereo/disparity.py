@@ -41,3 +41,38 @@ def scaled_disparity(relative: Tensor, scale_percent: Tensor) -> Tensor:
     # The factor is rounded to float32 once, then multiplied: the order in which the published code rounds.
     pixels = (scale_percent.double() / 100.0 * relative.shape[-1]).to(relative.dtype)
     return relative * pixels[:, None, None].to(relative.device)
+
+
+def metric_disparity(depth: Tensor, focal_px: float, baseline: float, doffs_px: float = 0.0) -> Tensor:
+    """Disparity in pixels from metric depth (StereoDiffusion, Eq. 2): d = focal * baseline / Z - doffs.
+
+    Args:
+        depth: ...,h,w > 0, in the unit of `baseline`; not finite where it is unknown, and so is the result.
+        focal_px: focal length in pixels of this image.
+        baseline: distance between the cameras.
+        doffs_px: difference of the principal points, x of the right camera minus that of the left.
+    """
+    return focal_px * baseline / depth - doffs_px
+
+
+def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.08) -> Tensor:
+    """Give the pixels of a blurred depth edge to one of its sides (border hygiene before the shift).
+
+    Estimators blur their edges and resizing does, too; shifted, such a ramp tears the object's rim over the hole.
+    Where the values within `radius` span more than `threshold` of the map's range, each pixel takes the smallest or
+    the largest of them, whichever is closer (toggle mapping, Kramer and Bruckner 1975). Surfaces stay as they are.
+
+    Args:
+        maps: B,h,w inverse depth or disparity.
+        radius: pixels; 0 changes nothing.
+        threshold: share of the map's range that makes an edge.
+    """
+    if radius == 0:
+        return maps
+    size = 2 * radius + 1
+    high = functional.max_pool2d(maps[:, None], size, stride=1, padding=radius)[:, 0]
+    low = -functional.max_pool2d(-maps[:, None], size, stride=1, padding=radius)[:, 0]
+    flat = maps.flatten(1)
+    span = (flat.amax(1) - flat.amin(1))[:, None, None]
+    edge = high - low > threshold * span
+    return torch.where(edge, torch.where(high - maps < maps - low, high, low), maps)

@@ -1,22 +1,23 @@
 """Denoising of the left view and of the pair (StereoDiffusion, Eq. 1, Sec. 3.2, Eq. 6-8).
 
 Symbols: `x` is the paper's latent x_t, stacked as V,B,4,h,w with V = 1 view or 2 (left, right); `i` counts
-denoising steps from 0.
+denoising steps from 0, and levels of noise likewise: x of level i enters step i.
 
 Until the shift both views are one latent, and with `uni` attention the left never depends on the right. So
 the left is denoised once and its latents are kept (`Trajectory`); depth is estimated on it; then only the
-steps after the shift run for the pair. A text pair of 50 guided steps takes 100 + 156 = 256 U-Net
-evaluations, with the same numbers as the 300 of the published code.
+steps after the shift run for the pair. A text pair of 50 guided steps, shifted after step 10, takes
+100 + 156 = 256 U-Net evaluations, with the same numbers as the 300 of the published code.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stereo_jobs.stereo.attention import pair_attention
 from stereo_jobs.stereo.config import MethodConfig
+from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp
 
 
@@ -26,41 +27,112 @@ class GuidedUNet:
     Args:
         unet: a diffusers conditional U-Net.
         conditional: B,n,c text embeddings.
-        unconditional: B,n,c embeddings of the negative prompt.
+        unconditional: B,n,c embeddings of the negative prompt, or one set for each step: steps,B,n,c.
         guidance_scale: w; at 1 the unconditional half is not run at all.
     """
 
     def __init__(self, unet: nn.Module, conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> None:
         self.unet = unet
         self.guidance_scale = guidance_scale
-        self.halves = [conditional] if guidance_scale == 1 else [unconditional, conditional]
+        self.conditional = conditional
+        self.unconditional = unconditional
         self.evaluations = 0
         """U-Net evaluations so far, per sample of the batch."""
 
-    def __call__(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """Predict the noise (or v) of `x`, V,B,4,h,w; returns the same shape in float32."""
-        views = x.shape[0]
-        flat = x.flatten(0, 1).to(self.halves[0].dtype)  # V,B,4,h,w -> V*B,4,h,w
-        text = torch.cat([half.repeat(views, 1, 1) for half in self.halves])
-        out = self.unet(torch.cat([flat] * len(self.halves)), timestep, encoder_hidden_states=text).sample
-        self.evaluations += views * len(self.halves)
-        halves: Tensor = out.float().reshape(-1, *x.shape)  # halves*V*B,4,h,w -> halves,V,B,4,h,w
+    def __call__(self, x: Tensor, i: int, timestep: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Predict the noise (or v) of `x`, V,B,4,h,w; returns the same shape in float32.
+
+        Args:
+            x: latents of the views.
+            i: step, for embeddings that differ by step.
+            timestep: as the U-Net counts.
+            condition: V,B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
+        """
+        text = [self.conditional]
+        if self.guidance_scale != 1:
+            text.insert(0, self.unconditional if self.unconditional.dim() == 3 else self.unconditional[i])
+        halves = self.predict(x, timestep, text, condition)
         if len(halves) == 1:
             return halves[0]
         without, with_text = halves[0], halves[1]
         return without + self.guidance_scale * (with_text - without)
 
+    def predict(self, x: Tensor, timestep: Tensor, text: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
+        """One prediction for each set of embeddings: halves,V,B,4,h,w float32."""
+        views = x.shape[0]
+        inputs = x if condition is None else torch.cat([x, condition], 2)  # V,B,4,h,w -> V,B,5,h,w
+        flat = inputs.flatten(0, 1).to(self.conditional.dtype)  # V,B,c,h,w -> V*B,c,h,w
+        words = torch.cat([half.repeat(views, 1, 1).to(flat.dtype) for half in text])
+        out = self.unet(torch.cat([flat] * len(text)), timestep, encoder_hidden_states=words).sample
+        self.evaluations += views * len(text)
+        return out.float().reshape(len(text), *x.shape)  # type: ignore[no-any-return]
+
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The latents of one view: `latents[i]` enters step i, `latents[-1]` is x_0. steps+1,B,4,h,w."""
+    """The latents of one view: `latents[i]` enters step i, `latents[-1]` is x_0. steps+1,B,4,h,w.
+
+    Attributes:
+        clean: x_0 as each step predicted it, steps,B,4,h,w: the history of a multistep sampler.
+    """
 
     latents: Tensor
+    clean: Tensor
 
     @property
     def final(self) -> Tensor:
         """x_0, B,4,h,w."""
         return self.latents[-1]
+
+    def take(self, rows: Tensor) -> "Trajectory":
+        """Some samples of the batch."""
+        return Trajectory(self.latents[:, rows], self.clean[:, rows])
+
+
+@dataclass(frozen=True)
+class ViewShift:
+    """Stereo Pixel Shift (Sec. 3.1) of a latent of any level into one view.
+
+    Attributes:
+        warp: on the latent grid.
+        filled: B,h,w: where the view is given by the left one; the rest is for diffusion to fill.
+        clean: B,4,h,w, x_0 of this view with its holes filled from the background; None where nothing needs it.
+        noise: B,4,h,w unit noise for the holes.
+        split: shift x_0 and the noise apart: x_0 is `clean`, and the noise moves by whole pixels, so that it stays
+            white and of full variance.
+    """
+
+    warp: ForwardWarp
+    filled: Tensor
+    clean: Tensor | None = None
+    noise: Tensor | None = None
+    split: bool = False
+
+    def begin(self, solver: Solver, i: int, x: Tensor, x_0: Tensor, fill: str) -> Tensor:
+        """The view's whole latent of level i, from the left's `x` of that level and its `x_0`."""
+        if fill == "zero":
+            holes = torch.zeros_like(x)
+        elif fill == "noise":
+            holes = _given(self.noise, "fill: noise (Deblur, Eq. 8) needs unit noise")
+        else:
+            clean = _given(self.clean, "fill: background needs a filled x_0")
+            holes = solver.renoise(clean, _given(self.noise, "fill: background needs unit noise"), i)
+        return self.copy(solver, i, x, x_0, holes)
+
+    def copy(self, solver: Solver, i: int, x: Tensor, x_0: Tensor, view: Tensor) -> Tensor:
+        """Symmetric Pixel Shift Masking Denoise (Sec. 3.2): the left's pixels over the view's, where M."""
+        if self.split:
+            clean = _given(self.clean, "a sub-pixel warp needs the warped x_0")
+            noise = self.warp.nearest(solver.noise_of(x, x_0, i), 0.0 if self.noise is None else self.noise)
+            moved = solver.renoise(clean, noise, i)
+        else:
+            moved = self.warp(x)
+        return torch.where(self.filled[:, None], moved, view)
+
+    def history(self, x_0: Tensor, view: Tensor | None) -> Tensor:
+        """A predicted x_0 of the left, moved; what the view itself predicted (or the fill) stays in the holes."""
+        into = view if view is not None else self.clean if self.clean is not None else torch.zeros_like(x_0)
+        return torch.where(self.filled[:, None], self.warp(x_0, into), into)
 
 
 @dataclass(frozen=True)
@@ -71,68 +143,102 @@ class PairLatents:
     right: Tensor
 
 
-def denoise(model: GuidedUNet, scheduler: Any, x: Tensor) -> Trajectory:
-    """DDIM sampling (StereoDiffusion, Eq. 1) of one view, all latents kept. x: B,4,h,w."""
-    latents = [x]
-    for timestep in scheduler.timesteps:
-        noise = model(latents[-1][None], timestep)[0]
-        latents.append(scheduler.step(noise, timestep, latents[-1]).prev_sample)
-    return Trajectory(torch.stack(latents))
+def denoise(model: GuidedUNet, solver: Solver, x: Tensor, condition: Tensor | None = None) -> Trajectory:
+    """Sampling (StereoDiffusion, Eq. 1) of one view, all latents kept. x: B,4,h,w; condition: B,1,h,w."""
+    latents, clean = [x], None
+    history = []
+    for i, timestep in enumerate(solver.timesteps):
+        output = model(latents[-1][None], i, timestep, _views(condition))[0]
+        following, clean = solver.step(i, latents[-1], output, clean)
+        latents.append(following)
+        history.append(clean)
+    return Trajectory(torch.stack(latents), torch.stack(history))
+
+
+def denoise_within(
+    model: GuidedUNet, solver: Solver, x: Tensor, known: Trajectory, *, mask: Tensor, condition: Tensor | None = None
+) -> Tensor:
+    """Inpainting by masked denoise (StereoDiffusion, Sec. 5, Fig. 8): x_0 whose outside is the known one's.
+
+    Args:
+        model: predictor with the prompt of what shall appear.
+        solver: steps.
+        x: B,4,h,w noise to begin with.
+        known: trajectory of the image.
+        mask: B,h,w bool, True where it is to be filled.
+        condition: as in `denoise`.
+    """
+    inside = mask[:, None]
+    x, clean = torch.where(inside, x, known.latents[0]), None
+    for i, timestep in enumerate(solver.timesteps):
+        output = model(x[None], i, timestep, _views(condition))[0]
+        x, clean = solver.step(i, x, output, clean)
+        x = torch.where(inside, x, known.latents[i + 1])
+    return x
 
 
 def denoise_pair(
     model: GuidedUNet,
-    scheduler: Any,
+    solver: Solver,
     first_left: Trajectory,
     *,
     method: MethodConfig,
-    to_right: ForwardWarp,
-    to_left: ForwardWarp | None = None,
-    hole_noise: Tensor | None = None,
+    to_right: ViewShift,
+    to_left: ViewShift | None = None,
+    conditions: Tensor | None = None,
 ) -> PairLatents:
     """Stereo Pixel Shift and Symmetric Pixel Shift Masking Denoise (StereoDiffusion, Sec. 3.1-3.3, Eq. 6-8).
 
     Args:
         model: noise predictor, with the embeddings of these B pairs.
-        scheduler: with its timesteps set; the one that made `first_left`.
-        first_left: the left view, denoised alone.
+        solver: the steps that made `first_left`.
+        first_left: the left view alone.
         method: which techniques act, and when.
-        to_right: the shift from the left to the right view, on the latent grid.
+        to_right: the shift from the left to the right view.
         to_left: with `shift_both`, the shift of the other half of the way.
-        hole_noise: B,4,h,w unit noise for the holes, with `fill: noise` (Deblur, Eq. 8).
+        conditions: 2,B,1,h,w depth of both views for a depth-conditioned U-Net.
 
     Returns:
         Final latents. The left is `first_left.final` itself, unless the method changes the left.
     """
-    start = method.shift_step + 1
-    pairs = first_left.final.shape[0]
-    into: Tensor | float = 0.0
-    if method.fill == "noise":
-        if hole_noise is None:
-            raise ValueError("fill: noise (Deblur, Eq. 8) needs hole_noise")
-        into = hole_noise
-    source = first_left.latents[start]
-    left = source if to_left is None else to_left(source, into)
-    right = to_right(source, into)
+    start, x_0 = method.first_pair_step, first_left.final
+    pairs = x_0.shape[0]
+    x, clean = first_left.latents[start], first_left.clean[start - 1]
+    right = to_right.begin(solver, start, x, x_0, method.fill)
+    left = x if to_left is None else to_left.begin(solver, start, x, x_0, method.fill)
+    right_clean = to_right.history(clean, None)
+    left_clean = clean if to_left is None else to_left.history(clean, None)
 
     for i in range(start, method.steps):
-        timestep = scheduler.timesteps[i]
+        timestep = solver.timesteps[i]
         attention = method.attention if i >= method.attention_step else "off"
         if attention == "off" and not method.changes_left:
-            noise = model(right[None], timestep)
-            right = scheduler.step(noise[0], timestep, right).prev_sample
+            output = model(right[None], i, timestep, None if conditions is None else conditions[1:])
         else:
             with pair_attention(model.unet, attention, pairs):
-                noise = model(torch.stack([left, right]), timestep)
-            right = scheduler.step(noise[1], timestep, right).prev_sample
-            if method.changes_left:
-                left = scheduler.step(noise[0], timestep, left).prev_sample
-        if not method.changes_left:
-            left = first_left.latents[i + 1]
+                output = model(torch.stack([left, right]), i, timestep, conditions)
+        right, right_clean = solver.step(i, right, output[-1], right_clean)
+        if method.changes_left:
+            left, left_clean = solver.step(i, left, output[0], left_clean)
+        else:
+            left, left_clean = first_left.latents[i + 1], first_left.clean[i]
         if method.recopies_after(i):
             # With `shift_both` the current left is already shifted: the copy comes from the first left.
             source = left if to_left is None else first_left.latents[i + 1]
-            right = to_right(source, into=right)
+            source_clean = left_clean if to_left is None else first_left.clean[i]
+            right = to_right.copy(solver, i + 1, source, x_0, right)
+            right_clean = to_right.history(source_clean, right_clean)
             if to_left is not None:
-                left = to_left(source, into=left)
+                left = to_left.copy(solver, i + 1, source, x_0, left)
+                left_clean = to_left.history(source_clean, left_clean)
     return PairLatents(left=left, right=right)
+
+
+def _views(condition: Tensor | None) -> Tensor | None:
+    return None if condition is None else condition[None]
+
+
+def _given(value: Tensor | None, rule: str) -> Tensor:
+    if value is None:
+        raise ValueError(rule)
+    return value

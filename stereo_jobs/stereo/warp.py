@@ -19,46 +19,105 @@ class ForwardWarp:
         source: B,h,w int64, source column of each target pixel; 0 in holes.
         filled: B,h,w bool, the paper's mask M: True where the warp wrote a value; holes are `~filled`.
         visible: B,h,w bool on the SOURCE grid: the pixel is in the frame and not hidden by a nearer one.
+        beside: B,h,w int64, the column next to `source` that a sub-pixel warp blends with; None for whole pixels.
+        share: B,h,w float in [0, 1], how much of it.
     """
 
     source: Tensor
     filled: Tensor
     visible: Tensor
+    beside: Tensor | None = None
+    share: Tensor | None = None
 
     def __call__(self, x: Tensor, into: Tensor | float = 0.0) -> Tensor:
         """Warp `x` (B,C,h,w); holes take the values of `into` (same shape, or one number)."""
-        index = self.source[:, None].expand(-1, x.shape[1], -1, -1)  # B,h,w -> B,C,h,w
-        return torch.where(self.filled[:, None], x.gather(-1, index), into)
+        value = _columns(x, self.source)
+        if self.beside is not None and self.share is not None:
+            value = torch.lerp(value, _columns(x, self.beside), self.share[:, None].to(x.dtype))
+        return torch.where(self.filled[:, None], value, into)
+
+    def nearest(self, x: Tensor, into: Tensor | float = 0.0) -> Tensor:
+        """Warp by whole pixels: each value goes to one target at most, so white noise stays white."""
+        return torch.where(self.filled[:, None], _columns(x, self.source), into)
+
+    def take(self, rows: Tensor | slice) -> "ForwardWarp":
+        """The warp of some samples of the batch."""
+        beside, share = self.beside, self.share
+        return ForwardWarp(
+            self.source[rows],
+            self.filled[rows],
+            self.visible[rows],
+            None if beside is None else beside[rows],
+            None if share is None else share[rows],
+        )
 
 
-def forward_warp(disparity: Tensor, scale_sign: Tensor) -> ForwardWarp:
-    """Stereo Pixel Shift (StereoDiffusion, Sec. 3.1, Eq. 3): truncate, scatter, nearest wins.
+def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = False) -> ForwardWarp:
+    """Stereo Pixel Shift (StereoDiffusion, Sec. 3.1, Eq. 3): scatter, nearest wins.
 
     Args:
         disparity: B,h,w float, pixels of this grid; content moves left by it.
         scale_sign: B, the sign of what turned depth into `disparity`: where it is negative (the view lies to
             the other side), the smallest disparity is the nearest point.
+        subpixel: False truncates to whole pixels, as the published code does. True keeps the fraction: a target
+            takes the two columns it lies between, where both belong to one surface (disparities within half a
+            pixel), and the nearer of them alone at the edge of a surface; single columns that a receding surface
+            leaves open are closed.
 
     Returns:
-        The warp; applying it costs one gather.
+        The warp; applying it costs one gather, or two.
     """
-    shift = disparity.trunc().long()
-    width = disparity.shape[-1]
-    column = torch.arange(width, device=disparity.device).expand_as(shift)
-    target = column - shift
+    column = torch.arange(disparity.shape[-1], device=disparity.device).expand(disparity.shape)
+    if not subpixel:
+        return _scatter(column - disparity.trunc().long(), column, scale_sign)
+    landing = column - disparity
+    warp = _scatter((landing + 0.5).floor().long(), column, scale_sign)
+    return _blend(_close_cracks(warp, disparity), disparity, landing)
+
+
+def _scatter(target: Tensor, column: Tensor, scale_sign: Tensor) -> ForwardWarp:
+    """Send every source column to its target column."""
+    width = column.shape[-1]
     inside = (target >= 0) & (target < width)
-    # Two sources on one target have x1 - d1 = x2 - d2: the one with the larger d is also the one further
-    # right. So "nearest wins" is "largest column wins", mirrored where the scale is negative.
-    mirrored = (scale_sign < 0)[:, None, None].to(shift.device)
+    # Two sources on one target have x1 - d1 = x2 - d2 (to less than a pixel): the one with the larger d is also
+    # the one further right. So "nearest wins" is "largest column wins", mirrored where the scale is negative.
+    mirrored = (scale_sign < 0)[:, None, None].to(column.device)
     rank = torch.where(mirrored, width - 1 - column, column)
     slot = torch.where(inside, target, width)  # one spare column takes what leaves the frame
-    winner = torch.full((*shift.shape[:-1], width + 1), -1, dtype=torch.int64, device=shift.device)
+    winner = torch.full((*column.shape[:-1], width + 1), -1, dtype=torch.int64, device=column.device)
     winner = winner.scatter_reduce(-1, slot, rank, reduce="amax")
     visible = inside & (winner.gather(-1, slot) == rank)
     winner = winner[..., :width]
     filled = winner >= 0
     source = torch.where(mirrored, width - 1 - winner, winner)
     return ForwardWarp(source=torch.where(filled, source, 0), filled=filled, visible=visible)
+
+
+def _close_cracks(warp: ForwardWarp, disparity: Tensor) -> ForwardWarp:
+    """Fill holes of one column between two neighbours of one surface from the left one (`_blend` does the rest)."""
+    before, after = warp.source.roll(1, -1), warp.source.roll(-1, -1)
+    near = (disparity.gather(-1, before) - disparity.gather(-1, after)).abs() <= 1
+    crack = ~warp.filled & warp.filled.roll(1, -1) & warp.filled.roll(-1, -1) & near
+    crack[..., 0] = crack[..., -1] = False  # their neighbours would be those of the other edge
+    return ForwardWarp(torch.where(crack, before, warp.source), warp.filled | crack, warp.visible)
+
+
+def _blend(warp: ForwardWarp, disparity: Tensor, landing: Tensor) -> ForwardWarp:
+    """Between which two columns each target lies, and how far from the first."""
+    width = disparity.shape[-1]
+    target = torch.arange(width, device=disparity.device).expand(disparity.shape)
+    here = landing.gather(-1, warp.source)
+    beside = (warp.source + torch.where(here < target, 1, -1)).clamp(0, width - 1)
+    one_surface = (disparity.gather(-1, beside) - disparity.gather(-1, warp.source)).abs() <= 0.5
+    span = landing.gather(-1, beside) - here
+    usable = one_surface & (span != 0)
+    share = torch.where(usable, (target - here) / torch.where(usable, span, 1.0), 0.0).clamp(0, 1)
+    return ForwardWarp(warp.source, warp.filled, warp.visible, beside, share)
+
+
+def _columns(x: Tensor, column: Tensor) -> Tensor:
+    """x B,C,h,w at one column for each pixel B,h,w."""
+    return x.gather(-1, column[:, None].expand(-1, x.shape[1], -1, -1))
 
 
 def border_holes(filled: Tensor) -> Tensor:

@@ -152,10 +152,11 @@ class DiffusionLesson:
 
 
 class Latents:
-    """What the U-Net sees of a split: latents N,4,32,32, depth N,1,32,32 in [-1, 1], caption ids N,n."""
+    """What the U-Net sees of a split: latents N,4,32,32, depth N,1,32,32 in [-1, 1], N captions and their ids N,n."""
 
-    def __init__(self, latents: NDArray[np.float16], depth: NDArray[np.float16], ids: NDArray[np.int16]) -> None:
-        self.latents, self.depth, self.ids = latents, depth, ids
+    def __init__(self, latents: NDArray[np.float16], depth: NDArray[np.float16], captions: list[str]) -> None:
+        self.latents, self.depth = latents, depth
+        self.ids = caption_ids(captions)
         self.empty = caption_ids([""])[0]
 
     @classmethod
@@ -164,7 +165,8 @@ class Latents:
         chunks = [dict(np.load(path)) for path in sorted(folder.glob(f"{split}-*.npz"))]
         if not chunks:
             raise FileNotFoundError(f"{folder}: no latents of the {split} split; make them first")
-        return cls(*(np.concatenate([chunk[name] for chunk in chunks]) for name in ("latents", "depth", "ids")))
+        latents, depth = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("latents", "depth"))
+        return cls(latents, depth, [str(caption) for chunk in chunks for caption in chunk["captions"]])
 
 
 def caption_ids(captions: list[str]) -> NDArray[np.int16]:
@@ -188,7 +190,7 @@ def cache(vae: AutoencoderKL, folder: Path, split: Split, chunks: range) -> None
                 file,
                 latents=encode(vae, np.stack([scene.left for scene in scenes])).cpu().numpy().astype(np.float16),
                 depth=np.stack([depth_condition(scene) for scene in scenes]).astype(np.float16),
-                ids=caption_ids([scene.caption for scene in scenes]),
+                captions=np.array([scene.caption for scene in scenes]),
             )
         partial.replace(path)
 

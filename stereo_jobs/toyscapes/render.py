@@ -2,7 +2,8 @@
 
 Every surface is a continuous function of left-view coordinates in pixels. The right view asks it at x + d, where d is
 the surface's disparity in that row: x_R = x_L - d holds to a fraction of a pixel, and nothing is ever resampled.
-Edges are anti-aliased by their distance, patterns by the width of a pixel on the surface.
+Edges are anti-aliased by their distance, patterns by the width of a pixel on the surface; only tiles that meet without
+a joint are not, so that a tiled wall agrees to half a pixel.
 """
 
 from dataclasses import dataclass

@@ -134,6 +134,7 @@ VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         {"a", "an", "and", "floor", "front", "in", "of", "on", "the", "wall", "with", ","}
         | {*COLOURS, *FLOOR_COLOURS, *WALL_COLOURS, *SHAPES, *PATTERNS, *POSITIONS, *get_args(Floor), *get_args(Wall)}
+        - {"plain"}  # goes without saying
     )
 )
 """Every word a caption can hold."""

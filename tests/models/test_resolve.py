@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import fetch, local_folder, resolve_recipe
+from stereo_jobs.models import resolve as resolving
+from stereo_jobs.models.resolve import check_stable_diffusion, fetch, local_folder, part_folder, resolve_recipe
 from stereo_jobs.spec import DepthSpec, Recipe, StableDiffusionSpec
+from tests.models.tiny import configs, write_checkpoint
 
 DEMO_SD, DEMO_DEPTH = local_folder("demo", "sd"), local_folder("demo", "depth")
 
@@ -19,6 +21,8 @@ SD_CONFIGS = {
     "scheduler/scheduler_config.json": {"prediction_type": "epsilon"},
     "text_encoder/config.json": {},
     "tokenizer/tokenizer_config.json": {},
+    "tokenizer/vocab.json": {},
+    "tokenizer/merges.txt": "",
 }
 WEIGHTS = ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model")
 
@@ -147,14 +151,23 @@ def test_a_config_without_a_needed_field_is_named(sd, depth, name, field):
 @pytest.mark.parametrize(
     ("name", "change", "words"),
     [
-        ("model_index.json", {"_class_name": "StableDiffusionXLPipeline"}, "is a StableDiffusionXLPipeline; text mode"),
-        ("model_index.json", {"_class_name": None}, "text mode takes Stable Diffusion 1.x or 2.x"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and its VAE makes 4; text mode needs the two equal"),
-        ("unet/config.json", {"in_channels": 5}, "inpainting and depth checkpoints are of other modes"),
-        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "'sample' is not epsilon or v_prediction"),
+        (
+            "scheduler/scheduler_config.json",
+            {"prediction_type": "sample"},
+            "prediction_type 'sample' is not epsilon or v",
+        ),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "squaredcos_cap_v2"}, "is not scaled_linear or linear"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "zero_snr True is not False"),
+        (
+            "scheduler/scheduler_config.json",
+            {"trained_betas": [0.1]},
+            r"trained_betas \[0.1\] is not absent.*for example",
+        ),
+        ("text_encoder/config.json", {"hidden_size": 768}, "embeddings of width 1024 and its text encoder makes 768"),
     ],
 )
 def test_another_kind_of_checkpoint_is_refused(sd, depth, name, change, words):
+    write(sd, {"unet/config.json": SD_CONFIGS["unet/config.json"] | {"cross_attention_dim": 1024}})
     write(sd, {name: SD_CONFIGS[name] | change})
     with pytest.raises(ModelError, match=words):
         resolve(sd, depth)
@@ -173,6 +186,191 @@ def test_a_size_that_does_not_fit_is_refused_with_the_nearest(sd, depth, width, 
     with pytest.raises(ModelError, match=r"recipe\.size\.height"):
         resolve(sd, depth, size={"width": 512, "height": width})
     assert resolve(sd, depth, size={"width": 576, "height": 320}).size.height == 320
+
+
+# --- Families and modes ---
+
+OTHER_FAMILIES = (
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "FluxPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionImageVariationPipeline",
+    None,
+)
+PLAIN_MODES = ("text", "image", "inpaint")
+
+
+def check(family, mode, **changes):
+    """Check the published configs of a family, with some of them changed."""
+    files = configs(family, full=True)
+    for name, change in changes.items():
+        files[{"index": "model_index.json"}.get(name, f"{name}/config.json")] |= change
+    return check_stable_diffusion("folder", files.__getitem__, mode)
+
+
+@pytest.mark.parametrize(
+    ("family", "modes", "native"),
+    [
+        ("sd1", PLAIN_MODES, 512),
+        ("sd2_base", PLAIN_MODES, 512),
+        ("sd2_v", PLAIN_MODES, 768),
+        ("sd2_depth", ["depth"], 512),
+    ],
+)
+def test_every_published_family_has_its_modes(family, modes, native):
+    for mode in modes:
+        assert check(family, mode) == (8, native, 64)
+    for mode in {*PLAIN_MODES, "depth"} - {*modes}:
+        with pytest.raises(ModelError, match=f"; {mode} mode takes"):
+            check(family, mode)
+
+
+def test_a_plain_checkpoint_for_depth_is_refused_with_the_one_to_take():
+    words = "takes 4 channels and its VAE makes 4; depth mode takes a depth-conditioned .*stable-diffusion-2-depth"
+    with pytest.raises(ModelError, match=words):
+        check("sd1", "depth")
+
+
+@pytest.mark.parametrize("mode", PLAIN_MODES)
+def test_a_depth_conditioned_checkpoint_for_other_modes_is_refused_with_both_ways_out(mode):
+    words = f"takes 5 channels and its VAE makes 4; {mode} mode takes .*v1-5; .* set recipe.mode to depth"
+    with pytest.raises(ModelError, match=words):
+        check("sd2_depth", mode)
+
+
+@pytest.mark.parametrize("family", OTHER_FAMILIES)
+@pytest.mark.parametrize("mode", [*PLAIN_MODES, "depth"])
+def test_other_families_are_refused_by_name(family, mode):
+    words = "depth-conditioned" if mode == "depth" else "Stable Diffusion 1.x or 2.x"
+    with pytest.raises(ModelError, match=f"model folder: is a {family}; {mode} mode takes .*{words}.*for example"):
+        check("sd1", mode, index={"_class_name": family})
+
+
+@pytest.mark.parametrize("channels", [3, 5, 7, 8, 9])
+def test_other_channel_counts_are_refused(channels):
+    with pytest.raises(ModelError, match=f"takes {channels} channels and its VAE makes 4; inpaint mode takes"):
+        check("sd1", "inpaint", unet={"in_channels": channels})
+    if channels != 5:
+        with pytest.raises(ModelError, match=f"takes {channels} channels and its VAE makes 4; depth mode takes"):
+            check("sd2_depth", "depth", unet={"in_channels": channels})
+
+
+def test_a_flux_folder_is_told_its_family_before_its_missing_files(tmp_path):
+    write(tmp_path, {"model_index.json": {"_class_name": "FluxPipeline"}, "transformer/config.json": {}})
+    with pytest.raises(ModelError, match="is a FluxPipeline"):
+        resolve(tmp_path)
+
+
+@pytest.mark.parametrize("family", ["sd1", "sd2_base", "sd2_v"])
+def test_tiny_checkpoints_resolve_and_load(family, tmp_path):
+    from stereo_jobs.models.stable_diffusion import StableDiffusion
+
+    recipe = resolve(write_checkpoint(tmp_path, family))
+    assert recipe.size.width == (128 if family == "sd2_v" else 64)
+    assert not StableDiffusion.load(recipe.models.stable_diffusion, "cpu").depth_conditioned
+
+
+# --- The files of a checkpoint ---
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_every_part_needs_weights_of_its_own(sd, part):
+    path = next((sd / part).glob("*.safetensors"))
+    path.unlink()
+    with pytest.raises(ModelError, match=f"no .safetensors weights in {part}; convert it"):
+        resolve(sd)
+    path.with_suffix(".bin").touch()
+    with pytest.raises(
+        ModelError, match=rf"in {part}, only pickles \({part}/{path.stem}.bin\), which are never loaded"
+    ):
+        resolve(sd)
+
+
+def test_a_variant_must_be_there_for_every_part(sd):
+    with pytest.raises(
+        ModelError, match=r"no unet weights of variant 'fp16', only unet/diffusion_pytorch_model.safetensors"
+    ):
+        resolve({"path": str(sd), "variant": "fp16"})
+    for name in WEIGHTS:
+        (sd / f"{name}.safetensors").rename(sd / f"{name}.fp16.safetensors")
+    assert resolve({"path": str(sd), "variant": "fp16"}).models.stable_diffusion.revision
+    words = "no unet weights without a variant, only unet/diffusion_pytorch_model.fp16.safetensors; set .*variant"
+    with pytest.raises(ModelError, match=words):
+        resolve(sd)
+
+
+def test_weights_of_another_variant_do_not_count(sd):
+    before = resolve(sd).models.stable_diffusion.revision
+    for name in WEIGHTS:
+        (sd / f"{name}.fp16.safetensors").write_bytes(b"other")
+        (sd / f"{name}.non_ema.safetensors").write_bytes(b"other")
+    assert resolve(sd).models.stable_diffusion.revision == before
+    assert resolve({"path": str(sd), "variant": "fp16"}).models.stable_diffusion.revision != before
+
+
+def test_sharded_weights_are_weights(sd):
+    name = "unet/diffusion_pytorch_model"
+    (sd / f"{name}.safetensors").rename(sd / f"{name}-00001-of-00002.safetensors")
+    before = resolve(sd).models.stable_diffusion.revision
+    (sd / f"{name}-00002-of-00002.safetensors").write_bytes(b"more")
+    assert resolve(sd).models.stable_diffusion.revision != before
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt"])
+def test_a_tokenizer_without_words_is_refused(sd, name):
+    (sd / "tokenizer" / name).unlink()
+    with pytest.raises(ModelError, match=r"tokenizer holds neither tokenizer.json nor vocab.json and merges.txt"):
+        resolve(sd)
+    (sd / "tokenizer/tokenizer.json").write_text("{}")
+    resolve(sd)
+
+
+def test_a_single_file_is_refused_with_the_way_out(tmp_path):
+    path = tmp_path / "v1-5-pruned-emaonly.safetensors"
+    path.touch()
+    with pytest.raises(ModelError, match=r"is a single file; .*from_single_file\(\.\.\.\)\.save_pretrained"):
+        resolve(path)
+
+
+# --- The embedded model of depth mode ---
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch):
+    """A stand-in for the embedded models: `sd_depth` holds only what differs from `sd`."""
+    write_checkpoint(tmp_path / "sd", "sd2_base")
+    whole = write_checkpoint(tmp_path / "whole", "sd2_depth", seed=7)
+    for name in ("unet", "model_index.json"):
+        (tmp_path / "sd_depth").mkdir(exist_ok=True)
+        shutil.move(whole / name, tmp_path / "sd_depth" / name)
+    shutil.copytree(DEMO_DEPTH, tmp_path / "depth")
+    monkeypatch.setattr(resolving, "DEMO_FOLDER", tmp_path)
+    return tmp_path
+
+
+def test_the_depth_demo_shares_what_it_lacks_with_the_plain_one(demo):
+    from stereo_jobs.models.stable_diffusion import StableDiffusion
+
+    plain, depth = (resolve(mode=mode).models.stable_diffusion for mode in ("text", "depth"))
+    assert resolve(mode="image").models.stable_diffusion == resolve(mode="inpaint").models.stable_diffusion == plain
+    assert plain.revision != depth.revision
+    assert fetch(depth, "depth") == demo / "sd_depth"
+    assert part_folder(demo / "sd_depth", "unet") == demo / "sd_depth/unet"
+    assert part_folder(demo / "sd_depth", "vae") == demo / "sd/vae"
+    sd = StableDiffusion.load(depth, "cpu", "depth")
+    assert sd.depth_conditioned
+    assert not StableDiffusion.load(plain, "cpu", "text").depth_conditioned
+    # What it shares is part of its content.
+    (demo / "sd/vae/config.json").write_text((demo / "sd/vae/config.json").read_text() + " ")
+    assert resolve(mode="depth").models.stable_diffusion.revision != depth.revision
+
+
+def test_only_the_demo_shares_parts(demo):
+    folder = shutil.copytree(demo / "sd_depth", demo / "mine/sd_depth")
+    shutil.copytree(demo / "sd", demo / "mine/sd")
+    with pytest.raises(ModelError, match=r"vae/config.json is missing"):
+        resolve(folder, mode="depth")
 
 
 # --- Refusals of the depth model ---
@@ -228,66 +426,26 @@ def test_a_metric_estimator_is_inverted():
 
     from stereo_jobs.models.depth import DepthEstimator
 
-    image = np.random.default_rng(0).integers(0, 256, (1, 48, 64, 3), dtype=np.uint8)
-    inverse = DepthEstimator.load(DepthSpec(polarity="inverse"), "cpu").inverse_depth(image)
-    metric = DepthEstimator.load(DepthSpec(polarity="metric"), "cpu").inverse_depth(image)
-    assert inverse.shape == (1, 48, 64)
-    torch.testing.assert_close(metric, 1 / inverse.clamp_min(1e-6))
+    images = [np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((48, 64), (64, 32))]
+    inverses = DepthEstimator.load(DepthSpec(polarity="inverse"), "cpu").inverse_depth(images)
+    metrics = DepthEstimator.load(DepthSpec(polarity="metric"), "cpu").inverse_depth(images)
+    assert [depth.shape for depth in inverses] == [(48, 64), (64, 32)]
+    for inverse, metric in zip(inverses, metrics, strict=True):
+        torch.testing.assert_close(metric, 1 / inverse.clamp_min(1e-6))
 
 
-@pytest.fixture
-def v_checkpoint(tmp_path):
-    """A tiny random v-prediction checkpoint as diffusers and transformers save it; the demo's tokenizer."""
-    import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    torch.manual_seed(0)
-    folder = tmp_path / "v"
-    text = {"vocab_size": 624, "hidden_size": 32, "intermediate_size": 32, "max_position_embeddings": 32}
-    text |= {"num_hidden_layers": 1, "num_attention_heads": 2, "bos_token_id": 622, "eos_token_id": 623}
-    blocks = {"block_out_channels": (16, 16), "norm_num_groups": 8, "layers_per_block": 1}
-    CLIPTextModel(CLIPTextConfig(**text)).save_pretrained(folder / "text_encoder")
-    UNet2DConditionModel(
-        **blocks,
-        sample_size=16,
-        cross_attention_dim=32,
-        attention_head_dim=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    ).save_pretrained(folder / "unet")
-    AutoencoderKL(
-        **blocks,
-        sample_size=32,
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-    ).save_pretrained(folder / "vae")
-    # Stable Diffusion comes with PNDM settings: the sampler is chosen by the method, not by the checkpoint.
-    scheduler = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    DDIMScheduler(**scheduler, prediction_type="v_prediction", steps_offset=1).save_pretrained(folder / "scheduler")
-    name = "scheduler/scheduler_config.json"
-    config = json.loads((folder / name).read_text()) | {"_class_name": "PNDMScheduler", "skip_prk_steps": True}
-    write(folder, {name: config})
-    shutil.copytree(DEMO_SD / "tokenizer", folder / "tokenizer")
-    write(folder, {"model_index.json": {"_class_name": "StableDiffusionPipeline"}})
-    return folder
-
-
-def test_a_v_prediction_checkpoint_loads_and_makes_pairs(v_checkpoint):
+def test_a_v_prediction_checkpoint_makes_pairs(tmp_path):
     from stereo_jobs.generate import StereoPipeline
     from stereo_jobs.records import Row, StereoPair
 
     method = {"steps": 4, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
-    recipe = resolve(v_checkpoint, method=method, size={"width": 48, "height": 32})
+    recipe = resolve(write_checkpoint(tmp_path, "sd2_v"), method=method, size={"width": 128, "height": 64})
     pipeline = StereoPipeline.load(recipe, "cpu", 2)
-    assert pipeline.sd.latent_factor == 2
-    scheduler = pipeline.sd.scheduler(4)
-    assert (type(scheduler).__name__, scheduler.config.prediction_type) == ("DDIMScheduler", "v_prediction")
-    assert scheduler.timesteps.tolist() == [751, 501, 251, 1]
+    assert (pipeline.sd.latent_factor, pipeline.sd.prediction_type) == (8, "v_prediction")
     rows = [Row(f"row-{i}", "a red circle", "", i, 10.0) for i in range(3)]
     results = pipeline.generate(rows)
     assert [type(result) for result in results] == [StereoPair] * 3
-    assert results[0].left.shape == results[0].right.shape == (32, 48, 3)
+    assert results[0].left.shape == results[0].right.shape == (64, 128, 3)
     assert not (results[0].left == results[1].left).all()
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity
-from stereo_jobs.stereo.sampler import GuidedUNet, denoise, denoise_pair
+from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise, denoise_pair
+from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -43,20 +44,13 @@ def test_stereo_pixel_shift_is_exact(numbers, case):
 
 
 def run(numbers, unet, **switches):
-    method = MethodConfig(guidance_scale=7.5, **switches)
-    scheduler = DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-    )
-    scheduler.set_timesteps(method.steps)
+    method = MethodConfig(preset="official", guidance_scale=7.5, **switches)
+    solver = Solver.of({"steps_offset": 0}, method.steps, "ddim")
     model = GuidedUNet(unet, torch.from_numpy(numbers["traj_uni_cond"]), torch.from_numpy(numbers["traj_uni_unc"]), 7.5)
     warp = warp_for(numbers["traj_uni_disp"], 8)
     with torch.no_grad():
-        first = denoise(model, scheduler, torch.from_numpy(numbers["traj_uni_xT"]))
-        pair = denoise_pair(model, scheduler, first, method=method, to_right=warp)
+        first = denoise(model, solver, torch.from_numpy(numbers["traj_uni_xT"]))
+        pair = denoise_pair(model, solver, first, method=method, to_right=ViewShift(warp, warp.filled))
     return first, pair, warp, model
 
 

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 
 from stereo_jobs.stereo.config import MethodConfig
-from stereo_jobs.stereo.sampler import GuidedUNet, denoise, denoise_pair
+from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise, denoise_pair
+from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import forward_warp
 
 PAIRS, SIZE = 2, 8
-SHORT = {"steps": 7, "shift_step": 1, "recopy_interval": 2, "attention_step": 2}
+SHORT = {"preset": "official", "steps": 7, "shift_step": 1, "recopy_interval": 2, "attention_step": 2}
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +40,22 @@ class Run:
 
     def __init__(self, unet, start=None, scale=1.0, hole_noise=None, **switches):
         self.method = MethodConfig(**(SHORT | switches))
-        self.scheduler = DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
-        self.scheduler.set_timesteps(self.method.steps)
+        self.solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, self.method.steps, "ddim")
         half = 0.5 if self.method.shift_both else 1.0
         sign = torch.ones(PAIRS)
         self.to_right = forward_warp(disparity(scale * half), sign)
         self.to_left = forward_warp(-disparity(scale * half), -sign) if self.method.shift_both else None
         model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), self.method.guidance_scale)
         with torch.no_grad():
-            self.first = denoise(model, self.scheduler, noise(PAIRS, 4, SIZE, SIZE) if start is None else start)
+            self.first = denoise(model, self.solver, noise(PAIRS, 4, SIZE, SIZE) if start is None else start)
             self.alone = model.evaluations
             self.pair = denoise_pair(
                 model,
-                self.scheduler,
+                self.solver,
                 self.first,
                 method=self.method,
-                to_right=self.to_right,
-                to_left=self.to_left,
-                hole_noise=hole_noise,
+                to_right=ViewShift(self.to_right, self.to_right.filled, noise=hole_noise),
+                to_left=self.to_left and ViewShift(self.to_left, self.to_left.filled, noise=hole_noise),
             )
         self.evaluations = model.evaluations
 
@@ -93,12 +92,12 @@ def test_guidance_is_the_weighted_difference_of_the_halves(unet):
     with_text, without = noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2)
     x, timestep = noise(2, PAIRS, 4, SIZE, SIZE), torch.tensor(300)
     with torch.no_grad():
-        guided = GuidedUNet(unet, with_text, without, 7.5)(x, timestep)
+        guided = GuidedUNet(unet, with_text, without, 7.5)(x, 0, timestep)
         for view in range(2):
             u = unet(x[view], timestep, encoder_hidden_states=without).sample
             c = unet(x[view], timestep, encoder_hidden_states=with_text).sample
             torch.testing.assert_close(guided[view], u + 7.5 * (c - u), rtol=1e-4, atol=1e-4)
-            alone = GuidedUNet(unet, with_text, without, 1)(x[view : view + 1], timestep)[0]
+            alone = GuidedUNet(unet, with_text, without, 1)(x[view : view + 1], 0, timestep)[0]
             torch.testing.assert_close(alone, c, rtol=1e-5, atol=1e-5)
 
 
@@ -171,7 +170,7 @@ def test_deblur_fills_the_holes_with_the_given_noise(unet):
 
 
 def test_deblur_without_noise_is_refused(unet):
-    with pytest.raises(ValueError, match=r"fill: noise \(Deblur, Eq. 8\) needs hole_noise"):
+    with pytest.raises(ValueError, match=r"fill: noise \(Deblur, Eq. 8\) needs unit noise"):
         Run(unet, fill="noise")
 
 
@@ -219,9 +218,9 @@ def test_pairs_do_not_depend_on_each_other(unet, attention):
         ({"recopy_last_step": 0}, []),
         ({"shift_step": 30}, [40]),
         ({"shift_step": 0}, [10, 20, 30, 40]),
-        ({"steps": 21}, [20]),
+        ({"steps": 21}, [10, 20]),
     ],
 )
 def test_steps_after_which_the_left_is_copied_again(switches, copies):
-    method = MethodConfig(**switches)
+    method = MethodConfig(preset="official", **switches)
     assert [i for i in range(method.steps) if method.recopies_after(i)] == copies

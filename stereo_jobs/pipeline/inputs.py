@@ -1,0 +1,123 @@
+"""What a row gives to the method: pictures and maps, decoded and checked, and how they fit the working size."""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stereo_jobs.data.images import InputError, decode_rgb
+from stereo_jobs.data.maps import decode_depth, decode_disparity_px, decode_mask
+from stereo_jobs.pipeline.fit import Fit
+from stereo_jobs.records import Row
+from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.disparity import metric_disparity
+from stereo_jobs.stereo.fill import fill_sparse
+
+SMALLEST_SIDE = 16
+"""Pixels of a photo; below, not even one latent lies wholly inside."""
+_MAX_PIXELS = 2**31  # bounded already, when the bytes were fetched
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One row, decoded.
+
+    Attributes:
+        row: where it comes from.
+        fit: how its picture lies in the working size.
+        photo: H,W,3 uint8, the left view; None where it is still to be made.
+        guide: H,W,3 uint8 of depth mode, which depth is estimated on.
+        map: H,W float32 that the shift is made of: disparity in pixels (geometry metric), or anything that grows
+            towards the viewer (relative); None: the estimator finds it.
+        mask: H,W bool, True where the photo is to be filled.
+        given_photo: the photo as it came, which a reconstruction is measured against.
+    """
+
+    row: Row
+    fit: Fit
+    photo: NDArray[np.uint8] | None = None
+    guide: NDArray[np.uint8] | None = None
+    map: NDArray[np.float32] | None = None
+    mask: NDArray[np.bool_] | None = None
+    given_photo: NDArray[np.uint8] | None = None
+
+    @property
+    def given(self) -> NDArray[np.uint8]:
+        """The photo as it came; only rows of photo modes have one."""
+        assert self.given_photo is not None
+        return self.given_photo
+
+
+def read_scene(row: Row, recipe: Recipe, multiple: int) -> Scene:
+    """Decode a row's inputs.
+
+    Args:
+        row: without an error.
+        recipe: resolved; its mode, size and geometry decide what is needed.
+        multiple: what the working size must be a multiple of.
+
+    Raises:
+        InputError: naming the column, the rule, the value and the remedy.
+    """
+    assert recipe.size is not None
+    size = (recipe.size.height, recipe.size.width)
+    if recipe.mode == "text":
+        return Scene(row, Fit.exact(size))
+    if recipe.mode == "depth":
+        return _read_depth_scene(row, recipe, size)
+    photo = decode_rgb(row.inputs["image"], _MAX_PIXELS)
+    height, width = photo.shape[:2]
+    if min(height, width) < SMALLEST_SIDE:
+        raise InputError(f"image: {width}x{height} pixels; it needs at least {SMALLEST_SIDE} each way")
+    fit = Fit.of_area((height, width), size[0] * size[1], multiple)
+    mask = decode_mask(row.inputs["mask"], (height, width)) if recipe.mode == "inpaint" else None
+    return Scene(row, fit, photo, None, _read_map(row, recipe, (height, width)), mask, photo)
+
+
+def _read_depth_scene(row: Row, recipe: Recipe, size: tuple[int, int]) -> Scene:
+    """Depth mode makes its picture at the working size; maps and images are brought to it."""
+    found = _read_map(row, recipe, None)
+    if found is not None:
+        resized = cv2.resize(found, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+        if recipe.method.geometry == "metric":
+            resized *= size[1] / found.shape[1]  # disparity in pixels of the picture
+        return Scene(row, Fit.exact(size), map=np.asarray(resized, np.float32))
+    image = decode_rgb(row.inputs["image"], _MAX_PIXELS)
+    if min(image.shape[:2]) < SMALLEST_SIDE:
+        raise InputError(f"image: {image.shape[1]}x{image.shape[0]} pixels; needs at least {SMALLEST_SIDE} each way")
+    guide = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    return Scene(row, Fit.exact(size), guide=np.asarray(guide, np.uint8))
+
+
+def _read_map(row: Row, recipe: Recipe, size: tuple[int, int] | None) -> NDArray[np.float32] | None:
+    """The row's own disparity or depth, complete, in the form that the geometry takes; None if it has none."""
+    metric = recipe.method.geometry == "metric"
+    if "disparity" in row.inputs:
+        column, values = "disparity", decode_disparity_px(row.inputs["disparity"])
+    elif "depth" in row.inputs:
+        column, values = "depth", decode_depth(row.inputs["depth"], row.depth_kind)
+        if metric:
+            camera = row.camera
+            assert camera.focal_px is not None
+            assert camera.baseline is not None
+            values = metric_disparity(
+                torch.from_numpy(values), camera.focal_px, camera.baseline, camera.doffs_px or 0
+            ).numpy()
+        elif row.depth_kind == "metric":
+            values = np.reciprocal(values)
+    else:
+        return None
+    if size is not None and values.shape != size:
+        raise InputError(
+            f"{column}: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
+            "a map must have the size of its image"
+        )
+    complete = fill_sparse(torch.from_numpy(values)[None])[0].numpy()
+    if metric and np.abs(complete).max() > 0.5 * complete.shape[1]:
+        raise InputError(
+            f"{column}: a disparity of {np.abs(complete).max():.0f} px is more than half of the width "
+            f"{complete.shape[1]}; it must be in pixels of this image"
+        )
+    return np.asarray(complete, np.float32)

@@ -1,0 +1,34 @@
+"""Between images as arrays and images as tensors."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Image = NDArray[np.uint8]
+"""H,W,3 in [0, 255]."""
+
+PSNR_CAP = 100.0
+"""dB of two equal images, so that means stay finite."""
+
+
+def to_tensor(image: Image) -> Tensor:
+    """H,W,3 uint8 -> 1,3,H,W float32 in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+
+
+def to_image(pixels: Tensor) -> Image:
+    """1,3,H,W in [0, 1] -> H,W,3 uint8."""
+    rounded = (pixels[0].clamp(0, 1) * 255).round().to(torch.uint8)
+    return np.asarray(rounded.permute(1, 2, 0).cpu().numpy(), np.uint8)
+
+
+def psnr(image: Image, truth: Image) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit images."""
+    error = float(np.mean((image.astype(np.float64) - truth) ** 2))
+    return PSNR_CAP if error == 0 else float(min(PSNR_CAP, 10 * np.log10(255**2 / error)))
+
+
+def finite(x: Tensor) -> Tensor:
+    """Which samples are finite throughout. B,... -> B bool."""
+    return torch.isfinite(x).flatten(1).all(1)

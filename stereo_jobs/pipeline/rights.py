@@ -1,0 +1,222 @@
+"""The right view of each left one, and its labels: applied disparity and masks are facts of the shift."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from stereo_jobs.models.stable_diffusion import StableDiffusion
+from stereo_jobs.pipeline.inputs import Scene
+from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
+from stereo_jobs.pipeline.pixels import Image, finite, psnr, to_image, to_tensor
+from stereo_jobs.records import Row, RowError, StereoPair
+from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.composite import composite
+from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
+from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
+from stereo_jobs.stereo.solver import Solver
+from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
+
+SEAM_PX = 6.0
+"""Reach of the composite's colour correction into a hole."""
+
+
+@dataclass(frozen=True)
+class _PictureWarp:
+    """A picture's sub-pixel warp at its own size. B = 1.
+
+    Attributes:
+        warp: of its pixels.
+        columns: from where each hole continues the background.
+    """
+
+    warp: ForwardWarp
+    columns: Tensor
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """One picture's shift into one view. B = 1.
+
+    Attributes:
+        latents: warp on the latent grid.
+        columns: from where each of its holes continues the background.
+        picture: warp at the picture's size, where the method has one.
+        applied: what this shift really is: disparity of the left view for the whole way, picture pixels, 1,H,W.
+    """
+
+    latents: ForwardWarp
+    columns: Tensor
+    picture: _PictureWarp | None
+    applied: Tensor
+
+
+class RightMaker:
+    """Makes the right views of one batch after the other.
+
+    Args:
+        sd: Stable Diffusion.
+        recipe: resolved.
+    """
+
+    def __init__(self, sd: StableDiffusion, recipe: Recipe) -> None:
+        self.sd = sd
+        self.method = recipe.method
+
+    def make(self, rows: list[Row], lefts: Lefts, guidance: float) -> Iterator[StereoPair | RowError]:
+        """One pair, or an error, for each of `rows`; `lefts` goes with them and may be padded further."""
+        method = self.method
+        solver = Solver.of(self.sd.scheduler_config, method.steps, method.scheduler)
+        padded = rows + rows[-1:] * (len(lefts.scenes) - len(rows))
+        half = 0.5 if method.shift_both else 1.0
+        shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(padded)]
+        back = [self._shift(lefts, i, row, -half) for i, row in enumerate(padded)] if method.shift_both else None
+        model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
+        latents = denoise_pair(
+            model,
+            solver,
+            lefts.trajectory,
+            method=method,
+            to_right=self._view_shift(lefts, shifts),
+            to_left=self._view_shift(lefts, back) if back else None,
+            conditions=self._conditions(lefts, shifts),
+        )
+        left, left_finite = lefts.images, lefts.usable
+        if method.changes_left:
+            left, left_finite = decode(self.sd, latents.left, lefts.scenes)
+        right, right_finite = decode(self.sd, latents.right, lefts.scenes)
+        usable = lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right)
+        for i, row in enumerate(rows):
+            if not usable[i]:
+                yield RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+                continue
+            scene, spent = lefts.scenes[i], int(lefts.evaluations[i]) + model.evaluations
+            requested = self._requested(lefts.maps[i], row)
+            yield self._pair(row, scene, (left[i], right[i]), shift=shifts[i], requested=requested, evaluations=spent)
+
+    # --- The shift ---
+
+    def _shift(self, lefts: Lefts, i: int, row: Row, share: float) -> _Shift:
+        """The shift of one picture by `share` of the whole way."""
+        method, fit, factor = self.method, lefts.scenes[i].fit, self.sd.latent_factor
+        grid = grid_of(self.sd, lefts.scenes)
+        sharp = sharpen_edges(lefts.maps[i][None], method.edge_px)
+        if method.geometry == "relative":
+            sign = torch.tensor([row.scale_percent * share], dtype=torch.float64)
+            full = scaled_disparity(relative_disparity(sharp), sign)
+            # The published order: resize, normalise, scale. A padded picture is narrower than its latents.
+            relative = relative_disparity(resize(fit.map_into(sharp), grid))
+            on_grid = scaled_disparity(relative, sign * (fit.inner[1] / fit.working[1]))
+        else:
+            sign = torch.tensor([share])
+            full = sharp * share
+            on_grid = functional.adaptive_avg_pool2d(fit.map_into(full), grid) * (fit.zoom / factor)
+        if method.warp == "integer":
+            # Relative shifts are truncated as in the published code; known pixels are worth rounding.
+            on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
+        latents = forward_warp(on_grid, sign, subpixel=method.warp != "integer")
+        columns = background_columns(latents.filled, latents(on_grid[:, None])[:, 0], sign)
+        if method.warp != "pixel" and not method.composite:
+            applied = fit.map_back(upsample(on_grid * factor, factor)) / fit.zoom
+            return _Shift(latents, columns, None, applied / share)
+        pixels = forward_warp(full, sign, subpixel=True)
+        picture = _PictureWarp(pixels, background_columns(pixels.filled, pixels(full[:, None])[:, 0], sign))
+        return _Shift(latents, columns, picture, full / share)
+
+    def _view_shift(self, lefts: Lefts, shifts: list[_Shift]) -> ViewShift:
+        """The shifts of a batch as the sampler takes them."""
+        method, scenes = self.method, lefts.scenes
+        warp, columns = _stacked(shifts)
+        filled, clean = warp.filled, None
+        pictures = [shift.picture for shift in shifts if shift.picture is not None]
+        if method.warp == "pixel":
+            moved = [
+                scene.fit.into(extend_background(picture.warp(to_tensor(image).to(columns.device)), picture.columns))
+                for scene, image, picture in zip(scenes, lefts.images, pictures, strict=True)
+            ]
+            clean = self.sd.encode(torch.cat(moved))
+            # A latent is given only where all of its pixels are.
+            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, pictures, strict=True)]
+            filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
+        elif method.warp == "subpixel" or method.fill == "background":
+            clean = extend_background(warp(lefts.trajectory.final), columns)
+        noise = stack_noise(self.sd, scenes, stream=1)
+        return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
+
+    def _conditions(self, lefts: Lefts, shifts: list[_Shift]) -> Tensor | None:
+        """Depth of both views, 2,B,1,h,w."""
+        if lefts.condition is None:
+            return None
+        right = lefts.condition
+        if self.method.warp_condition:
+            warp, columns = _stacked(shifts)
+            right = extend_background(warp(right), columns)
+        return torch.stack([lefts.condition, right])
+
+    # --- The pair ---
+
+    def _pair(
+        self,
+        row: Row,
+        scene: Scene,
+        views: tuple[Image, Image],
+        *,
+        shift: _Shift,
+        requested: NDArray[np.float32],
+        evaluations: int,
+    ) -> StereoPair:
+        """One finished pair with its labels."""
+        left, right = views
+        raw = None
+        if shift.picture is None:
+            grids = (shift.latents.visible, shift.latents.filled, border_holes(shift.latents.filled))
+            seen, filled, border = (scene.fit.map_back(upsample(grid, self.sd.latent_factor)) for grid in grids)
+        else:
+            seen, filled = shift.picture.warp.visible, shift.picture.warp.filled
+            border = border_holes(filled)
+        if self.method.composite and shift.picture is not None:
+            raw = right
+            warped, diffused = shift.picture.warp(to_tensor(left).to(filled.device)), to_tensor(raw).to(filled.device)
+            right = to_image(composite(warped, filled, diffused, shift.picture.columns, SEAM_PX))
+        applied = np.asarray(shift.applied[0].cpu().numpy(), np.float32)
+        return StereoPair(
+            id=row.id,
+            left=left,
+            right=right,
+            disparity=applied,
+            disparity_requested=None if np.array_equal(requested, applied) else requested,
+            disparity_of="first_left" if self.method.changes_left else "left",
+            mask_nonocc_left=seen[0].cpu().numpy(),
+            mask_hole_right=~filled[0].cpu().numpy(),
+            mask_border_right=border[0].cpu().numpy(),
+            unet_evaluations=evaluations,
+            raw_right=raw,
+            left_psnr=None if scene.given_photo is None else psnr(left, scene.given_photo),
+        )
+
+    def _requested(self, values: Tensor, row: Row) -> NDArray[np.float32]:
+        """Disparity of the left view before anything was sharpened, quantised or cut: H,W px."""
+        if self.method.geometry == "relative":
+            scale = torch.tensor([row.scale_percent], dtype=torch.float64)
+            values = scaled_disparity(relative_disparity(values[None]), scale)[0]
+        return np.asarray(values.cpu().numpy(), np.float32)
+
+
+def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:
+    """The latent warps of single pictures as one of a batch, and their background columns."""
+    warps = [shift.latents for shift in shifts]
+    beside = [warp.beside for warp in warps if warp.beside is not None]
+    share = [warp.share for warp in warps if warp.share is not None]
+    warp = ForwardWarp(
+        torch.cat([warp.source for warp in warps]),
+        torch.cat([warp.filled for warp in warps]),
+        torch.cat([warp.visible for warp in warps]),
+        torch.cat(beside) if beside else None,
+        torch.cat(share) if share else None,
+    )
+    return warp, torch.cat([shift.columns for shift in shifts])

@@ -1,0 +1,102 @@
+"""From a photo to latents that lead back to it (StereoDiffusion, Sec. 3.4, Eq. 9-10)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory
+from stereo_jobs.stereo.solver import Solver
+
+
+def ddim_inversion(model: GuidedUNet, solver: Solver, x_0: Tensor, condition: Tensor | None = None) -> Trajectory:
+    """DDIM inversion (Eq. 9): noisier and noisier latents of a given x_0, one U-Net evaluation a step.
+
+    Eq. 9 as printed lacks a root and has its "-1" outside of it; this is the x_0 / noise form it stands for.
+
+    Args:
+        model: predictor; guidance other than 1 makes the way back inexact.
+        solver: steps, walked backwards.
+        x_0: B,4,h,w.
+        condition: B,1,h,w depth for a depth-conditioned U-Net.
+
+    Returns:
+        The latents in sampling order, from noise to x_0. Setting the left view to them at every step is `direct`
+        inversion: exact, with nothing to optimise.
+    """
+    latents = [x_0]
+    for i in reversed(range(solver.steps)):
+        output = model(latents[-1][None], i, solver.timesteps[i], None if condition is None else condition[None])[0]
+        latents.append(solver.invert(i, latents[-1], output))
+    return Trajectory(torch.stack(latents[::-1]), x_0.expand(solver.steps, *x_0.shape))
+
+
+@dataclass(frozen=True)
+class NullText:
+    """Optimised unconditional embeddings.
+
+    Attributes:
+        embeddings: steps,B,n,c.
+        left: where sampling with them leads.
+        evaluations: U-Net evaluations of each sample, B int64.
+    """
+
+    embeddings: Tensor
+    left: Trajectory
+    evaluations: Tensor
+
+
+def null_text(
+    model: GuidedUNet, solver: Solver, pivot: Trajectory, *, iterations: int, condition: Tensor | None = None
+) -> NullText:
+    """Null-text inversion (Mokady et al. 2023; StereoDiffusion, Eq. 10): embeddings that keep sampling on the pivot.
+
+    Adam on the unconditional embedding of each step, warm-started from the step before, learning rate
+    1e-2 (1 - i/100); a sample stops when its loss is below 1e-5 + 2e-5 i, whatever its neighbours do.
+
+    Args:
+        model: predictor with its guidance scale and B,n,c unconditional embeddings to begin from.
+        solver: steps.
+        pivot: trajectory of `ddim_inversion` at guidance 1.
+        iterations: most optimiser steps per denoising step.
+        condition: as in `ddim_inversion`.
+    """
+    samples = pivot.final.shape[0]
+    views = None if condition is None else condition[None]
+    embeddings = list(model.unconditional.float().detach())
+    kept, latents, cleans = [], [pivot.latents[0]], []
+    clean: Tensor | None = None
+    evaluations = torch.zeros(samples, dtype=torch.int64)
+    for i, timestep in enumerate(solver.timesteps):
+        x, target = latents[-1], pivot.latents[i + 1]
+        with torch.no_grad():
+            with_text = model.predict(x[None], timestep, [model.conditional], views)[0, 0]
+        evaluations += 1
+        weights = [embedding.clone().requires_grad_(True) for embedding in embeddings]
+        optimizer = torch.optim.Adam(weights, lr=1e-2 * (1 - i / 100))
+        active = list(range(samples))
+        for _ in range(iterations):
+            if not active:
+                break
+            with torch.enable_grad():
+                without = model.predict(x[None], timestep, [torch.stack(weights)], views)[0, 0]
+                guided = without + model.guidance_scale * (with_text - without)
+                reached, _ = solver.step(i, x, guided, clean)
+                losses = (reached - target).square().flatten(1).mean(1)
+                optimizer.zero_grad(set_to_none=True)
+                losses[active].sum().backward()  # type: ignore[no-untyped-call]
+            for sample in set(range(samples)) - set(active):
+                weights[sample].grad = None  # a finished sample stands still
+            optimizer.step()
+            evaluations[active] += 1
+            active = [sample for sample in active if losses[sample] >= 1e-5 + 2e-5 * i]
+        embeddings = [weight.detach() for weight in weights]
+        kept.append(torch.stack(embeddings))
+        with torch.no_grad():
+            without = model.predict(x[None], timestep, [kept[-1]], views)[0, 0]
+            guided = without + model.guidance_scale * (with_text - without)
+            following, clean = solver.step(i, x, guided, clean)
+        evaluations += 1
+        latents.append(following)
+        cleans.append(clean)
+    return NullText(torch.stack(kept), Trajectory(torch.stack(latents), torch.stack(cleans)), evaluations)

@@ -1,0 +1,154 @@
+"""The safety checker tells what its own pipeline would blacken, from the published files, and changes nothing."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from PIL import Image
+
+from stereo_jobs.errors import ModelError
+from stereo_jobs.models.resolve import fetch, resolve_recipe
+from stereo_jobs.models.safety import SafetyChecker
+from stereo_jobs.spec import Recipe
+from tests.models.tiny import configs, network, write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "sd1", "sd1", safety_checker=True)
+
+
+def pictures(count=6, size=(300, 400)):
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (count, 6, 8, 3), dtype=np.uint8)
+    return np.stack([np.asarray(Image.fromarray(image).resize(size[::-1])) for image in coarse])
+
+
+def pixel_values(images):
+    """CLIP's preprocessing: the shorter edge to 224, the middle square, CLIP's mean and deviation."""
+    mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
+    out = []
+    for image in images:
+        height, width = image.shape[:2]
+        scale = 224 / min(height, width)
+        resized = Image.fromarray(image).resize((int(width * scale), int(height * scale)), Image.Resampling.BICUBIC)
+        top, left = (resized.height - 224) // 2, (resized.width - 224) // 2
+        square = np.asarray(resized)[top : top + 224, left : left + 224] / 255
+        out.append(((square - mean) / deviation).transpose(2, 0, 1))
+    return torch.tensor(np.stack(out), dtype=torch.float32)
+
+
+def teach(checker, images):
+    """Make the first concept catch half of the images, clearly: random weights know nothing of the world."""
+    model = checker.network
+    with torch.no_grad():
+        pooled = model.vision_model(pixel_values(images))[1]
+        mean = pooled.mean(0)
+        # Random weights see nearly the same in all images: leave that out.
+        model.visual_projection.weight -= torch.outer(model.visual_projection.weight @ mean, mean) / mean.dot(mean)
+        embeddings = torch.nn.functional.normalize(model.visual_projection(pooled))
+        cosines = embeddings @ embeddings[0]
+        middle = cosines.sort().values[len(images) // 2 - 1 : len(images) // 2 + 1]
+        assert middle.diff() > 0.05
+        model.concept_embeds_weights.fill_(2.0)  # cosines end at 1
+        model.special_care_embeds_weights.fill_(2.0)
+        model.concept_embeds[0] = embeddings[0]
+        model.concept_embeds_weights[0] = middle.mean()
+    return (cosines > middle.mean()).tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_tells_which_images_come_near_a_concept(checkpoint, dtype):
+    images = pictures()
+    checker = SafetyChecker.load(checkpoint, torch.float32, "cpu")
+    expected = teach(checker, images)
+    assert sum(expected) == 3
+    before = images.copy()
+    assert checker.flags(images) == expected
+    assert (images == before).all()
+    assert checker.flags(images[::-1]) == expected[::-1]
+    assert checker.flags(images[:1]) == expected[:1]
+    checker.network.to(dtype)
+    assert checker.flags(images) == expected
+
+
+def test_images_are_prepared_as_clip_wants_them(checkpoint):
+    checker = SafetyChecker.load(checkpoint, torch.float32, "cpu")
+    images = pictures(2)
+    prepared = checker.processor(images=list(images), return_tensors="pt")["pixel_values"]
+    assert prepared.shape == (2, 3, 224, 224)
+    torch.testing.assert_close(prepared, pixel_values(images), rtol=0, atol=1e-3)
+
+
+def test_no_warning_of_black_images(checkpoint, caplog):
+    images = pictures()
+    checker = SafetyChecker.load(checkpoint, torch.float32, "cpu")
+    assert any(teach(checker, images))
+    checker.flags(images)
+    assert "black image" not in caplog.text
+
+
+def test_the_published_names_of_the_weights_are_those_of_today(checkpoint, tmp_path):
+    other = write_checkpoint(tmp_path, "sd1", safety_checker=True, resaved=True)
+    checkers = [SafetyChecker.load(folder, torch.float32, "cpu") for folder in (checkpoint, other)]
+    for one, two in zip(*(checker.network.parameters() for checker in checkers), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_published_config_is_the_published_network():
+    config = configs("sd1", full=True, safety_checker=True)["safety_checker/config.json"]
+    with torch.device("meta"):
+        made = network("safety_checker", config)
+    assert isinstance(made, StableDiffusionSafetyChecker)
+    assert sum(weights.numel() for weights in made.parameters()) == 303_981_588
+
+
+@pytest.mark.parametrize("part", ["safety_checker", "feature_extractor"])
+def test_a_checkpoint_without_one_is_refused_with_the_way_out(checkpoint, tmp_path, part):
+    folder = shutil.copytree(checkpoint, tmp_path / "sd")
+    shutil.rmtree(folder / part)
+    with pytest.raises(ModelError, match=f"no {part}/.*recipe.models.safety_checker asks for; set that to false, or"):
+        SafetyChecker.load(folder, torch.float32, "cpu")
+    with pytest.raises(ModelError, match=r"recipe.models.safety_checker asks for; set that to false, or .*v1-5"):
+        resolve_recipe(wanting(folder))
+
+
+def test_broken_files_are_a_model_error(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "sd")
+    (folder / "feature_extractor/preprocessor_config.json").write_text("{")
+    with pytest.raises(ModelError, match="feature_extractor: cannot be loaded"):
+        SafetyChecker.load(folder, torch.float32, "cpu")
+    (folder / "feature_extractor/preprocessor_config.json").write_text(json.dumps({}))
+    (folder / "safety_checker/model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ModelError, match="safety_checker: cannot be loaded"):
+        SafetyChecker.load(folder, torch.float32, "cpu")
+
+
+# --- In a recipe ---
+
+
+def wanting(folder, wanted=True):
+    return Recipe(models={"stable_diffusion": {"path": str(folder)}, "safety_checker": wanted})
+
+
+def test_its_files_are_pinned_only_when_it_is_wanted(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "sd")
+    before = [resolve_recipe(wanting(folder, wanted)).models.stable_diffusion.revision for wanted in (False, True)]
+    assert before[0] != before[1]
+    (folder / "safety_checker/config.json").write_text((folder / "safety_checker/config.json").read_text() + " ")
+    after = [resolve_recipe(wanting(folder, wanted)).models.stable_diffusion.revision for wanted in (False, True)]
+    assert after[0] == before[0]
+    assert after[1] != before[1]
+    (folder / "safety_checker/model.safetensors").rename(folder / "safety_checker/pytorch_model.bin")
+    resolve_recipe(wanting(folder, False))
+    with pytest.raises(ModelError, match=r"weights in safety_checker, only pickles"):
+        resolve_recipe(wanting(folder))
+
+
+def test_fetch_gives_the_folder_to_load_it_from(checkpoint):
+    recipe = resolve_recipe(wanting(checkpoint))
+    folder = fetch(recipe.models.stable_diffusion, recipe.mode, safety_checker=True)
+    assert SafetyChecker.load(folder, torch.float32, "cpu").flags(pictures(1)) in ([True], [False])
