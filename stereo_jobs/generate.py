@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -12,21 +12,24 @@ from stereo_jobs.batches import batches, left_of
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.models.depth import DepthEstimator
-from stereo_jobs.models.resolve import fetch
+from stereo_jobs.models.resolve import fetch, resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.models.stable_diffusion import StableDiffusion
+from stereo_jobs.notebook import NotebookCalls
 from stereo_jobs.pipeline.inputs import Scene, read_scene
 from stereo_jobs.pipeline.lefts import LeftMaker
 from stereo_jobs.pipeline.rights import RightMaker
 from stereo_jobs.records import Row, RowError, StereoPair
-from stereo_jobs.spec import Recipe
+from stereo_jobs.spec import DEMO, Mode, Recipe, parse_recipe
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
-class StereoPipeline:
+class StereoPipeline(NotebookCalls):
     """Loaded models and one recipe; results depend on a row and the recipe, never on calls before or neighbours.
+
+    In a notebook: `StereoPipeline.from_pretrained()("a red circle on the left, green floor, grey wall")`.
 
     Args:
         stable_diffusion: makes the images.
@@ -56,6 +59,38 @@ class StereoPipeline:
         """Image columns of the manifest that this mode reads."""
         self.safety = safety
         self._reported: set[str] = set()
+        self._others: dict[Mode, StereoPipeline] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls, stable_diffusion: str = DEMO, *, depth: str = DEMO, device: str = "auto", **recipe: Any
+    ) -> "StereoPipeline":
+        """Load models for single calls: `pipeline(prompt)`, `.from_image(...)`, `.from_depth(...)`.
+
+        Args:
+            stable_diffusion: a folder in diffusers format, a Hub id, or `demo`.
+            depth: a folder in transformers format, a Hub id, or `demo`.
+            device: `auto`, `cuda` or `cpu`.
+            recipe: fields of a job's recipe, such as `method={"preset": "official"}` or `size`.
+
+        Raises:
+            SpecError: a field is wrong.
+            ModelError: a model cannot be used.
+        """
+        models = {"stable_diffusion": {"path": stable_diffusion}, "depth": {"path": depth}}
+        resolved = resolve_recipe(parse_recipe({"models": models} | recipe))
+        return cls.load(resolved, choose_device(device), batch_size=1)
+
+    def for_mode(self, mode: Mode) -> "StereoPipeline":
+        """The same recipe in another mode, loaded when it is first used."""
+        if mode == self.recipe.mode:
+            return self
+        if mode not in self._others:
+            unpinned = self.recipe.models.stable_diffusion.model_copy(update={"revision": None})
+            models = self.recipe.models.model_copy(update={"stable_diffusion": unpinned})
+            recipe = resolve_recipe(self.recipe.model_copy(update={"mode": mode, "models": models}))
+            self._others[mode] = self.load(recipe, self.sd.device, self.batch_size)
+        return self._others[mode]
 
     @classmethod
     def load(cls, recipe: Recipe, device: str, batch_size: int) -> "StereoPipeline":
@@ -128,6 +163,11 @@ class StereoPipeline:
             if word not in self._reported:
                 self._reported.add(word)
                 log.warning("row %s: the model does not know the word %r and draws nothing for it", row.id, word)
+
+
+def choose_device(name: str) -> str:
+    """`auto` is CUDA where there is a GPU."""
+    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _padded(items: list[T], size: int) -> list[T]:

@@ -312,6 +312,14 @@ def parse_spec(data: dict[str, Any]) -> JobSpec:
         raise SpecError("the job spec is not valid:\n" + "\n".join(_explain(error))) from None
 
 
+def parse_recipe(data: dict[str, Any]) -> Recipe:
+    """Validate plain data into a Recipe; errors name the field's path, the rule and the value."""
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error))) from None
+
+
 def _apply(data: dict[str, Any], override: str) -> None:
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")

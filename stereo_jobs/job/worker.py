@@ -69,10 +69,9 @@ def load_pipeline(recipe: Recipe, device: str, batch_size: int) -> Generator:
     """
     import torch
 
-    from stereo_jobs.generate import StereoPipeline
+    from stereo_jobs.generate import StereoPipeline, choose_device
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(device)
     if device == "cpu":
         torch.set_num_threads(1)
     return StereoPipeline.load(recipe, device, batch_size)

@@ -60,11 +60,8 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     Raises:
         ModelError: a model cannot be used, with the remedy.
     """
-    sd, depth, wants_safety = (
-        recipe.models.stable_diffusion,
-        recipe.models.depth,
-        recipe.models.safety_checker,
-    )
+    sd, depth = recipe.models.stable_diffusion, recipe.models.depth
+    wants_safety = recipe.models.safety_checker
     sd_files = _find(sd, _part(sd, recipe.mode), _sd_files(sd.variant, wants_safety))
     facts = check_stable_diffusion(sd.path, sd_files.config, recipe.mode)
     _check_sd_files(sd, sd_files.names, wants_safety)
@@ -259,8 +256,8 @@ def fetch(spec: StableDiffusionSpec | DepthSpec, mode: str = "text", safety_chec
 
     files = _sd_files(spec.variant, safety_checker) if isinstance(spec, StableDiffusionSpec) else _DEPTH_FILES
     try:
-        folder = Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=files))
-        names = {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+        cached = Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=files))
+        names = {path.relative_to(cached).as_posix() for path in cached.rglob("*")}
         problem = "" if _has_weights(spec, names, safety_checker) else "its weights are not in the cache"
     except Exception as error:  # the client raises its own errors, those of httpx and of the system
         problem = type(error).__name__
@@ -269,7 +266,7 @@ def fetch(spec: StableDiffusionSpec | DepthSpec, mode: str = "text", safety_chec
             f"model {spec.path}: cannot be downloaded to this machine ({problem}); every machine of the job needs "
             "the Hub, or give the path of a folder that all of them see"
         )
-    return folder
+    return cached
 
 
 def _part(spec: StableDiffusionSpec | DepthSpec, mode: str) -> str:
@@ -306,7 +303,7 @@ def _find(spec: StableDiffusionSpec | DepthSpec, part: str, patterns: list[str])
     folder = local_folder(spec.path, part)
     if folder is not None:
         return _FolderFiles(spec, folder, patterns)
-    if Path(spec.path).expanduser().is_file():
+    if isinstance(spec, StableDiffusionSpec) and Path(spec.path).expanduser().is_file():
         raise ModelError(
             f"model {spec.path}: is a single file; write it as a folder with diffusers' "
             "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)"

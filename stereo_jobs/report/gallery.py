@@ -17,7 +17,7 @@ from stereo_jobs.data.storage import Storage
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import committed
 from stereo_jobs.job.progress import Status
-from stereo_jobs.report.anaglyph import anaglyph
+from stereo_jobs.views import anaglyph
 
 _COLUMNS = ["id", "prompt", "seed", "scale_percent", "left", "right", "disparity", "mask_hole_right"]
 

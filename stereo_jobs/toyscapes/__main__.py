@@ -64,11 +64,24 @@ def train_judge(work: Work = WORK, processes: Processes = 2, device: Device = "c
     train(judge.JudgeLesson, _schedule(judge.SCHEDULE, steps), work / "judge", Machine(device, processes))
 
 
+@app.command("evaluate")
+def evaluate(work: Work = WORK, scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 200) -> None:
+    """Measure all parts on held-out scenes: `figures.json` and sheets of the first pictures in the work folder."""
+    from stereo_jobs.toyscapes import figures
+
+    results = {}
+    for part, values in figures.measure(figures.DemoModels(work / "models"), work, scenes):
+        results[part] = values
+        typer.echo(f"{part}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        figures.write(results, work / "figures.json")
+
+
 @app.command("all")
 def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu") -> None:
     """Everything, in order; about six hours on two CPU cores."""
     for part in (train_vae, cache_latents, train_unet, train_depth, train_judge):
         part(work, processes, device)
+    evaluate(work)
 
 
 def _schedule(recipe: Schedule, steps: int | None) -> Schedule:

@@ -48,6 +48,9 @@ def new_depth() -> DepthAnythingForDepthEstimation:
         )
     )
     nn.init.constant_(network.head.conv3.bias, 0.5)  # its ReLU must not start dead
+    # Weights that no image uses; data-parallel training wants a gradient for all others.
+    network.backbone.embeddings.mask_token.requires_grad_(False)
+    network.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
     return network
 
 

@@ -4,10 +4,13 @@ The U-Net has five input channels, four of latent and one of depth, and the dept
 is zero its weights do nothing, so without them the same network is the plain text-to-image U-Net: exactly.
 """
 
+import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -101,7 +104,7 @@ class DiffusionLoss(nn.Module):
 
 
 def timestep_weights(alpha: Tensor) -> Tensor:
-    """Weight of the squared noise error at signal share alpha, about 1 on average.
+    """Weight of the squared noise error at signal share alpha, 1.35 on average.
 
     Min-SNR with gamma 5 (Hang et al. 2023) below; above, the weights that prediction of v would give, capped: what
     stands where is decided in the noisiest steps, where errors of the noise are tiny and errors of the picture are not.
@@ -236,7 +239,27 @@ def export(networks: nn.Module, models: Path) -> None:
     networks.text_encoder.half().save_pretrained(models / "sd/text_encoder")  # type: ignore[union-attr, operator]
     new_tokenizer(VOCABULARY).save_pretrained(models / "sd/tokenizer")
     new_scheduler().save_pretrained(models / "sd/scheduler")
+    for folder, pipeline in (("sd", "StableDiffusionPipeline"), ("sd_depth", "StableDiffusionDepth2ImgPipeline")):
+        (models / folder / "model_index.json").write_text(json.dumps(_index(pipeline), indent=2) + "\n")
     networks.float()
+
+
+def _index(pipeline: str) -> dict[str, Any]:
+    """model_index.json, as diffusers reads it."""
+    return {
+        "_class_name": pipeline,
+        "_diffusers_version": diffusers.__version__,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        **(
+            {"safety_checker": [None, None], "feature_extractor": [None, None]}
+            if pipeline.endswith("nPipeline")
+            else {}
+        ),
+    }
 
 
 def lesson(latents: Path) -> Callable[[Schedule], Lesson]:

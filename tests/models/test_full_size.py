@@ -8,10 +8,11 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "gigabytes"), [("bfloat16", 6.0), ("float32", 9.0)])
-def test_stable_diffusion_at_full_size(dtype, gigabytes):
-    command = [sys.executable, "-m", "tests.models.full_size", dtype]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=290)
+@pytest.mark.timeout(600)
+def test_stable_diffusion_at_full_size():
+    # On two cores with other work: 147 s and 2.9 GB; in float32 131 s and 5.7 GB.
+    command = [sys.executable, "-m", "tests.models.full_size", "bfloat16"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=590)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])
     print(facts)
@@ -25,4 +26,4 @@ def test_stable_diffusion_at_full_size(dtype, gigabytes):
         "text": [2, 77, 768],
     }
     assert facts["finite"]
-    assert facts["encode_gb"] < gigabytes
+    assert facts["encode_gb"] < 6

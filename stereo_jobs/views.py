@@ -1,4 +1,4 @@
-"""Red-cyan anaglyphs."""
+"""A pair as one picture, for eyes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,3 +12,8 @@ def anaglyph(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.ui
     """Dubois red-cyan anaglyph of two H,W,3 uint8 images."""
     mixed: NDArray[np.float64] = left @ _LEFT.T + right @ _RIGHT.T
     return mixed.clip(0, 255).round().astype(np.uint8)
+
+
+def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8], *, cross_eyed: bool = False) -> NDArray[np.uint8]:
+    """Two H,W,3 uint8 images as one of H,2W,3; `cross_eyed` puts the right view on the left."""
+    return np.concatenate([right, left] if cross_eyed else [left, right], axis=1)

@@ -1,0 +1,126 @@
+"""The figures of the model card: each demo model measured on held-out scenes."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.stable_diffusion import StableDiffusion
+from stereo_jobs.pipeline.fit import Fit
+from stereo_jobs.pipeline.inputs import Scene as Input
+from stereo_jobs.pipeline.lefts import LeftMaker
+from stereo_jobs.records import Row
+from stereo_jobs.spec import Recipe, Size
+from stereo_jobs.toyscapes import judge, vae
+from stereo_jobs.toyscapes.depth import errors, normalised
+from stereo_jobs.toyscapes.render import render
+from stereo_jobs.toyscapes.scenes import Scene, draw_scene
+from stereo_jobs.toyscapes.training import averaged
+
+BATCH = 8
+GUIDANCE = 6.0
+SIZE = 128
+SHEET = 16
+
+
+@dataclass(frozen=True)
+class DemoModels:
+    """Folders of trained models: `sd`, `sd_depth`, `depth`."""
+
+    folder: Path
+
+    def pipeline(self, mode: str) -> LeftMaker:
+        """What makes left views in a mode, with the published number of steps."""
+        recipe = Recipe(mode=mode, size=Size(width=SIZE, height=SIZE))
+        return LeftMaker(self.stable_diffusion(mode), self.depth(), recipe)
+
+    def stable_diffusion(self, mode: str = "text") -> StableDiffusion:
+        """The checkpoint of a mode."""
+        return StableDiffusion(self.folder / ("sd_depth" if mode == "depth" else "sd"), torch.float32, "cpu")
+
+    def depth(self) -> DepthEstimator:
+        """The depth estimator."""
+        return DepthEstimator(self.folder / "depth", "inverse", torch.float32, "cpu")
+
+
+def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple[str, dict[str, float]]]:
+    """One part after the other: its name and its figures.
+
+    Args:
+        models: to be measured.
+        work: where the judge was trained; the sheet of pictures goes there, too.
+        scenes: held-out ones.
+    """
+    drawn = [draw_scene(seed, "test") for seed in range(scenes)]
+    rendered = [render(scene) for scene in drawn]
+    psnr = vae.reconstruction_psnr(models.stable_diffusion().vae, np.stack([scene.left for scene in rendered]))
+    yield "vae", {"psnr": float(np.mean(psnr)), "worst_psnr": float(np.min(psnr))}
+
+    found = models.depth().inverse_depth([scene.left for scene in rendered])
+    everywhere, at_edges = errors(np.stack([depth.numpy() for depth in found]), rendered)
+    yield "depth", {"error": float(np.mean(everywhere)), "edge_error": float(np.mean(at_edges))}
+
+    _, trained, _ = averaged(judge.JudgeLesson, judge.SCHEDULE, work / "judge")
+    classifier: judge.Judge = trained.judge  # type: ignore[assignment]
+    one_object = judge.one_object_scenes(scenes)
+    truth = np.stack([render(scene).left for scene in one_object])
+    yield "judge on renders", judge.score(classifier, truth, one_object)
+
+    made = np.stack(list(_from_text(models.pipeline("text"), one_object)))
+    save_sheet(made[:SHEET], work / "text.png")
+    yield "text", judge.score(classifier, made, one_object)
+
+    yield "depth mode", {"error": float(np.mean(_depth_mode_errors(models, drawn, work)))}
+
+
+def _from_text(lefts: LeftMaker, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
+    """Pictures of captions; the seed is the position in the list, so that none is chosen."""
+    fit = Fit.exact((SIZE, SIZE))
+    for start in range(0, len(scenes), BATCH):
+        part = [
+            Input(Row(str(seed), scene.caption, "", seed, 8.0), fit)
+            for seed, scene in enumerate(scenes[start : start + BATCH], start)
+        ]
+        with torch.no_grad():
+            yield from lefts.make(part, GUIDANCE).images
+
+
+def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) -> list[float]:
+    """Mean absolute error of the depth estimated on pictures made from true depth, against that depth."""
+    lefts, fit = models.pipeline("depth"), Fit.exact((SIZE, SIZE))
+    results: list[float] = []
+    pictures = []
+    for start in range(0, len(scenes), BATCH):
+        part = list(enumerate(scenes[start : start + BATCH], start))
+        maps = [render(scene).disparity for _, scene in part]
+        inputs = [
+            Input(Row(str(seed), scene.caption, "", seed, 8.0), fit, map=values)
+            for (seed, scene), values in zip(part, maps, strict=True)
+        ]
+        with torch.no_grad():
+            images = lefts.make(inputs, GUIDANCE).images
+            estimated = lefts.depth.inverse_depth(images)
+        results += [
+            float(np.abs(normalised(e.numpy()) - normalised(given)).mean())
+            for e, given in zip(estimated, maps, strict=True)
+        ]
+        pictures += images
+    save_sheet(np.stack(pictures[:SHEET]), work / "depth.png")
+    return results
+
+
+def save_sheet(images: np.ndarray, path: Path) -> None:
+    """Pictures N,H,W,3 uint8 in rows of eight as one PNG."""
+    rows = [np.concatenate(list(images[i : i + 8]), 1) for i in range(0, len(images), 8)]
+    Image.fromarray(np.concatenate(rows)).save(path)
+
+
+def write(figures: dict[str, dict[str, float]], path: Path) -> None:
+    """As JSON, rounded."""
+    rounded = {part: {name: round(value, 4) for name, value in values.items()} for part, values in figures.items()}
+    path.write_text(json.dumps(rounded, indent=2) + "\n")
