@@ -40,7 +40,7 @@ class LineLesson:
         return {"x": x, "y": x @ torch.arange(1.0, 6.0) - 1}
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
-        return {"bias": float(networks.bias)}
+        return {"bias": float(networks.bias.detach())}
 
 
 class TwoLines(Line):

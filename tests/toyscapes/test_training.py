@@ -136,7 +136,7 @@ def test_the_line_is_learned(tmp_path):
     _, networks, step = averaged(LineLesson, schedule, tmp_path)
     assert (step, networks.training) == (600, False)
     torch.testing.assert_close(networks.weights.detach(), torch.arange(1.0, 6.0), atol=0.1, rtol=0)
-    assert float(networks.bias) == pytest.approx(-1, abs=0.1)
+    assert float(networks.bias.detach()) == pytest.approx(-1, abs=0.1)
 
 
 def test_the_seed_decides_the_first_weights(tmp_path):
