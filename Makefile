@@ -7,12 +7,13 @@ READY  := $(VENV)/.ready
 export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help setup demo lint test test-all clean
+.PHONY: help setup demo lint test test-all train-demo clean
 
 help:
 	@echo "make demo      generate 16 stereo pairs offline with the embedded models, then verify them"
 	@echo "make test      lint, types, layer rules and the fast tests"
 	@echo "make test-all  the same with the slow tests: the full kill-and-resume matrix"
+	@echo "make train-demo  train the embedded models anew into build/train; hours on a CPU, goes on where it stopped"
 	@echo "make setup     only the virtual environment (PYTHON=python3.12 VENV=.venv to choose)"
 
 setup: $(READY)
@@ -38,6 +39,9 @@ test: lint
 
 test-all: lint
 	$(BIN)/python -m pytest --cov --cov-report=term:skip-covered --durations=20 $(PYTEST_ARGS)
+
+train-demo: setup
+	$(BIN)/python -m stereo_jobs.toyscapes all --work build/train
 
 clean:
 	rm -rf out .coverage* .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
