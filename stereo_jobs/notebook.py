@@ -9,10 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from stereo_jobs.batches import Generator
-from stereo_jobs.data.images import encode_disparity, encode_png
+from stereo_jobs.data.images import encode_disparity, encode_png, to_rgb
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
-from stereo_jobs.spec import Mode
+from stereo_jobs.spec import Mode, check_scale_percent
 from stereo_jobs.views import anaglyph, side_by_side
 
 Picture = Image.Image | NDArray[np.uint8]
@@ -100,11 +100,11 @@ class NotebookCalls:
             seed: of what diffusion draws.
             scale_percent: as for text.
         """
-        inputs = {"image": encode_png(np.asarray(image))}
+        inputs = {"image": encode_png(_pixels(image))}
         if disparity is not None:
-            inputs["disparity"] = encode_disparity(np.asarray(disparity, np.float32))
+            inputs["disparity"] = encode_disparity(_flat("disparity", disparity).astype(np.float32))
         if mask is not None:
-            inputs["mask"] = encode_png(np.asarray(mask, bool))
+            inputs["mask"] = encode_png(_flat("mask", mask).astype(bool))
         mode: Mode = "image" if mask is None else "inpaint"
         return self._one(mode, Row("", prompt, "", seed, scale_percent, inputs=inputs))
 
@@ -119,13 +119,37 @@ class NotebookCalls:
         scale_percent: float = 8.0,
     ) -> StereoImage:
         """A pair from a prompt and a depth map H,W: `inverse` grows towards the viewer, `metric` away from it."""
-        inputs = {"depth": encode_disparity(np.asarray(depth, np.float32))}
+        inputs = {"depth": encode_disparity(_flat("depth", depth).astype(np.float32))}
         row = Row("", prompt, "", seed, scale_percent, inputs, depth_kind, camera or Camera())
         return self._one("depth", row)
 
     def _one(self, mode: Mode, row: Row) -> StereoImage:
+        try:
+            check_scale_percent(row.scale_percent)
+        except ValueError as error:
+            raise InputRefusedError(f"scale_percent: {error}, got {row.scale_percent:g}") from None
         digest = hashlib.sha256(repr((mode, row.prompt, row.seed)).encode()).hexdigest()[:12]
         made = self.for_mode(mode).generate([replace(row, id=digest)])[0]
         if isinstance(made, RowError):
             raise InputRefusedError(made.error_message)
         return StereoImage(made)
+
+
+def _pixels(image: Picture) -> NDArray[np.uint8]:
+    """H,W or H,W,3 or H,W,4 uint8; what Pillow holds in another mode, or turned, as it looks."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    pixels = np.asarray(image)
+    flat = pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] in (3, 4))
+    if pixels.dtype != np.uint8 or not flat or not pixels.size:
+        raise InputRefusedError(
+            f"image: must be a PIL image or H,W,3 uint8 in [0, 255]; got shape {pixels.shape} of {pixels.dtype}"
+        )
+    return pixels
+
+
+def _flat(name: str, values: ArrayLike) -> NDArray[np.generic]:
+    array = np.asarray(values)
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "biuf":
+        raise InputRefusedError(f"{name}: must be H,W numbers; got shape {array.shape} of {array.dtype}")
+    return array

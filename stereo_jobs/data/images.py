@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.errors import StereoJobsError, StorageError
@@ -113,13 +113,14 @@ def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[n
         InputError: not an image, broken, or larger than `max_pixels`.
     """
     try:
-        return _to_rgb(ImageOps.exif_transpose(open_image(data, max_pixels, column)))
+        return to_rgb(open_image(data, max_pixels, column))
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None
 
 
-def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Any mode to H,W,3 uint8: 16 bits are scaled, not cut; transparent pixels lie on white."""
+def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """Any mode to H,W,3 uint8, upright: 16 bits are scaled, not cut; transparent pixels lie on white."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float64)
         top = 65535.0 if image.mode != "F" else max(1.0, float(np.nanmax(values)))
@@ -127,15 +128,19 @@ def _to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=2)
     if "A" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: the arrays of Pillow cannot be written to
 
 
-def open_image(data: bytes, max_pixels: int, column: str) -> Image.Image:
-    """An image of which nothing but the header is decoded yet."""
+def open_image(
+    data: bytes, max_pixels: int, column: str, formats: str = "PNG, JPEG, WebP, TIFF or BMP"
+) -> Image.Image:
+    """An image of which nothing but the header is decoded yet; `formats` is the remedy where it is none."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    except UnidentifiedImageError:  # whose text names an address in memory, another one in each run
+        raise InputError(f"{column}: not a readable image; use {formats}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None
     width, height = image.size

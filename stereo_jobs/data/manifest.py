@@ -374,17 +374,19 @@ def _check_cells(cells: dict[str, Any], scale: float, recipe: Recipe) -> None:
     if (kind := cells.get("depth_kind")) not in (None, "inverse", "metric"):
         raise ValueError(f"depth_kind: must be inverse or metric, got {kind!r}")
     if recipe.method.geometry == "metric":
-        _check_metric(cells)
+        _check_metric(cells, INPUTS[recipe.mode])
     try:
         check_scale_percent(scale)
     except ValueError as error:
         raise ValueError(f"scale_percent: {error}, got {scale:g}") from None
 
 
-def _check_metric(cells: dict[str, Any]) -> None:
-    """Metric geometry has to come from somewhere (Eq. 2)."""
-    if cells.get("disparity") is not None:
+def _check_metric(cells: dict[str, Any], reads: Sequence[str]) -> None:
+    """Metric geometry has to come from somewhere (Eq. 2), and the mode has to read it."""
+    if cells.get("disparity") is not None and "disparity" in reads:
         return
+    if "depth" not in reads:
+        raise ValueError("disparity: geometry metric needs one, or a metric depth, and mode text reads neither")
     missing = [name for name in ("depth", "focal_px", "baseline") if cells.get(name) is None]
     if missing or cells.get("depth_kind") != "metric":
         lacking = f"it lacks {', '.join(missing)}" if missing else "its depth_kind is not metric"
@@ -395,6 +397,8 @@ def _check_metric(cells: dict[str, Any]) -> None:
     for name in ("focal_px", "baseline"):
         if not (math.isfinite(cells[name]) and cells[name] > 0):
             raise ValueError(f"{name}: must be above 0, got {cells[name]}")
+    if not math.isfinite(cells.get("doffs_px") or 0):
+        raise ValueError(f"doffs_px: must be finite, got {cells['doffs_px']}")
 
 
 def row_seed(job_seed: int, row_id: str, given: int | None, index: int) -> int:

@@ -10,15 +10,16 @@ from PIL import Image
 from stereo_jobs.data.images import InputError, open_image
 
 F32 = NDArray[np.float32]
-_PFM = re.compile(rb"\A(P[fF])\s+(\d+)\s+(\d+)\s+(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s")
+_PFM = re.compile(rb"\A(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s")
 _KITTI_STEP = 256.0
+_MAX_PIXELS = 2**31  # bounded already, when the bytes were fetched
 FORMATS = "float TIFF, PFM, NPY, or 8- or 16-bit PNG"
 
 
 def check_map(data: bytes, max_pixels: int, column: str) -> None:
     """Refuse what is no map, or has too many pixels, from its header alone. Raises InputError."""
     if _kind(data) == "image":
-        open_image(data, max_pixels, column)
+        open_image(data, max_pixels, column, FORMATS)
         return
     height, width = _header_size(data, column)
     if width * height > max_pixels:
@@ -38,10 +39,14 @@ def decode_map(data: bytes, column: str) -> F32:
         elif kind == "pfm":
             values = _decode_pfm(data)
         else:
-            image = Image.open(io.BytesIO(data))
+            image = open_image(data, _MAX_PIXELS, column, FORMATS)
+            if image.mode == "P":
+                image = image.convert("RGB")  # the numbers of a palette mean nothing; refused below
             values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise InputError(f"{column}: not a readable map ({error}); use {FORMATS}") from None
+    except InputError:
+        raise
+    except Exception as error:  # of Pillow, of numpy, of Python, which reads the header of NPY
+        raise InputError(f"{column}: not a readable map ({str(error)[:80]}); use {FORMATS}") from None
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)):
         raise InputError(
             f"{column}: must have one channel of numbers, got shape {values.shape} of {values.dtype}; use {FORMATS}"
@@ -56,7 +61,7 @@ def decode_disparity_px(data: bytes, column: str = "disparity") -> F32:
         InputError: as `decode_map`, or no pixel is known.
     """
     values = decode_map(data, column)
-    if _is_png(data):
+    if _is_16_bit_png(data):
         values = np.where(values > 0, values / np.float32(_KITTI_STEP), np.float32(np.nan))
     values = np.asarray(np.where(np.isfinite(values), values, np.nan), np.float32)
     if np.isnan(values).all():
@@ -91,7 +96,7 @@ def decode_mask(data: bytes, size: tuple[int, int], column: str = "mask") -> NDA
         InputError: broken, of another size, or empty or full.
     """
     try:
-        values = np.asarray(Image.open(io.BytesIO(data)).convert("L")) >= 128
+        values = np.asarray(open_image(data, _MAX_PIXELS, column).convert("L")) >= 128
     except (OSError, SyntaxError, ValueError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None
     if values.shape != size:
@@ -126,10 +131,11 @@ def _header_size(data: bytes, column: str) -> tuple[int, int]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, _ = read(stream)
-        height, width = shape
-        return int(height), int(width)
-    except (ValueError, TypeError, EOFError) as error:
-        raise InputError(f"{column}: not a readable map ({error}); use {FORMATS}") from None
+    except Exception as error:  # the header is Python: numpy lets through what its tokenizer raises
+        raise InputError(f"{column}: not a readable map ({str(error)[:80]}); use {FORMATS}") from None
+    if len(shape) != 2:
+        raise InputError(f"{column}: must have one channel of numbers, got shape {shape}; use {FORMATS}")
+    return int(shape[0]), int(shape[1])
 
 
 def _kind(data: bytes) -> str:
@@ -138,5 +144,5 @@ def _kind(data: bytes) -> str:
     return "pfm" if _PFM.match(data) else "image"
 
 
-def _is_png(data: bytes) -> bool:
-    return data.startswith(b"\x89PNG")
+def _is_16_bit_png(data: bytes) -> bool:
+    return data.startswith(b"\x89PNG") and data[24:25] == b"\x10"  # bit depth, in the header chunk

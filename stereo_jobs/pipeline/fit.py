@@ -31,9 +31,12 @@ class Fit:
 
     @classmethod
     def of_area(cls, size: Size, area: int, multiple: int) -> "Fit":
-        """Scaled to about an area in its own shape, then padded to whole multiples."""
+        """Scaled to about an area in its own shape, then padded to whole multiples.
+
+        A strip whose short side would be less than a multiple is squeezed: its area must stay what was asked for.
+        """
         scale = (area / (size[0] * size[1])) ** 0.5
-        inner = [max(multiple, round(n * scale)) for n in size]
+        inner = [max(multiple, min(round(n * scale), area // multiple)) for n in size]
         # A little less than a multiple is padded, a little more is scaled down to it.
         snapped = [m if n - m < multiple / 4 else n for n in inner for m in [n // multiple * multiple]]
         working = [-(-n // multiple) * multiple for n in snapped]

@@ -63,6 +63,8 @@ def read_scene(row: Row, recipe: Recipe, multiple: int) -> Scene:
     """
     assert recipe.size is not None
     size = (recipe.size.height, recipe.size.width)
+    if recipe.method.geometry == "metric":
+        _check_metric(row)
     if recipe.mode == "text":
         return Scene(row, Fit.exact(size))
     if recipe.mode == "depth":
@@ -74,6 +76,17 @@ def read_scene(row: Row, recipe: Recipe, multiple: int) -> Scene:
     fit = Fit.of_area((height, width), size[0] * size[1], multiple)
     mask = decode_mask(row.inputs["mask"], (height, width)) if recipe.mode == "inpaint" else None
     return Scene(row, fit, photo, None, _read_map(row, recipe, (height, width)), mask, photo)
+
+
+def _check_metric(row: Row) -> None:
+    """Refuse what says nothing of pixels or metres (Eq. 2); what an estimator finds is no such thing."""
+    camera = row.camera
+    metric_depth = "depth" in row.inputs and row.depth_kind == "metric" and camera.focal_px and camera.baseline
+    if "disparity" not in row.inputs and not metric_depth:
+        raise InputError(
+            "disparity: geometry metric needs a disparity in pixels, or a metric depth with focal_px and baseline; "
+            "this row gives neither"
+        )
 
 
 def _read_depth_scene(row: Row, recipe: Recipe, size: tuple[int, int]) -> Scene:
@@ -115,6 +128,8 @@ def _read_map(row: Row, recipe: Recipe, size: tuple[int, int] | None) -> NDArray
             "a map must have the size of its image"
         )
     complete = fill_sparse(torch.from_numpy(values)[None])[0].numpy()
+    if not np.isfinite(complete).all():
+        raise InputError(f"{column}: every value leaves the range of float32 when it is made into a disparity")
     if metric and np.abs(complete).max() > 0.5 * complete.shape[1]:
         raise InputError(
             f"{column}: a disparity of {np.abs(complete).max():.0f} px is more than half of the width "

@@ -85,8 +85,9 @@ class LeftMaker:
         solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
         condition = self._condition(scenes)
         spent = torch.zeros(len(scenes), dtype=torch.int64)
+        usable = torch.ones(len(scenes), dtype=torch.bool, device=self.sd.device)
         if self.mode == "inpaint":
-            scenes = self._fill_masks(scenes, model, solver)
+            scenes, usable = self._fill_masks(scenes, model, solver)
         if all(scene.photo is None for scene in scenes):
             trajectory = denoise(model, solver, stack_noise(self.sd, scenes), condition)
             images, usable = decode(self.sd, trajectory.final, scenes)
@@ -98,9 +99,10 @@ class LeftMaker:
                 stack(self.sd, [s.fit.into(to_tensor(p)) for s, p in zip(scenes, photos, strict=True)])
             )
             trajectory, unconditional, spent = self._invert(x_0, model, solver, condition)
-            images, usable = photos, finite(trajectory.final)
+            images = photos
             if self.method.inversion != "direct":
-                images, usable = decode(self.sd, trajectory.final, scenes)
+                images, decoded = decode(self.sd, trajectory.final, scenes)
+                usable = usable & decoded
         maps = self._maps(scenes, images)
         known = torch.stack([torch.isfinite(values).all() for values in maps]).to(usable.device)
         return Lefts(
@@ -131,8 +133,8 @@ class LeftMaker:
         model.evaluations = before  # counted per sample: each stops on its own
         return found.left, found.embeddings, spent + found.evaluations
 
-    def _fill_masks(self, scenes: list[Scene], model: GuidedUNet, solver: Solver) -> list[Scene]:
-        """Inpainting (Sec. 5, Fig. 8): the photos with their masks filled by the masked denoise."""
+    def _fill_masks(self, scenes: list[Scene], model: GuidedUNet, solver: Solver) -> tuple[list[Scene], Tensor]:
+        """Inpainting (Sec. 5, Fig. 8): the photos with their masks filled by the masked denoise; B bool, no NaN in it."""
         masks = stack(self.sd, [scene.fit.map_into(_mask(scene)) for scene in scenes])
         photos = stack(self.sd, [scene.fit.into(to_tensor(scene.given)) for scene in scenes])
         grid = functional.adaptive_max_pool2d(masks, grid_of(self.sd, scenes)) > 0  # any latent it touches is redrawn
@@ -148,7 +150,7 @@ class LeftMaker:
             inside = _mask(scene)[:, None] > 0.5
             image = torch.where(inside, scene.fit.back(pixels[None]).cpu(), to_tensor(scene.given))
             results.append(replace(scene, photo=to_image(image)))
-        return results
+        return results, finite(filled)
 
     def _condition(self, scenes: list[Scene]) -> Tensor | None:
         """Depth as a depth-conditioned U-Net takes it: B,1,h,w in [-1, 1], from the rows' maps or pictures."""

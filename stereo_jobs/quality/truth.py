@@ -27,7 +27,7 @@ class TrueScores:
         psnr: decibels, at most `PSNR_CAP`; larger is better.
         psnr_nonocc: of the mean squared error over those pixels.
         psnr_occ: likewise.
-        ssim: at most 1 (equal); the mean without the 5 pixels along the border, where the window is cut.
+        ssim: at most 1 (equal); the mean without the 3 pixels along the border, where the window is cut.
         ssim_nonocc: mean of the whole SSIM map, its border included, over those pixels.
         ssim_occ: likewise; most holes of a stereo pair touch the border.
         lpips: 0 (equal) or more; the mean of every layer's map, summed.
@@ -49,8 +49,9 @@ class TrueScores:
 def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> TrueScores:
     """PSNR, SSIM (Wang et al. 2004) and LPIPS (Zhang et al. 2018) of a right view against the true one.
 
-    All with a data range of 255 on uint8 RGB. SSIM as in its paper: Gaussian window of sigma 1.5 (11x11 pixels),
-    population covariance, K1 0.01, K2 0.03; of each channel, then the mean of the channels. LPIPS on AlexNet, v0.1.
+    All with a data range of 255 on uint8 RGB. SSIM with scikit-image's defaults, which published comparisons use: an
+    even window of 7x7 pixels, sample covariance, K1 0.01, K2 0.03; of each channel, then the mean of the channels. LPIPS
+    on AlexNet, v0.1.
 
     Args:
         right: H,W,3 uint8, as `true_right`; sides of 31 pixels or more.
@@ -64,14 +65,7 @@ def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> 
     _check(right, true_right, hole)
     error = ((right.astype(np.float64) - true_right) ** 2).mean(-1)  # H,W,3 -> H,W
     ssim, ssim_map = structural_similarity(  # type: ignore[no-untyped-call]
-        right,
-        true_right,
-        channel_axis=-1,
-        data_range=255,
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        full=True,
+        right, true_right, channel_axis=-1, data_range=255, full=True
     )
     ssim_map = ssim_map.mean(-1)  # H,W,3 -> H,W
     distance = lpips_model(device)(right, true_right)

@@ -330,13 +330,15 @@ def test_disturbed_pictures_show_the_same(images):
 def test_the_exported_estimator_is_what_a_job_loads(images, tmp_path):
     torch.manual_seed(0)
     networks = depth.DepthLoss(depth.new_depth().eval())
+    for weights in networks.depth.parameters():
+        weights.mul_(3)  # so that its answer depends on the picture
     depth.export(networks, tmp_path)
     loaded = AutoModelForDepthEstimation.from_pretrained(tmp_path, local_files_only=True)
     assert type(loaded) is type(networks.depth)
     estimator = DepthEstimator(tmp_path, "inverse", torch.float32, "cpu")
     expected = networks.depth(depth.normalise_pixels(images)).predicted_depth  # B,128,128
-    torch.testing.assert_close(torch.stack(estimator.inverse_depth(images)), expected, atol=2e-5, rtol=1e-4)
-    assert expected.std() > 0
+    assert expected.std() > 0.005
+    torch.testing.assert_close(torch.stack(estimator.inverse_depth(images)), expected, atol=2e-5, rtol=0)
     (small,) = estimator.inverse_depth([np.ascontiguousarray(images[0, ::2, :96])])
     assert small.shape == (64, 96)
 
