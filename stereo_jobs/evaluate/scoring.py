@@ -40,8 +40,10 @@ def score_right(right: Image, left: Image, truth: Truth) -> dict[str, float]:
     scores = vars(score(right, truth.right, truth.hole_right))
     stretched, _ = stretch(left, truth.disparity)
     hole = truth.hole_right
-    wanted = _laplacian(truth.right)[hole].var() if hole.any() else 0.0
-    sharpness = _laplacian(right)[hole].var() / wanted if wanted > 0 else np.nan
+    # Not along the rim: an object's outline beside the hole would count as the hole's own detail.
+    inside = cv2.erode(hole.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0
+    wanted = _laplacian(truth.right)[inside].var() if inside.any() else 0.0
+    sharpness = _laplacian(right)[inside].var() / wanted if wanted > 0 else np.nan
     change = np.abs(right.astype(np.float64) - stretched)[hole].mean() if hole.any() else np.nan
     return {**scores, "sharpness": float(sharpness), "change": float(change)}
 
