@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
     from stereo_jobs.job.plan import Job
     from stereo_jobs.job.progress import Status
+    from stereo_jobs.job.submit import Cluster
     from stereo_jobs.spec import JobSpec, StorageSpec
 
 app = typer.Typer(
@@ -24,7 +25,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Stereo image pairs by the million with StereoDiffusion: from a Parquet manifest to a verified dataset.",
-    epilog="Exit codes: 0 done; 1 internal error; 2 bad spec, manifest, model or storage; 3 too many failed "
+    epilog="Exit codes: 0 done; 1 internal error; 2 bad spec, manifest, model, storage or cluster; 3 too many failed "
     "rows; 4 verify not ok; 5 output held by another run; 75 interrupted, run again to go on.",
 )
 manifest_app = typer.Typer(no_args_is_help=True, help="Make manifests.")
@@ -40,6 +41,9 @@ Set = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray; the same dataset.")]
+Address = Annotated[
+    str, typer.Option(metavar="URL", envvar="STEREO_JOBS_ADDRESS", help="Dashboard of the Ray head: http://HOST:8265.")
+]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="S3 server other than AWS.")]
 
 
@@ -152,7 +156,8 @@ def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = Fals
     facts = verdict.as_json()
     head = "ok" if verdict.ok else "NOT OK"
     counts = ", ".join(
-        f"{name} {facts[name]}" for name in ("planned", "succeeded", "failed", "missing", "duplicated", "corrupt")
+        f"{name} {facts[name]}"
+        for name in ("planned", "succeeded", "failed", "rejected", "missing", "duplicated", "corrupt")
     )
     _print(facts, [f"{head}: {counts}", *(f"  {problem}" for problem in verdict.problems)], as_json)
     if not verdict.ok:
@@ -173,6 +178,106 @@ def report(
     _, storage, job = _locate(output, endpoint_url)
     uri = build(storage, progress.status(job, progress.totals(storage, job)), pairs)
     _print({"report": uri}, [uri], as_json)
+
+
+# --- On a cluster ---
+
+
+@app.command()
+def render(
+    kind: Annotated[str, typer.Argument(help="kuberay, kuberay-cron, cronjob, ray-up or slurm.")],
+    spec: SpecPath,
+    overrides: Set = None,
+    *,
+    image: Annotated[str | None, typer.Option(help="Container image with stereo-jobs; all but slurm need it.")] = None,
+    name: Annotated[str | None, typer.Option(help="Of the job or cluster.")] = None,
+    namespace: Annotated[str | None, typer.Option(help="Kubernetes namespace.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="Five cron fields; new manifest files are taken in.")] = None,
+    time_zone: Annotated[str | None, typer.Option(help="Of the schedule.")] = None,
+    provider: Annotated[str | None, typer.Option(help="eks, gke or generic: whose node labels.")] = None,
+    gpu_type: Annotated[str | None, typer.Option(help="The label's value; for ray-up the AWS instance type.")] = None,
+    gpus: Annotated[int | None, typer.Option(help="GPUs per worker; 0: CPU only.")] = None,
+    cpus: Annotated[int | None, typer.Option(help="CPUs per worker.")] = None,
+    memory_gib: Annotated[int | None, typer.Option(help="Memory per worker.")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="Workers always there.")] = None,
+    max_workers: Annotated[int | None, typer.Option(help="Never more workers; nodes, for slurm.")] = None,
+    spot: Annotated[bool | None, typer.Option(help="Workers on spot machines.")] = None,
+    service_account: Annotated[str | None, typer.Option(help="Kubernetes service account of the pods.")] = None,
+    env_secret: Annotated[
+        list[str] | None, typer.Option(help="Secret whose keys become variables; repeatable.")
+    ] = None,
+    token_secret: Annotated[str | None, typer.Option(help="Secret with the cluster's token in auth_token.")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="A run that takes longer is ended.")] = None,
+    retries: Annotated[int | None, typer.Option(help="Fresh starts after a failure or interruption.")] = None,
+    ray_version: Annotated[str | None, typer.Option(help="In the image; as here if left out.")] = None,
+    kubectl_image: Annotated[str | None, typer.Option(help="With sh and kubectl, for cronjob.")] = None,
+    region: Annotated[str | None, typer.Option(help="AWS region, for ray-up.")] = None,
+    instance_profile: Annotated[str | None, typer.Option(help="ARN of an IAM instance profile, for ray-up.")] = None,
+    partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
+    setup: Annotated[str | None, typer.Option(help="Shell line that puts stereo-jobs on PATH, for slurm.")] = None,
+) -> None:
+    """Print a launch file that runs SPEC on a cluster."""
+    options = {key: value for key, value in locals().items() if key not in ("spec", "overrides", "env_secret")}
+    from stereo_jobs import launch
+
+    chosen = launch.make_options(**options, env_secrets=env_secret)
+    print(launch.render(str(spec), chosen, overrides or ()), end="")
+
+
+@app.command()
+def submit(
+    spec: SpecPath,
+    overrides: Set = None,
+    *,
+    address: Address,
+    job_id: Annotated[
+        str | None, typer.Option("--id", help="Submission id; left out: made from what the job is.")
+    ] = None,
+    extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    max_hours: Annotated[float | None, typer.Option(min=0.001, help="Drain and exit 75 after this time.")] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id and come back at once.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run SPEC on a Ray cluster: follow its logs and exit as it does. A job that is under way is joined."""
+    from stereo_jobs.job import submit as jobs
+
+    with jobs.connect(address) as cluster:
+        ticket = cluster.submit(spec, overrides or (), job_id=job_id, extend=extend, max_hours=max_hours)
+        if detach:
+            state = "already running" if ticket.joined else "submitted"
+            _print({"id": ticket.id, "joined": ticket.joined}, [f"{ticket.id}: {state}"], as_json)
+            return
+        err.print(f"{'joining' if ticket.joined else 'submitted'} {ticket.id}", style="dim", markup=False)
+        _follow(cluster, ticket.id, address, as_json)
+
+
+@app.command()
+def stop(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="As `submit` printed it.")],
+    address: Address,
+    as_json: AsJson = False,
+) -> None:
+    """Stop a submitted job: running shards finish, and the next submission goes on."""
+    from stereo_jobs.job import submit as jobs
+
+    with jobs.connect(address) as cluster:
+        stopped = cluster.stop(job_id)
+    _print({"id": job_id, "stopped": stopped}, [f"{job_id}: {'stopping' if stopped else 'had ended before'}"], as_json)
+
+
+@app.command()
+def logs(
+    job_id: Annotated[str, typer.Argument(metavar="ID", help="As `submit` printed it.")],
+    address: Address,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends; then exit as it did.")] = False,
+) -> None:
+    """Print the logs of a submitted job."""
+    from stereo_jobs.job import submit as jobs
+
+    with jobs.connect(address) as cluster:
+        if follow:
+            _follow(cluster, job_id, address, as_json=False)
+        print(cluster.logs(job_id), end="")
 
 
 # --- Specs and manifests ---
@@ -301,6 +406,20 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     return settings, storage, job
 
 
+def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> None:
+    """Print what the job prints, then exit as it did."""
+    try:
+        end = cluster.follow(job_id, lambda text: print(text, end="", flush=True, file=sys.stderr if as_json else None))
+    except KeyboardInterrupt:
+        err.print(f"the job goes on: stereo-jobs logs {job_id} --follow --address {address}", markup=False)
+        raise
+    if end.exit_code:
+        err.print(f"{job_id}: {end.message}", style="red", markup=False)
+    if as_json:
+        print(json.dumps({"id": job_id, "status": end.status, "exit_code": end.exit_code}))
+    raise typer.Exit(end.exit_code)
+
+
 def _run(spec: "JobSpec", *, as_json: bool, **options: Any) -> None:
     from stereo_jobs.display import display
     from stereo_jobs.job.driver import run as run_job
@@ -316,4 +435,10 @@ def _print_status(status: "Status", as_json: bool) -> None:
         f"{state}: {status.succeeded} of {status.planned} pairs, {status.failed} failed, "
         f"{status.shards_done} of {status.shards_planned} shards, {status.bytes / 1e6:.1f} MB"
     )
-    _print(status.as_json(), [line], as_json)
+    lines = [line]
+    if status.quality.acceptance is not None:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in status.quality.reasons.items())
+        dropped = f", {status.rejected} left out" if status.rejected else ""
+        accepted = f"accepted: {status.quality.accepted} of {status.quality.judged} pairs{dropped}"
+        lines.append(f"{accepted}; rejected for: {reasons}" if reasons else accepted)
+    _print(status.as_json(), lines, as_json)

@@ -39,6 +39,12 @@ class StorageUnavailableError(StorageError):
     """The store does not answer, or not now; may go away by itself, unlike the other storage errors."""
 
 
+class ClusterError(StereoJobsError):
+    """A Ray cluster cannot be used: not reached, no access, an id used before."""
+
+    exit_code = 2
+
+
 class DriftError(StereoJobsError):
     """The output was begun with another recipe, manifest content or model revision."""
 

@@ -142,8 +142,29 @@ class StereoPipeline(NotebookCalls):
         for start in range(0, len(scenes), self.batch_size):
             part = [scene.row for scene in scenes[start : start + self.batch_size]]
             chosen = _padded([index[left_of(row)] for row in part], self.batch_size)
-            results += rights.make(part, lefts.take(chosen), guidance)
+            results += self._with_depth(list(rights.make(part, lefts.take(chosen), guidance)))
         return [self._checked(result) for result in results]
+
+    def _with_depth(self, results: list[StereoPair | RowError]) -> list[StereoPair | RowError]:
+        """The same pairs with what the estimator sees in their finished left views, for quality control."""
+        pairs = {i: result for i, result in enumerate(results) if isinstance(result, StereoPair)}
+        if not pairs or not self.recipe.quality.enabled:
+            return results
+        # Always a whole batch, and each pair at its own place in it: a failed neighbour changes nothing.
+        some = next(iter(pairs.values()))
+        shown = [pairs.get(i, some).left for i in range(self.batch_size)]
+        depths = self.depth.inverse_depth(shown)
+        mirrored = self.depth.inverse_depth([np.ascontiguousarray(left[:, ::-1]) for left in shown])
+        return [
+            dataclasses.replace(
+                pairs[i],
+                depth=np.asarray(depths[i].cpu().numpy(), np.float32),
+                mirrored_depth=np.asarray(mirrored[i].cpu().numpy(), np.float32),
+            )
+            if i in pairs
+            else result
+            for i, result in enumerate(results)
+        ]
 
     def _checked(self, result: StereoPair | RowError) -> StereoPair | RowError:
         """The same pair with the safety checker's verdict on either view."""

@@ -3,14 +3,17 @@
 import hashlib
 import io
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from stereo_jobs.batches import Generator
+from stereo_jobs.curation import measure_pair
 from stereo_jobs.data.images import encode_disparity, encode_png, to_rgb
 from stereo_jobs.errors import StereoJobsError
+from stereo_jobs.quality.measure import Metrics
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
 from stereo_jobs.spec import Mode, check_scale_percent
 from stereo_jobs.views import anaglyph, side_by_side
@@ -54,6 +57,11 @@ class StereoImage:
     def mask_hole_right(self) -> NDArray[np.bool_]:
         """Right pixels that diffusion made."""
         return self.pair.mask_hole_right
+
+    @cached_property
+    def quality(self) -> Metrics:
+        """How good the pair is without ground truth: the `qc_*` columns of a job; docs/quality.md explains them."""
+        return measure_pair(self.pair)
 
     def anaglyph(self) -> Image.Image:
         """For red-cyan glasses."""
@@ -128,6 +136,7 @@ class NotebookCalls:
             check_scale_percent(row.scale_percent)
         except ValueError as error:
             raise InputRefusedError(f"scale_percent: {error}, got {row.scale_percent:g}") from None
+        row = replace(row, seed=int(row.seed))  # a NumPy integer would overflow
         digest = hashlib.sha256(repr((mode, row.prompt, row.seed)).encode()).hexdigest()[:12]
         made = self.for_mode(mode).generate([replace(row, id=digest)])[0]
         if isinstance(made, RowError):

@@ -1,6 +1,7 @@
 """The nouns of a job: a row of the manifest, a stereo pair, a failed row, a committed shard."""
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,6 +56,12 @@ class Row:
     error: "RowError | None" = None
 
 
+QUALITY_PREFIX = "qc_"
+"""Columns of this prefix are metrics without ground truth."""
+REJECTED = "rejected"
+"""Error type of a finished pair that was left out for its verdict: neither a failure nor worth a retry."""
+
+
 @dataclass(frozen=True)
 class RowError:
     """A row that failed: data, not an exception. `row` is its position in the shard, once it has one."""
@@ -82,6 +89,10 @@ class StereoPair:
         raw_right: the right view before the composite; None where there was none.
         left_psnr: photo mode: PSNR in dB of the left view against the photo, at most 100.
         unsafe: verdict of the safety checker; None where it is off.
+        scale_sign: -1 where the second view lies to the left, so that the smallest disparity is the nearest.
+        depth: H,W float32, inverse depth that the estimator sees in the finished left view; None where quality
+            control is off.
+        mirrored_depth: the same of the mirrored left view, as the estimator gives it.
     """
 
     id: str
@@ -97,6 +108,67 @@ class StereoPair:
     raw_right: NDArray[np.uint8] | None = None
     left_psnr: float | None = None
     unsafe: bool | None = None
+    scale_sign: Literal[1, -1] = 1
+    depth: NDArray[np.float32] | None = None
+    mirrored_depth: NDArray[np.float32] | None = None
+
+
+class Mean(BaseModel):
+    """Mean of a metric over the pairs that have it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int
+    mean: float
+
+
+class QualitySummary(BaseModel):
+    """The verdicts on some pairs, those that were dropped for theirs included."""
+
+    model_config = ConfigDict(frozen=True)
+
+    judged: int = 0
+    accepted: int = 0
+    reasons: dict[str, int] = Field({}, description="Rejected pairs by `reject_reason`.")
+    means: dict[str, Mean] = Field({}, description="By column, `qc_` and what follows.")
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> "QualitySummary":
+        """Sums over rows of a dataset, by column; rows that were not judged do not count."""
+        judged = [row for row in rows if row.get("accepted") is not None]
+        reasons = [row["reject_reason"] for row in judged if not row["accepted"]]
+        values: dict[str, list[float]] = {}
+        for row in judged:
+            for name, value in row.items():
+                if name.startswith(QUALITY_PREFIX) and value is not None:
+                    values.setdefault(name, []).append(value)
+        return cls(
+            judged=len(judged),
+            accepted=len(judged) - len(reasons),
+            reasons={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+            means={name: Mean(count=len(found), mean=sum(found) / len(found)) for name, found in values.items()},
+        )
+
+    def merged(self, other: "QualitySummary") -> "QualitySummary":
+        """The summary of both sets of pairs."""
+        reasons = {name: self.reasons.get(name, 0) + n for name, n in other.reasons.items()}
+        means = dict(self.means)
+        for name, theirs in other.means.items():
+            ours = means.get(name, Mean(count=0, mean=0.0))
+            count = ours.count + theirs.count
+            mean = (ours.count * ours.mean + theirs.count * theirs.mean) / count
+            means[name] = Mean(count=count, mean=mean)
+        return QualitySummary(
+            judged=self.judged + other.judged,
+            accepted=self.accepted + other.accepted,
+            reasons=dict(sorted((self.reasons | reasons).items())),
+            means=means,
+        )
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of the judged pairs; None without any."""
+        return self.accepted / self.judged if self.judged else None
 
 
 class ShardRecord(BaseModel):
@@ -110,7 +182,8 @@ class ShardRecord(BaseModel):
     planned: int
     succeeded: int
     failed: int
-    rejected: int = 0
+    rejected: int = Field(0, description="Pairs that `drop_rejected` left out; not among the failed ones.")
+    quality: QualitySummary = QualitySummary()
     unet_evaluations: int = 0
     seconds: float = Field(description="That the models worked on it.")
     worker: str = ""

@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from stereo_jobs.errors import SpecError
+from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.stereo import METHOD_VERSION
 from stereo_jobs.stereo.config import MethodConfig
 
@@ -162,6 +163,9 @@ class Recipe(_Model):
         "trained on. Photos are worked on at the same area in their own shape, and come out at their own size.",
     )
     negative_prompt: str = Field("", max_length=2000, description="For rows that give none.")
+    quality: QualityConfig = Field(
+        default_factory=QualityConfig, description="Metrics and a verdict for every pair, without ground truth."
+    )
     format: Literal["parquet"] = Field("parquet", description="Format of the shards.")
 
     @field_validator("scale_percent")

@@ -15,7 +15,21 @@ from tests import standin
 from tests.conftest import REPOSITORY
 from tests.seaweed import SECRET_KEY
 
-VERBS = ["demo", "plan", "run", "retry-failed", "status", "verify", "report", "spec", "manifest"]
+VERBS = [
+    "demo",
+    "plan",
+    "run",
+    "retry-failed",
+    "status",
+    "verify",
+    "report",
+    "spec",
+    "manifest",
+    "submit",
+    "logs",
+    "stop",
+    "render",
+]
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import yaml
 from typer.main import get_command
 
 from stereo_jobs import cli, errors
-from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS
+from stereo_jobs.quality.config import QualityConfig
+from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
 from stereo_jobs.spec import parse_spec
 from tests.conftest import REPOSITORY
 
@@ -33,6 +34,15 @@ def test_every_column_is_documented():
     page = read("docs/dataset.md")
     for name in [*DATASET_COLUMNS.names, *ERROR_COLUMNS.names]:
         assert f"`{name}`" in page, name
+
+
+def test_every_rule_and_metric_is_explained():
+    page = read("docs/quality.md")
+    rules = [field.description or "" for field in QualityConfig.model_fields.values()]
+    for name in {name for text in rules for name in re.findall(r"`([a-z_]+)`[:,]", text)}:
+        assert f"`{name}`" in page, name
+    for name in DATASET_COLUMNS.names:
+        assert not name.startswith(QUALITY_PREFIX) or f"`{name}`" in page, name
 
 
 def test_every_exit_code_is_in_readme_and_help():

@@ -123,17 +123,15 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode != "F" else max(1.0, float(np.nanmax(values)))
-        grey = (np.nan_to_num(values) / top * 255).clip(0, 255).round().astype(np.uint8)
+        top = 65535.0 if image.mode != "F" else float(values.max(where=np.isfinite(values), initial=1.0))
+        grey = (np.nan_to_num(values, posinf=top, neginf=0) / top * 255).clip(0, 255).round().astype(np.uint8)
         return np.repeat(grey[..., None], 3, axis=2)
     if "A" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))  # a copy: the arrays of Pillow cannot be written to
 
 
-def open_image(
-    data: bytes, max_pixels: int, column: str, formats: str = "PNG, JPEG, WebP, TIFF or BMP"
-) -> Image.Image:
+def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, JPEG, WebP, TIFF or BMP") -> Image.Image:
     """An image of which nothing but the header is decoded yet; `formats` is the remedy where it is none."""
     try:
         with warnings.catch_warnings():

@@ -5,7 +5,6 @@ import re
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from stereo_jobs.data.images import InputError, open_image
 
@@ -51,7 +50,8 @@ def decode_map(data: bytes, column: str) -> F32:
         raise InputError(
             f"{column}: must have one channel of numbers, got shape {values.shape} of {values.dtype}; use {FORMATS}"
         )
-    return np.asarray(values, np.float32)
+    with np.errstate(over="ignore"):  # what no float32 holds becomes infinite, and so unknown
+        return np.asarray(values, np.float32)
 
 
 def decode_disparity_px(data: bytes, column: str = "disparity") -> F32:

@@ -19,6 +19,7 @@ from stereo_jobs.errors import DriftError
 from stereo_jobs.job import layout
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.plan import Plan
+from stereo_jobs.job.shardset import ShardSet
 from stereo_jobs.records import ERROR_COLUMNS, RowError, ShardRecord
 
 log = logging.getLogger(__name__)
@@ -81,12 +82,12 @@ def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Foot
     return footer
 
 
-def committed(storage: Storage) -> tuple[set[ShardKey], set[ShardKey]]:
+def committed(storage: Storage) -> tuple[ShardSet, ShardSet]:
     """Shards whose object exists, and shards whose record exists."""
     return _listed(storage, layout.DATA_PREFIX), _listed(storage, layout.RECORDS_PREFIX)
 
 
-def keys_with_errors(storage: Storage) -> set[ShardKey]:
+def keys_with_errors(storage: Storage) -> ShardSet:
     """Shards with failed rows, among those whose record exists."""
     return _listed(storage, layout.ERRORS_PREFIX)
 
@@ -116,14 +117,14 @@ def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[Sh
         yield from pool.map(read, sorted(keys))
 
 
-def repair(storage: Storage, plans: Sequence[Plan]) -> set[ShardKey]:
+def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
     """Complete what kills left half done; returns all committed shards.
 
     Raises:
         DriftError: an object of another plan lies in data/.
     """
     objects, records = committed(storage)
-    for key in sorted(objects - records):
+    for key in objects.without(records):
         generation, shard = key
         if generation >= len(plans) or shard >= plans[generation].shards:
             raise DriftError(
@@ -134,11 +135,11 @@ def repair(storage: Storage, plans: Sequence[Plan]) -> set[ShardKey]:
     return objects
 
 
-def _listed(storage: Storage, prefix: str) -> set[ShardKey]:
+def _listed(storage: Storage, prefix: str) -> ShardSet:
     try:
-        return {key for info in storage.list(prefix) if (key := layout.shard_key(info.key))}
+        return ShardSet(key for info in storage.list(prefix) if (key := layout.shard_key(info.key)))
     except NotFoundError:
-        return set()
+        return ShardSet()
 
 
 def _errors_file(errors: Sequence[RowError]) -> bytes:

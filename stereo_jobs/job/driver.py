@@ -30,8 +30,10 @@ from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.plan import Job
 from stereo_jobs.job.pool import Outcome, Pool, open_pool
+from stereo_jobs.job.shardset import ShardSet
 from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
 from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.records import REJECTED
 from stereo_jobs.spec import JobSpec, Recipe
 
 log = logging.getLogger(__name__)
@@ -137,9 +139,11 @@ def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
     if any(key not in objects for key in job.shard_keys() if job.plans[key[0]].kind == "retry"):
         log.info("a retry is still unfinished; it goes on")
         return job
-    for (generation, shard), errors in failed_rows(storage, keys_with_errors(storage) & objects):
+    with_errors = (key for key in keys_with_errors(storage) if key in objects)
+    for (generation, shard), errors in failed_rows(storage, with_errors):
         first = shard * job.plans[generation].shard_rows
-        failed.setdefault(generation, []).extend(first + error.row for error in errors)
+        again = [first + error.row for error in errors if error.error_type != REJECTED]
+        failed.setdefault(generation, []).extend(again)
     made = plan.retry_plan(spec, job, failed)
     if made is None:
         return job
@@ -147,6 +151,49 @@ def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
 
 
 # --- Running ---
+
+
+class _Queue:
+    """Shards to deal: those that came back, then the rest of the plans, then those that failed.
+
+    The rest is never listed, only walked through: a million shards take no memory.
+    """
+
+    def __init__(self, job: Job, done: ShardSet) -> None:
+        self._again: deque[ShardTask] = deque()
+        self._later: deque[ShardTask] = deque()
+        self.generations: set[int] = set()
+        self.shards = self.pairs = 0
+        for generation, shard in _open(job, done):
+            self.generations.add(generation)
+            self.shards += 1
+            self.pairs += job.plans[generation].pairs_in(shard)
+        self._rest = (ShardTask(job.plans[generation], shard) for generation, shard in _open(job, done))
+        self._next = next(self._rest, None)
+
+    def __bool__(self) -> bool:
+        return bool(self._again or self._next or self._later)
+
+    def pop(self) -> ShardTask:
+        """The one to deal now."""
+        if self._again:
+            return self._again.popleft()
+        if self._next is None:
+            return self._later.popleft()
+        task, self._next = self._next, next(self._rest, None)
+        return task
+
+    def again(self, task: ShardTask) -> None:
+        """Deal it next: its worker died, which was not its fault, or it must be seen soon whether it was."""
+        self._again.appendleft(task)
+
+    def later(self, task: ShardTask) -> None:
+        """Deal it after all others: whatever failed may pass meanwhile."""
+        self._later.append(task)
+
+
+def _open(job: Job, done: ShardSet) -> Iterator[ShardKey]:
+    return (key for key in job.shard_keys() if key not in done)
 
 
 @dataclass
@@ -157,7 +204,7 @@ class _Run:
     storage: Storage
     job: Job
     sums: progress.Totals
-    queue: deque[ShardTask]
+    queue: _Queue
     pairs: int
     started: float = field(default_factory=time.monotonic)
     made: int = 0
@@ -205,23 +252,18 @@ def run(
         if retry:
             job = plan_retry(spec, storage, job)
         done = repair(storage, job.plans)
-        tasks = deque(
-            ShardTask(job.plans[generation], shard)
-            for generation, shard in job.shard_keys()
-            if (generation, shard) not in done
-        )
-        unfinished = {task.plan.generation for task in tasks}
-        plan.refuse_changed_files(job, spec.runtime.storage, unfinished)
+        queue = _Queue(job, done)
+        plan.refuse_changed_files(job, spec.runtime.storage, queue.generations)
         state = _Run(
             spec=spec,
             storage=storage,
             job=job,
             sums=progress.totals(storage, job),
-            queue=tasks,
-            pairs=sum(task.plan.pairs_in(task.shard) for task in tasks),
+            queue=queue,
+            pairs=queue.pairs,
         )
-        if tasks:
-            pool = open_pool(spec, recipe, load, local=local, shards=len(tasks), ended=ended)
+        if queue:
+            pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
             try:
                 _deal(state, pool, lease, stopped, watch)
             finally:
@@ -241,7 +283,7 @@ def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch
             _drain(state, pool)
             raise InterruptedRunError(f"{state.storage.uri}: interrupted; run again to go on")
         while state.queue and pool.free():
-            pool.submit(state.queue.popleft())
+            pool.submit(state.queue.pop())
         for outcome in pool.wait(0.5):
             _account(state, outcome)
         _roll_up(state)
@@ -253,7 +295,7 @@ def _account(state: _Run, outcome: Outcome) -> None:
     task = outcome.task
     if outcome.record is not None:
         progress.add(state.sums, state.job, [outcome.record])
-        state.made += outcome.record.succeeded + outcome.record.failed
+        state.made += outcome.record.succeeded + outcome.record.failed + outcome.record.rejected
         if task.plan.kind == "manifest":  # rows that fail again when retried are no news
             state.failed += outcome.record.failed
         _stop_if_too_many_failed(state)
@@ -271,7 +313,7 @@ def _account(state: _Run, outcome: Outcome) -> None:
         guilty = seen & set(outcome.batch) if len(outcome.batch) == 1 else set()
         seen |= set(outcome.batch)
         log.warning("a worker died at shard %s, rows %s; dealing it again", task.key, list(outcome.batch))
-        state.queue.appendleft(
+        state.queue.again(
             ShardTask(
                 task.plan,
                 task.shard,
@@ -291,7 +333,7 @@ def _account(state: _Run, outcome: Outcome) -> None:
         kind = InterruptedRunError if passing else StereoJobsError
         raise kind(f"shard {task.key} failed {state.tries[task.key]} times, last: {reason}") from outcome.error
     log.warning("shard %s failed, dealing it again: %s", task.key, outcome.error)
-    state.queue.append(task)
+    state.queue.later(task)
 
 
 def _stop_if_too_many_failed(state: _Run) -> None:
@@ -325,7 +367,14 @@ def _finish(state: _Run, recipe: Recipe) -> progress.Status:
     progress.save(storage, state.sums)
     storage.replace(
         layout.CARD,
-        card.render(recipe, planned=status.planned, made=status.succeeded, failed=status.failed, version=__version__),
+        card.render(
+            recipe,
+            planned=status.planned,
+            made=status.succeeded,
+            failed=status.failed,
+            rejected=status.rejected,
+            version=__version__,
+        ),
     )
     if status.failed > spec.runtime.max_failure_ratio * status.planned:
         raise TooManyFailuresError(

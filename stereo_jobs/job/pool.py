@@ -1,4 +1,4 @@
-"""Where workers live: in this process (`--local`) or as Ray actors. The only module that imports ray.
+"""Where workers live: in this process (`--local`) or as Ray actors. Ray is imported here and in `submit` alone.
 
 The driver hands out tasks and collects outcomes; images pass neither through it nor through Ray's object
 store, only task numbers and records do.

@@ -4,9 +4,7 @@
 the newer ones.
 """
 
-import base64
 import json
-import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,9 +12,9 @@ from typing import Any
 from stereo_jobs.data.storage import NotFoundError, Storage
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import committed, read_records
-from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.plan import Job
-from stereo_jobs.records import ShardRecord
+from stereo_jobs.job.shardset import ShardSet
+from stereo_jobs.records import QualitySummary, ShardRecord
 
 
 @dataclass
@@ -26,12 +24,13 @@ class Totals:
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
-    """Earlier failures that a retry generation made good."""
+    """Earlier failures that a retry generation settled: made good, or rejected for their verdict."""
     rejected: int = 0
+    quality: QualitySummary = field(default_factory=QualitySummary)
     bytes: int = 0
     seconds: float = 0.0
     unet_evaluations: int = 0
-    shards: set[ShardKey] = field(default_factory=set)
+    shards: ShardSet = field(default_factory=ShardSet)
 
     def add(self, record: ShardRecord, is_retry: bool) -> None:
         """Add one shard; a second time it is ignored."""
@@ -41,10 +40,11 @@ class Totals:
         self.shards.add(key)
         self.succeeded += record.succeeded
         if is_retry:
-            self.retried += record.succeeded
+            self.retried += record.succeeded + record.rejected
         else:
             self.failed += record.failed
         self.rejected += record.rejected
+        self.quality = self.quality.merged(record.quality)
         self.bytes += record.bytes
         self.seconds += record.seconds
         self.unet_evaluations += record.unet_evaluations
@@ -62,22 +62,24 @@ class Status:
     planned: int
     succeeded: int
     failed: int
+    rejected: int
     shards_planned: int
     shards_done: int
     generations: int
     bytes: int
     complete: bool
+    quality: QualitySummary
 
     def as_json(self) -> dict[str, Any]:
         """Plain values."""
-        return vars(self).copy()
+        return vars(self) | {"quality": self.quality.model_dump()}
 
 
 def totals(storage: Storage, job: Job) -> Totals:
     """Sum of all records, from the roll-up and the records newer than it."""
     sums = _load(storage)
     _, keys = committed(storage)
-    add(sums, job, read_records(storage, sorted(keys - sums.shards)))
+    add(sums, job, read_records(storage, keys.without(sums.shards)))
     return sums
 
 
@@ -94,43 +96,29 @@ def status(job: Job, sums: Totals) -> Status:
         planned=job.pairs,
         succeeded=sums.succeeded,
         failed=sums.failing,
+        rejected=sums.rejected,
         shards_planned=shards,
         shards_done=len(sums.shards),
         generations=len(job.plans),
         bytes=sums.bytes,
         complete=len(sums.shards) == shards,
+        quality=sums.quality,
     )
 
 
 def save(storage: Storage, sums: Totals) -> None:
     """Write the roll-up; any reader makes do without it."""
-    values = {key: value for key, value in vars(sums).items() if key != "shards"}
-    storage.replace(layout.PROGRESS, json.dumps(values | {"shards": _pack(sums.shards)}).encode())
+    packed = {"shards": sums.shards.pack(), "quality": sums.quality.model_dump()}
+    storage.replace(layout.PROGRESS, json.dumps(vars(sums) | packed).encode())
 
 
 def _load(storage: Storage) -> Totals:
     try:
         values = json.loads(storage.read(layout.PROGRESS))
-        return Totals(**values | {"shards": _unpack(values["shards"])})
+        unpacked = {
+            "shards": ShardSet.unpack(values["shards"]),
+            "quality": QualitySummary.model_validate(values["quality"]),
+        }
+        return Totals(**values | unpacked)
     except (NotFoundError, ValueError, KeyError, TypeError):
         return Totals()
-
-
-def _pack(shards: set[ShardKey]) -> dict[str, str]:
-    """Per generation a compressed bitmap: a million shards take a few kilobytes."""
-    bitmaps: dict[int, bytearray] = {}
-    for generation, shard in shards:
-        bitmap = bitmaps.setdefault(generation, bytearray())
-        bitmap.extend(bytes(max(0, shard // 8 + 1 - len(bitmap))))
-        bitmap[shard // 8] |= 1 << shard % 8
-    return {str(g): base64.b64encode(zlib.compress(bytes(b))).decode() for g, b in bitmaps.items()}
-
-
-def _unpack(packed: dict[str, str]) -> set[ShardKey]:
-    return {
-        (int(generation), 8 * i + bit)
-        for generation, text in packed.items()
-        for i, byte in enumerate(zlib.decompress(base64.b64decode(text)))
-        for bit in range(8)
-        if byte >> bit & 1
-    }

@@ -8,7 +8,7 @@ import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,7 +21,8 @@ from stereo_jobs.job import layout
 from stereo_jobs.job.commits import committed
 from stereo_jobs.job.ids import hash_ids
 from stereo_jobs.job.plan import Job, Plan, known_hashes
-from stereo_jobs.records import ShardRecord
+from stereo_jobs.job.shardset import ShardSet
+from stereo_jobs.records import REJECTED, ShardRecord
 from stereo_jobs.spec import StorageSpec
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Verdict:
     planned: int = 0
     succeeded: int = 0
     failed: int = 0
+    rejected: int = 0
     missing: int = 0
     duplicated: int = 0
     corrupt: int = 0
@@ -55,33 +57,44 @@ class Verdict:
             self.problems.append(text)
 
 
+class _Ids(NamedTuple):
+    """The ids of a shard by what became of them."""
+
+    succeeded: list[str]
+    failed: list[str]
+    rejected: list[str]
+
+
 def verify(storage: Storage, job: Job, settings: StorageSpec) -> Verdict:
     """Read every object of an output and compare it with its plans."""
     verdict = Verdict(planned=job.pairs)
     objects, records = committed(storage)
-    planned = set(job.shard_keys())
-    for key in sorted((objects | records) - planned):
+    planned = ShardSet(job.shard_keys())
+    found = ShardSet([*objects, *records])
+    for key in found.without(planned):
         verdict.corrupt += 1
         verdict.complain(f"{layout.data(key)}: no plan has this shard")
     succeeded: list[NDArray[np.uint64]] = []
     failed: list[NDArray[np.uint64]] = []
+    rejected: list[NDArray[np.uint64]] = []
 
-    def check(key: layout.ShardKey) -> tuple[list[str], list[str]] | None:
+    def check(key: layout.ShardKey) -> _Ids | None:
         return _check_object(storage, job.plans[key[0]], key, key in records, verdict)
 
     with ThreadPoolExecutor(4) as threads:
-        for ids in threads.map(check, sorted(planned & (objects | records))):
+        for ids in threads.map(check, (key for key in found if key in planned)):
             if ids:
-                succeeded.append(_keys(ids[0]))
-                failed.append(_keys(ids[1]))
-    _count(verdict, _expected(storage, job, settings), _stack(succeeded), _stack(failed))
+                succeeded.append(_keys(ids.succeeded))
+                failed.append(_keys(ids.failed))
+                rejected.append(_keys(ids.rejected))
+    _count(verdict, _expected(storage, job, settings), _stack(succeeded), _stack(failed), _stack(rejected))
     return verdict
 
 
 def _check_object(
     storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool, verdict: Verdict
-) -> tuple[list[str], list[str]] | None:
-    """Ids that succeeded and failed in one shard; None (and a complaint) if the object is not whole."""
+) -> _Ids | None:
+    """What became of the ids of one shard; None (and a complaint) if the object is not whole."""
     name = layout.data(key)
     try:
         data = storage.read(name)
@@ -91,9 +104,11 @@ def _check_object(
         ids = table["id"].to_pylist()
         if (record.generation, record.shard) != key or record.fingerprint != plan.fingerprint:
             raise ValueError("belongs to another plan")
-        if len(ids) != record.succeeded or len(footer.errors) != record.failed:
+        rejected = [error.id for error in footer.errors if error.error_type == REJECTED]
+        failed = [error.id for error in footer.errors if error.error_type != REJECTED]
+        if (len(ids), len(failed), len(rejected)) != (record.succeeded, record.failed, record.rejected):
             raise ValueError("its rows are not those its footer counts")
-        if record.succeeded + record.failed != plan.pairs_in(key[1]):
+        if record.succeeded + record.failed + record.rejected != plan.pairs_in(key[1]):
             raise ValueError("it has not the number of rows that is planned")
         if has_record:
             noted = ShardRecord.model_validate_json(storage.read(layout.record(key)))
@@ -107,7 +122,7 @@ def _check_object(
         verdict.corrupt += 1
         verdict.complain(f"{name}: {error}")
         return None
-    return ids, [error.id for error in footer.errors]
+    return _Ids(ids, failed, rejected)
 
 
 def _keys(ids: list[str]) -> NDArray[np.uint64]:
@@ -140,14 +155,17 @@ def _count(
     expected: NDArray[np.uint64],
     succeeded: NDArray[np.uint64],
     failed: NDArray[np.uint64],
+    rejected: NDArray[np.uint64],
 ) -> None:
-    """A success outranks an error of the same id (a retry made it good)."""
-    wanted, made, lost = (_as_set(keys) for keys in (expected, succeeded, failed))
+    """A finished pair, kept or rejected, outranks an error of the same id (a retry made it good)."""
+    wanted, made, lost, left_out = (_as_set(keys) for keys in (expected, succeeded, failed, rejected))
+    finished = np.union1d(made, left_out)
     verdict.succeeded = len(np.intersect1d(made, wanted))
-    verdict.failed = len(np.setdiff1d(np.intersect1d(lost, wanted), made))
-    verdict.missing = len(np.setdiff1d(wanted, np.union1d(made, lost)))
-    verdict.duplicated = len(succeeded) - len(made)
-    strangers = len(np.setdiff1d(np.union1d(made, lost), wanted))
+    verdict.rejected = len(np.intersect1d(left_out, wanted))
+    verdict.failed = len(np.setdiff1d(np.intersect1d(lost, wanted), finished))
+    verdict.missing = len(np.setdiff1d(wanted, np.union1d(finished, lost)))
+    verdict.duplicated = len(succeeded) + len(rejected) - len(finished)
+    strangers = len(np.setdiff1d(np.union1d(finished, lost), wanted))
     verdict.corrupt += strangers
     for count, text in (
         (verdict.missing, "planned rows are neither in data/ nor in errors"),

@@ -23,7 +23,7 @@ from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import commit, complete
 from stereo_jobs.job.plan import Plan
-from stereo_jobs.records import CARRIED_PREFIX, Row, RowError, ShardRecord
+from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, RowError, ShardRecord, StereoPair
 from stereo_jobs.spec import JobSpec, Recipe
 
 log = logging.getLogger(__name__)
@@ -119,22 +119,34 @@ class ShardWorker:
             return complete(self.storage, task.plan, task.shard, self.storage.read(name))
         rows = self._read(task)
         results, seconds = self._model_thread.submit(self._generate, rows, task).result()
-        cells = [result.result() for result in results if isinstance(result, Future)]
-        errors = [result for result in results if isinstance(result, RowError)]
+        encoded = [result.result() if isinstance(result, Future) else result for result in results]
+        finished = [result for result in encoded if not isinstance(result, RowError)]
+        kept = [self._curated(result, position) for position, result in enumerate(encoded)]
+        cells = [result for result in kept if not isinstance(result, RowError)]
+        errors = [result for result in kept if isinstance(result, RowError)]
+        rejected = len(finished) - len(cells)
         record = ShardRecord(
             generation=task.plan.generation,
             shard=task.shard,
             fingerprint=task.plan.fingerprint,
             planned=len(rows),
             succeeded=len(cells),
-            failed=len(errors),
-            unet_evaluations=sum(cell["unet_evaluations"] for cell in cells),
+            failed=len(errors) - rejected,
+            rejected=rejected,
+            quality=QualitySummary.of(finished),
+            unet_evaluations=sum(cell["unet_evaluations"] for cell in finished),
             seconds=round(seconds, 3),
             worker=self.name,
         )
         carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         return commit(self.storage, task.plan, task.shard, data)
+
+    def _curated(self, made: "dict[str, Any] | RowError", position: int) -> "dict[str, Any] | RowError":
+        """The same, unless it is a finished pair that its verdict keeps out of the data."""
+        if isinstance(made, RowError) or made.get("accepted") is not False or not self.recipe.quality.drop_rejected:
+            return made
+        return RowError(made["id"], REJECTED, made["reject_reason"], made["run_attempt"], position)
 
     # --- Reading ---
 
@@ -244,9 +256,10 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """All cells of one successful row of the dataset."""
     sd, depth = recipe.models.stable_diffusion, recipe.models.depth
     run = dict(made)
-    cells = encode_pair(run.pop("pair"))
+    pair = run.pop("pair")
     return (
-        cells
+        encode_pair(pair)
+        | _quality_cells(pair, recipe)
         | run
         | {
             "seed": row.seed,
@@ -266,6 +279,20 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
         }
         | {CARRIED_PREFIX + name: value for name, value in row.carried.items()}
     )
+
+
+def _quality_cells(pair: StereoPair, recipe: Recipe) -> dict[str, Any]:
+    """Metrics and verdict. Computed on one thread: their last bits depend on how many there are."""
+    if not recipe.quality.enabled:
+        return {}
+    import cv2
+    import torch  # which a worker without real models may do without
+
+    from stereo_jobs.curation import quality_cells
+
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)  # of this thread: the one that owns the models keeps its own
+    return quality_cells(pair, recipe.quality)
 
 
 def _device_name() -> str:

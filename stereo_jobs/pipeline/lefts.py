@@ -134,12 +134,14 @@ class LeftMaker:
         return found.left, found.embeddings, spent + found.evaluations
 
     def _fill_masks(self, scenes: list[Scene], model: GuidedUNet, solver: Solver) -> tuple[list[Scene], Tensor]:
-        """Inpainting (Sec. 5, Fig. 8): the photos with their masks filled by the masked denoise; B bool, no NaN in it."""
+        """Inpainting (Sec. 5, Fig. 8): photos with their masks filled by the masked denoise, and which hold no NaN."""
         masks = stack(self.sd, [scene.fit.map_into(_mask(scene)) for scene in scenes])
         photos = stack(self.sd, [scene.fit.into(to_tensor(scene.given)) for scene in scenes])
         grid = functional.adaptive_max_pool2d(masks, grid_of(self.sd, scenes)) > 0  # any latent it touches is redrawn
-        # The latents of what stands outside must not know what stood inside.
-        outside = torch.where(masks[:, None] > 0.5, photos.mean((-2, -1), keepdim=True), photos)
+        # The latents of what stands outside must not know what stood inside, nor its mean colour.
+        keep = (masks <= 0.5)[:, None]
+        mean = (photos * keep).sum((-2, -1), keepdim=True) / keep.sum((-2, -1), keepdim=True).clamp_min(1)
+        outside = torch.where(keep, photos, mean)
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         known = ddim_inversion(plain, solver, self.sd.encode(outside))
         guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, self.method.guidance_scale)

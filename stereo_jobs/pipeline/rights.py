@@ -119,7 +119,7 @@ class RightMaker:
         if method.warp == "integer":
             # Relative shifts are truncated as in the published code; known pixels are worth rounding.
             on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
-        latents = forward_warp(on_grid, sign, subpixel=method.warp != "integer")
+        latents = _warp_within(on_grid, -(-fit.inner[1] // factor), sign, subpixel=method.warp != "integer")
         columns = background_columns(latents.filled, latents(on_grid[:, None])[:, 0], sign)
         if method.warp != "pixel" and not method.composite:
             applied = fit.map_back(upsample(on_grid * factor, factor)) / fit.zoom
@@ -197,6 +197,7 @@ class RightMaker:
             unet_evaluations=evaluations,
             raw_right=raw,
             left_psnr=None if scene.given_photo is None else psnr(left, scene.given_photo),
+            scale_sign=-1 if self.method.geometry == "relative" and row.scale_percent < 0 else 1,
         )
 
     def _requested(self, values: Tensor, row: Row) -> NDArray[np.float32]:
@@ -205,6 +206,19 @@ class RightMaker:
             scale = torch.tensor([row.scale_percent], dtype=torch.float64)
             values = scaled_disparity(relative_disparity(values[None]), scale)[0]
         return np.asarray(values.cpu().numpy(), np.float32)
+
+
+def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool) -> ForwardWarp:
+    """The warp of a picture in the first `width` columns of its grid: what pads it is no source and no target."""
+    warp = forward_warp(disparity[..., :width], sign, subpixel=subpixel)
+    padding = (0, disparity.shape[-1] - width)
+    return ForwardWarp(
+        functional.pad(warp.source, padding),
+        functional.pad(warp.filled, padding),
+        functional.pad(warp.visible, padding),
+        None if warp.beside is None else functional.pad(warp.beside, padding),
+        None if warp.share is None else functional.pad(warp.share, padding),
+    )
 
 
 def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:

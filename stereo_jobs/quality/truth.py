@@ -50,8 +50,8 @@ def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> 
     """PSNR, SSIM (Wang et al. 2004) and LPIPS (Zhang et al. 2018) of a right view against the true one.
 
     All with a data range of 255 on uint8 RGB. SSIM with scikit-image's defaults, which published comparisons use: an
-    even window of 7x7 pixels, sample covariance, K1 0.01, K2 0.03; of each channel, then the mean of the channels. LPIPS
-    on AlexNet, v0.1.
+    even window of 7x7 pixels, sample covariance, K1 0.01, K2 0.03; of each channel, then the mean of the channels.
+    LPIPS on AlexNet, v0.1.
 
     Args:
         right: H,W,3 uint8, as `true_right`; sides of 31 pixels or more.
@@ -70,9 +70,9 @@ def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> 
     ssim_map = ssim_map.mean(-1)  # H,W,3 -> H,W
     distance = lpips_model(device)(right, true_right)
     return TrueScores(
-        psnr=_psnr(float(error.mean())),
-        psnr_nonocc=_psnr(masked_mean(error, ~hole)),
-        psnr_occ=_psnr(masked_mean(error, hole)),
+        psnr=decibels(float(error.mean())),
+        psnr_nonocc=decibels(masked_mean(error, ~hole)),
+        psnr_occ=decibels(masked_mean(error, hole)),
         ssim=float(ssim),
         ssim_nonocc=masked_mean(ssim_map, ~hole),
         ssim_occ=masked_mean(ssim_map, hole),
@@ -87,7 +87,7 @@ def masked_mean(values: Floats, over: Bools) -> float:
     return float(values[over].mean(dtype=np.float64)) if over.any() else np.nan
 
 
-def _psnr(squared_error: float) -> float:
+def decibels(squared_error: float) -> float:
     """Decibels of a mean squared error of values in [0,255]; NaN stays NaN."""
     above_zero = np.maximum(squared_error, 1e-9)  # zero has no logarithm; the cap hides the difference
     return float(np.minimum(PSNR_CAP, 10 * np.log10(255**2 / above_zero)))

@@ -138,15 +138,15 @@ class MethodConfig(BaseModel):
         steps = filled.get("steps")
         for name in ("shift_step", "attention_step"):
             value = filled.get(name)
-            if isinstance(value, float) and 0 < value < 1 and isinstance(steps, int):
-                filled[name] = int(value * steps)
+            if isinstance(value, float) and 0 < value < 1 and isinstance(steps, int | float):
+                filled[name] = int(value * steps + 1e-9)  # 0.29 of 100 is 28.999999999999996 in floats
         return filled
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Self:
         for name in ("shift_step", "attention_step"):
             value = getattr(self, name)
-            if value != int(value):
+            if value % 1 != 0:
                 raise ValueError(f"{name} must be a whole step, or a share of the steps between 0 and 1; got {value}")
         if self.shift_step >= self.steps - 1:
             raise ValueError(

@@ -83,10 +83,11 @@ def null_text(
                 guided = without + model.guidance_scale * (with_text - without)
                 reached, _ = solver.step(i, x, guided, clean)
                 losses = (reached - target).square().flatten(1).mean(1)
-                optimizer.zero_grad(set_to_none=True)
-                losses[active].sum().backward()  # type: ignore[no-untyped-call]
-            for sample in set(range(samples)) - set(active):
-                weights[sample].grad = None  # a finished sample stands still
+                # Not `backward`: it would leave gradients in the U-Net as well.
+                slopes = torch.autograd.grad(losses[active].sum(), [weights[sample] for sample in active])
+            optimizer.zero_grad()  # a finished sample stands still
+            for sample, slope in zip(active, slopes, strict=True):
+                weights[sample].grad = slope
             optimizer.step()
             evaluations[active] += 1
             active = [sample for sample in active if losses[sample] >= 1e-5 + 2e-5 * i]

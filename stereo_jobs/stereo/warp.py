@@ -37,8 +37,13 @@ class ForwardWarp:
         return torch.where(self.filled[:, None], value, into)
 
     def nearest(self, x: Tensor, into: Tensor | float = 0.0) -> Tensor:
-        """Warp by whole pixels: each value goes to one target at most, so white noise stays white."""
-        return torch.where(self.filled[:, None], _columns(x, self.source), into)
+        """Warp by whole pixels: each value goes to one target at most, so white noise stays white.
+
+        A closed crack would repeat its neighbour's value; it takes that of `into` instead.
+        """
+        again = self.filled & self.filled.roll(1, -1) & (self.source == self.source.roll(1, -1))
+        again[..., 0] = False  # its neighbour would be that of the other edge
+        return torch.where((self.filled & ~again)[:, None], _columns(x, self.source), into)
 
     def take(self, rows: Tensor | slice) -> "ForwardWarp":
         """The warp of some samples of the batch."""
@@ -71,8 +76,9 @@ def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = Fals
     if not subpixel:
         return _scatter(column - disparity.trunc().long(), column, scale_sign)
     landing = column - disparity
-    warp = _scatter((landing + 0.5).floor().long(), column, scale_sign)
-    return _blend(_close_cracks(warp, disparity), disparity, landing)
+    target = (landing + 0.5).floor().long()
+    warp = _see_narrowed(_scatter(target, column, scale_sign), disparity, target)
+    return _blend(_close_cracks(warp, disparity, scale_sign), disparity, landing)
 
 
 def _scatter(target: Tensor, column: Tensor, scale_sign: Tensor) -> ForwardWarp:
@@ -93,13 +99,24 @@ def _scatter(target: Tensor, column: Tensor, scale_sign: Tensor) -> ForwardWarp:
     return ForwardWarp(source=torch.where(filled, source, 0), filled=filled, visible=visible)
 
 
-def _close_cracks(warp: ForwardWarp, disparity: Tensor) -> ForwardWarp:
-    """Fill holes of one column between two neighbours of one surface from the left one (`_blend` does the rest)."""
+def _see_narrowed(warp: ForwardWarp, disparity: Tensor, target: Tensor) -> ForwardWarp:
+    """Two neighbours of one surface that share a target are both visible: a slanted surface does not hide itself."""
+    width = disparity.shape[-1]
+    inside = (target >= 0) & (target < width)
+    shown = warp.source.gather(-1, target.clamp(0, width - 1))
+    neighbour = (shown - torch.arange(width, device=shown.device)).abs() == 1
+    shared = inside & neighbour & _one_surface(disparity.gather(-1, shown), disparity)
+    return ForwardWarp(warp.source, warp.filled, warp.visible | shared)
+
+
+def _close_cracks(warp: ForwardWarp, disparity: Tensor, scale_sign: Tensor) -> ForwardWarp:
+    """Fill holes of one column between two neighbours of one surface from the nearer one (`_blend` does the rest)."""
     before, after = warp.source.roll(1, -1), warp.source.roll(-1, -1)
     near = (disparity.gather(-1, before) - disparity.gather(-1, after)).abs() <= 1
     crack = ~warp.filled & warp.filled.roll(1, -1) & warp.filled.roll(-1, -1) & near
     crack[..., 0] = crack[..., -1] = False  # their neighbours would be those of the other edge
-    return ForwardWarp(torch.where(crack, before, warp.source), warp.filled | crack, warp.visible)
+    nearer = torch.where((scale_sign < 0)[:, None, None].to(before.device), after, before)
+    return ForwardWarp(torch.where(crack, nearer, warp.source), warp.filled | crack, warp.visible)
 
 
 def _blend(warp: ForwardWarp, disparity: Tensor, landing: Tensor) -> ForwardWarp:
@@ -108,11 +125,16 @@ def _blend(warp: ForwardWarp, disparity: Tensor, landing: Tensor) -> ForwardWarp
     target = torch.arange(width, device=disparity.device).expand(disparity.shape)
     here = landing.gather(-1, warp.source)
     beside = (warp.source + torch.where(here < target, 1, -1)).clamp(0, width - 1)
-    one_surface = (disparity.gather(-1, beside) - disparity.gather(-1, warp.source)).abs() <= 0.5
+    one_surface = _one_surface(disparity.gather(-1, beside), disparity.gather(-1, warp.source))
     span = landing.gather(-1, beside) - here
     usable = one_surface & (span != 0)
     share = torch.where(usable, (target - here) / torch.where(usable, span, 1.0), 0.0).clamp(0, 1)
     return ForwardWarp(warp.source, warp.filled, warp.visible, beside, share)
+
+
+def _one_surface(disparity: Tensor, beside: Tensor) -> Tensor:
+    """Do neighbouring columns belong together?"""
+    return (disparity - beside).abs() <= 0.5
 
 
 def _columns(x: Tensor, column: Tensor) -> Tensor:

@@ -151,7 +151,13 @@ def export(networks: nn.Module, folder: Path) -> None:
     """Write the estimator and its image processor in transformers format, float16."""
     networks.depth.half().save_pretrained(folder)  # type: ignore[union-attr, operator]
     processor = DPTImageProcessorPil(
-        size={"height": 128, "width": 128}, ensure_multiple_of=8, keep_aspect_ratio=False, resample=3, do_pad=False
+        size={"height": 128, "width": 128},
+        ensure_multiple_of=8,
+        keep_aspect_ratio=False,
+        resample=3,
+        do_pad=False,
+        image_mean=list(_MEAN),
+        image_std=list(_STD),
     )
     processor.save_pretrained(folder)
     networks.float()

@@ -224,6 +224,98 @@ def test_other_modes_become_rgb(mode):
     assert (pixels == 255).all()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+def test_decoded_pixels_may_be_written_to(mode):
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4), (9, 9, 9)).convert(mode).save(buffer, "PNG")
+    pixels = decode_rgb(buffer.getvalue(), 100)
+    pixels[0, 0] = 255
+    assert pixels[0, 0, 0] == 255
+
+
+@pytest.mark.parametrize(
+    ("orientation", "turned"),
+    [
+        (1, [[1, 2, 3], [4, 5, 6]]),
+        (2, [[3, 2, 1], [6, 5, 4]]),
+        (3, [[6, 5, 4], [3, 2, 1]]),
+        (4, [[4, 5, 6], [1, 2, 3]]),
+        (5, [[1, 4], [2, 5], [3, 6]]),
+        (6, [[4, 1], [5, 2], [6, 3]]),
+        (7, [[6, 3], [5, 2], [4, 1]]),
+        (8, [[3, 6], [2, 5], [1, 4]]),
+        (9, [[1, 2, 3], [4, 5, 6]]),
+    ],
+)
+def test_an_image_is_turned_upright_by_its_exif(orientation, turned):
+    """6, for example, says: the camera was held so that the picture is to be turned to the right by 90 degrees."""
+    exif, buffer = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored = np.repeat(np.array([[1, 2, 3], [4, 5, 6]], np.uint8)[..., None], 3, 2)
+    Image.fromarray(stored).save(buffer, "PNG", exif=exif.tobytes())
+    np.testing.assert_array_equal(decode_rgb(buffer.getvalue(), 100)[..., 0], turned)
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_broken_exif_is_an_input_error_or_ignored(file_format):
+    exif, rng = Image.Exif(), random.Random(1)
+    exif[0x0112], exif[0x010E] = 6, "a photo"
+    buffer = io.BytesIO()
+    Image.new("RGB", (6, 4)).save(buffer, file_format, exif=exif.tobytes())
+    data = buffer.getvalue()
+    start = max(0, data.find(b"II*\0"), data.find(b"MM\0*"))
+    assert decode_rgb(data, 100).shape == (6, 4, 3)
+    for _ in range(150):
+        damaged = bytearray(data)
+        for _ in range(rng.randrange(1, 5)):
+            damaged[min(start + rng.randrange(60), len(data) - 1)] = rng.randrange(256)
+        try:
+            assert decode_rgb(bytes(damaged), 100).dtype == np.uint8
+        except InputError as error:
+            assert str(error).startswith("image: ")
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
+def test_16_bits_are_scaled_not_cut(file_format):
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 128, 129, 257, 32768, 65534, 65535]], np.uint16)).save(buffer, file_format)
+    pixels = decode_rgb(buffer.getvalue(), 100)
+    np.testing.assert_array_equal(pixels, np.repeat([[[0], [0], [1], [1], [128], [255], [255]]], 3, 2))
+
+
+def test_floats_are_scaled_to_their_largest_value():
+    for values, expected in (([0, 0.5, 1], [0, 128, 255]), ([0, 100, 200], [0, 128, 255]), ([-1, 0, 0], [0, 0, 0])):
+        data = encode_disparity(np.array([values], np.float32))
+        np.testing.assert_array_equal(decode_rgb(data, 100)[0, :, 0], expected)
+    unknown = encode_disparity(np.array([[np.nan, np.inf, -np.inf, 1.0]], np.float32))
+    np.testing.assert_array_equal(decode_rgb(unknown, 100)[0, :, 0], [0, 255, 0, 255])
+    nothing = encode_disparity(np.full((2, 2), np.nan, np.float32))
+    assert not decode_rgb(nothing, 100).any()
+
+
+def test_transparent_pixels_lie_on_white():
+    pixels = np.array([[[200, 100, 0, 0], [200, 100, 0, 255], [200, 100, 0, 128]]], np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    found = decode_rgb(buffer.getvalue(), 100)[0]
+    np.testing.assert_array_equal(found[:2], [[255, 255, 255], [200, 100, 0]])
+    np.testing.assert_allclose(found[2], [227, 177, 127], atol=1)
+    buffer = io.BytesIO()
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putdata([0, 1])
+    palette.save(buffer, "PNG", transparency=1)
+    np.testing.assert_array_equal(decode_rgb(buffer.getvalue(), 100), [[[10, 20, 30], [255, 255, 255]]])
+
+
+def test_what_is_no_image_is_refused_in_the_same_words_every_time():
+    """Pillow names an address in memory, which would make the rows of two runs differ."""
+    for data in (b"", b"not an image"):
+        with pytest.raises(InputError, match=r"^image: not a readable image; use PNG, JPEG, WebP, TIFF or BMP$"):
+            decode_rgb(bytes(bytearray(data)), 100)
+
+
 # --- Encoding ---
 
 

@@ -11,9 +11,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from stereo_jobs.data import manifest
-from stereo_jobs.data.images import InputReader, encode_png
+from stereo_jobs.data.images import InputReader, encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
+    INPUTS,
     MAX_PROMPT,
+    REQUIRED,
     ManifestFile,
     ManifestReader,
     carried_schema,
@@ -24,6 +26,7 @@ from stereo_jobs.data.manifest import (
 )
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ManifestError
+from stereo_jobs.records import Camera
 from stereo_jobs.spec import Recipe, StorageSpec
 
 LOCAL = StorageSpec()
@@ -361,8 +364,136 @@ def test_image_columns_are_read_when_the_mode_needs_them():
     row = to_row(cells, 0, Recipe(), ("image",), NO_INPUTS)
     assert (row.inputs, row.error, row.carried) == ({"image": png}, None, {})
     assert to_row(cells, 0, Recipe(), (), NO_INPUTS).inputs == {}
-    failed = to_row(cells, 0, Recipe(), ("image", "mask"), NO_INPUTS)
+    failed = to_row(cells, 0, Recipe(mode="inpaint"), ("image", "mask"), NO_INPUTS)
     assert failed.error.error_message.startswith("mask: must be bytes")
     assert failed.inputs == {}
     broken = to_row(cells | {"image": b"not an image"}, 0, Recipe(), ("image",), NO_INPUTS)
     assert broken.error.error_message.startswith("image: not a readable image")
+
+
+# --- Modes ---
+
+PNG = encode_png(np.zeros((2, 2, 3), np.uint8))
+MAP = encode_disparity(np.ones((2, 2), np.float32))
+COLUMNS = {"id": "row", "prompt": "a circle", "image": PNG, "mask": PNG, "depth": MAP, "disparity": MAP}
+
+
+def row_in(mode, method=None, leave_out=(), **cells):
+    """A row with every column that any mode reads, but for some."""
+    cells = {name: value for name, value in COLUMNS.items() if name not in leave_out} | cells
+    return to_row(cells, 0, Recipe(mode=mode, method=method or {}), INPUTS[mode], NO_INPUTS)
+
+
+@pytest.mark.parametrize("mode", REQUIRED)
+def test_each_mode_has_its_required_columns(write, mode):
+    required = REQUIRED[mode]
+    assert set(required) - {"id", "prompt"} <= set(INPUTS[mode])
+    cells = {name: [COLUMNS[name]] for name in required}
+    file, carried = inspect(write(cells), Recipe(mode=mode), LOCAL)
+    assert (file.rows, len(carried)) == (1, 0)
+    for column in required:
+        others = {name: values for name, values in cells.items() if name != column} | {"note": ["x"]}
+        with pytest.raises(ManifestError, match=f"mode {mode} needs the column '{column}'; it has"):
+            inspect(write(others), Recipe(mode=mode), LOCAL)
+
+
+@pytest.mark.parametrize(("mode", "column"), [(mode, column) for mode, names in INPUTS.items() for column in names])
+def test_inputs_are_read_where_the_row_has_them(mode, column):
+    assert row_in(mode).inputs == {name: COLUMNS[name] for name in INPUTS[mode]}
+    for missing in (row_in(mode, leave_out=[column]), row_in(mode, **{column: None})):
+        if column in REQUIRED[mode]:
+            assert missing.error.error_message.startswith(f"{column}: must be bytes")
+        else:
+            assert missing.error is None
+            assert missing.inputs == {name: COLUMNS[name] for name in INPUTS[mode] if name != column}
+
+
+@pytest.mark.parametrize(("column", "cell"), [("depth", b"no map"), ("depth", PNG[:20]), ("image", b"no image")])
+def test_a_broken_optional_input_fails_its_row(column, cell):
+    assert row_in("image", **{column: cell}).error.error_message.startswith(f"{column}: not a readable")
+
+
+def test_a_broken_npy_header_fails_its_row_alone():
+    """What numpy's parser raises for it is neither a ValueError nor an OSError."""
+    for data in (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4',", b"\x93NUMPY\x01\x00\x05\x00(((((", b"\x93NUMPY"):
+        assert row_in("depth", depth=data).error.error_message.startswith("depth: not a readable map")
+
+
+@pytest.mark.parametrize("mode", ["image", "inpaint"])
+@pytest.mark.parametrize("prompt", [None, "", " "])
+def test_photos_need_no_prompt(mode, prompt):
+    row = row_in(mode, prompt=prompt)
+    assert (row.error, row.prompt.strip()) == (None, "")
+    assert row_in(mode, leave_out=["prompt"]).prompt == ""
+
+
+@pytest.mark.parametrize("mode", ["text", "depth"])
+def test_pictures_that_are_made_need_a_prompt(mode):
+    assert row_in(mode, prompt=" ").error.error_message == "prompt: must not be empty"
+
+
+def test_depth_mode_needs_a_map_or_an_image():
+    assert row_in("depth", leave_out=["image"]).error is None
+    assert row_in("depth", leave_out=["depth"]).error is None
+    neither = row_in("depth", leave_out=["image", "depth"])
+    assert neither.error.error_message.startswith("depth: mode depth needs a depth map, or an image to estimate it")
+
+
+def test_the_kind_of_depth_and_the_camera_are_read():
+    row = row_in("image", depth_kind="metric", focal_px=700, baseline=0.1, doffs_px=31.1)
+    assert (row.depth_kind, row.camera, row.error) == ("metric", Camera(700, 0.1, 31.1), None)
+    plain = row_in("image")
+    assert (plain.depth_kind, plain.camera) == ("inverse", Camera(None, None, None))
+    wrong = row_in("image", depth_kind="disparity")
+    assert wrong.error.error_message == "depth_kind: must be inverse or metric, got 'disparity'"
+
+
+METRIC = {"geometry": "metric"}
+METRIC_CELLS = {"depth_kind": "metric", "focal_px": 700.0, "baseline": 0.1}
+
+
+@pytest.mark.parametrize("mode", ["image", "inpaint"])
+def test_metric_geometry_takes_a_disparity_or_a_metric_depth(mode):
+    assert row_in(mode, METRIC).error is None
+    assert row_in(mode, METRIC, ["disparity"], **METRIC_CELLS).error is None
+    assert row_in(mode, METRIC, ["depth"]).error is None
+
+
+@pytest.mark.parametrize(
+    ("leave_out", "cells", "words"),
+    [
+        (["disparity", "depth"], METRIC_CELLS, "it lacks depth$"),
+        (["disparity"], {"depth_kind": "metric"}, "it lacks focal_px, baseline$"),
+        (["disparity"], METRIC_CELLS | {"baseline": None}, "it lacks baseline$"),
+        (["disparity"], METRIC_CELLS | {"depth_kind": None}, "its depth_kind is not metric$"),
+        (["disparity"], METRIC_CELLS | {"depth_kind": "inverse"}, "its depth_kind is not metric$"),
+    ],
+)
+def test_metric_geometry_says_what_it_lacks(leave_out, cells, words):
+    message = row_in("image", METRIC, leave_out, **cells).error.error_message
+    assert message.startswith("disparity: geometry metric needs a disparity in pixels, or a metric depth with focal_px")
+    assert re.search(words, message)
+
+
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({"focal_px": 0.0}, "focal_px: must be above 0, got 0.0"),
+        ({"focal_px": float("inf")}, "focal_px: must be above 0, got inf"),
+        ({"baseline": -0.1}, "baseline: must be above 0, got -0.1"),
+        ({"baseline": float("nan")}, "baseline: must be above 0, got nan"),
+        ({"doffs_px": float("nan")}, "doffs_px: must be finite, got nan"),
+    ],
+)
+def test_the_camera_of_a_metric_depth_must_be_possible(cells, words):
+    row = row_in("image", METRIC, ["disparity"], **(METRIC_CELLS | cells))
+    assert row.error.error_message == words
+    assert row_in("image", METRIC, **(METRIC_CELLS | cells)).error is None  # its disparity needs no camera
+
+
+def test_metric_geometry_counts_only_what_the_mode_reads():
+    """Depth mode reads no disparity, text mode no map at all: neither may fall back on what an estimator finds."""
+    assert row_in("depth", METRIC, **METRIC_CELLS).error is None
+    assert "it lacks focal_px, baseline" in row_in("depth", METRIC).error.error_message
+    text = row_in("text", METRIC, **METRIC_CELLS).error.error_message
+    assert text.endswith("mode text reads neither; set recipe.method.geometry to relative")

@@ -67,7 +67,7 @@ def test_kitti_disparities_are_256ths_and_zero_is_unknown(tmp_path, view):
 
 @pytest.mark.parametrize("read", [middlebury, kitti])
 def test_an_empty_folder_is_named(tmp_path, read):
-    with pytest.raises(DatasetError, match="no (Middlebury|KITTI) scene in it; it needs"):
+    with pytest.raises(DatasetError, match=r"no (Middlebury|KITTI) scene in it; it needs"):
         list(read(tmp_path))
 
 

@@ -14,6 +14,7 @@ from stereo_jobs.job.commits import committed
 from stereo_jobs.job.driver import run
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.plan import load_job
+from stereo_jobs.job.shardset import ShardSet
 from stereo_jobs.job.worker import ShardTask, ShardWorker
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.spec import StorageSpec
@@ -157,7 +158,7 @@ def test_an_object_of_another_plan_is_never_taken_for_ours(make_spec, make_manif
     open_storage(spec.output).create(name, open_storage(other.output).read(name))
     with pytest.raises(DriftError, match="belongs to another plan"):
         run(spec, local=True, load=standin.load)
-    assert committed(open_storage(spec.output))[0] == {(0, 0)}
+    assert committed(open_storage(spec.output))[0] == ShardSet([(0, 0)])
 
 
 def contents(output: str) -> dict[str, bytes]:

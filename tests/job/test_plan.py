@@ -13,6 +13,7 @@ from stereo_jobs.job import layout, progress
 from stereo_jobs.job.driver import run
 from stereo_jobs.job.ids import find_duplicate, hash_ids
 from stereo_jobs.job.plan import Job, Plan, publish, retry_plan
+from stereo_jobs.job.shardset import ShardSet
 from tests import standin
 from tests.datasets import prepared as prepare
 
@@ -107,13 +108,8 @@ def test_ids_of_a_planner_that_lost_are_not_believed(make_spec, make_manifest, t
         prepare(make_spec(first.parent), extend=True)
 
 
-@given(st.sets(st.tuples(st.integers(0, 3), st.integers(0, 500))))
-def test_the_roll_up_keeps_every_shard(shards):
-    assert progress._unpack(progress._pack(shards)) == shards
-
-
 def test_a_million_shards_roll_up_into_kilobytes(tmp_path):
-    sums = progress.Totals(shards={(0, i) for i in range(100_000)})
+    sums = progress.Totals(shards=ShardSet((0, i) for i in range(100_000)))
     storage = LocalStorage(tmp_path)
     progress.save(storage, sums)
     assert storage.size(layout.PROGRESS) < 5000

@@ -11,7 +11,11 @@ from stereo_jobs.job.driver import run
 from tests.datasets import rows, verdict
 from tests.job.test_lease import contents
 
-SHORT = {"method": {"steps": 8, "shift_step": 1, "attention_step": 1, "recopy_interval": 3}, "scale_percent": 12}
+SHORT = {
+    "method": {"preset": "official", "steps": 8, "shift_step": 1, "attention_step": 1, "recopy_interval": 3},
+    "scale_percent": 12,
+    "quality": {"enabled": True},
+}
 PROMPTS = ["a red circle on the left, green floor, grey wall", "a blue square in the middle, sand floor, pink wall"]
 
 
@@ -29,6 +33,8 @@ def test_ray_and_local_and_any_sharding_agree_byte_for_byte(make_spec, make_mani
         assert disparity.max() >= 4
         assert set(np.unique(disparity)) <= {0.0, 4.0, 8.0, 12.0, 16.0}
         assert row["unet_evaluations"] == 2 * 8 + 4 * 6
+        assert row["accepted"] in (True, False)
+        assert None not in (row["qc_epe"], row["qc_backwarp_lpips"], row["qc_siou"], row["qc_depth_confidence"])
     assert made["row-0000"]["left"] != made["row-0003"]["left"], "another id is another seed"
 
 

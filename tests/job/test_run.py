@@ -76,8 +76,7 @@ def test_another_model_revision_is_refused(make_spec, monkeypatch):
 
     spec = make_spec()
     local(spec)
-    real = resolve._pin_folder
-    monkeypatch.setattr(resolve, "_pin_folder", lambda *a: ("sha256:other", real(*a)[1]))
+    monkeypatch.setattr(resolve._FolderFiles, "revision", "sha256:other")
     with pytest.raises(DriftError, match=r"models\.depth\.revision"):
         local(spec)
 

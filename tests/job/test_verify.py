@@ -25,6 +25,7 @@ def test_a_whole_dataset_is_ok_even_without_its_manifest(spec):
         "planned": 8,
         "succeeded": 8,
         "failed": 0,
+        "rejected": 0,
         "missing": 0,
         "duplicated": 0,
         "corrupt": 0,

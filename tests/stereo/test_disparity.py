@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity
+from stereo_jobs.stereo.disparity import (
+    metric_disparity,
+    relative_disparity,
+    resize,
+    scaled_disparity,
+    sharpen_edges,
+)
 
 
 def test_each_sample_is_normalised_on_its_own():
@@ -49,3 +55,51 @@ def test_resize_is_bicubic_and_leaves_the_right_size_alone():
 @pytest.mark.parametrize("shape", [(1, 1, 1), (2, 1, 3)])
 def test_tiny_maps_do_no_harm(shape):
     assert torch.isfinite(relative_disparity(torch.rand(shape))).all()
+
+
+def test_metric_disparity_is_eq_2():
+    depth = torch.tensor([[[1.0, 2.0, 4.0]], [[0.5, torch.inf, torch.nan]]])
+    disparity = metric_disparity(depth, focal_px=400.0, baseline=0.1, doffs_px=3.0)
+    expected = [[[37.0, 17.0, 7.0]], [[77.0, -3.0, np.nan]]]  # 400 * 0.1 / Z - 3
+    np.testing.assert_allclose(disparity.numpy(), expected, rtol=1e-6)
+    assert metric_disparity(torch.tensor([2.0]), 400.0, 0.1).item() == pytest.approx(20)
+
+
+@pytest.mark.parametrize("radius", [1, 2, 5])
+@pytest.mark.parametrize("horizontal", [True, False])
+def test_a_blurred_edge_becomes_a_step_again(radius, horizontal):
+    ramp = ((torch.arange(40.0) - 20) / (radius + 1)).clamp(0, 1)  # `radius` values between the two levels
+    assert ((ramp > 0) & (ramp < 1)).sum() == radius
+    blurred = 1 + 4 * (ramp.expand(40, 40) if horizontal else ramp[:, None].expand(40, 40))
+    sharp = sharpen_edges(blurred[None], radius)[0]
+    assert set(sharp.unique().tolist()) == {1.0, 5.0}
+    assert ((sharp == 5) >= (blurred > 3)).all()
+    assert ((sharp == 1) >= (blurred < 3)).all()
+
+
+def test_surfaces_without_edges_stay_as_they_are():
+    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij")
+    maps = torch.stack([torch.full((64, 96), 3.0), x, 5 - y, 0.5 * x + 0.5 * y])
+    assert torch.equal(sharpen_edges(maps, 2), maps)
+
+
+def test_an_edge_that_is_sharp_already_and_its_slanted_sides_stay():
+    column = torch.arange(64.0)
+    maps = torch.where(column < 30, 0.01 * column, 2 + 0.01 * column).expand(1, 8, 64)
+    near = torch.ones(64, dtype=torch.bool)
+    near[30 - 2 : 30 + 2] = False  # pixels whose surroundings hold the edge
+    sharp = sharpen_edges(maps, 2)
+    assert torch.equal(sharp[..., near], maps[..., near])
+    assert (sharp - maps).abs().max() < 0.03  # never to the other side
+
+
+def test_every_map_has_its_own_threshold():
+    blurred = (torch.arange(40.0) - 20).clamp(0, 3).expand(1, 40, 40)
+    together = sharpen_edges(torch.cat([blurred, 1e3 * blurred]), 2)
+    assert torch.equal(together[0:1], sharpen_edges(blurred, 2))
+    assert torch.equal(together[1], 1e3 * together[0])
+
+
+def test_no_radius_changes_nothing():
+    maps = torch.rand(1, 6, 6)
+    assert sharpen_edges(maps, 0) is maps

@@ -43,19 +43,38 @@ def test_stereo_pixel_shift_is_exact(numbers, case):
     np.testing.assert_array_equal(left.numpy(), numbers[f"shift{case}_left"])
 
 
-def run(numbers, unet, **switches):
-    method = MethodConfig(preset="official", guidance_scale=7.5, **switches)
-    solver = Solver.of({"steps_offset": 0}, method.steps, "ddim")
-    model = GuidedUNet(unet, torch.from_numpy(numbers["traj_uni_cond"]), torch.from_numpy(numbers["traj_uni_unc"]), 7.5)
-    warp = warp_for(numbers["traj_uni_disp"], 8)
+def method(**switches) -> MethodConfig:
+    return MethodConfig(preset="official", guidance_scale=7.5, **switches)
+
+
+def solver() -> Solver:
+    return Solver.of({"steps_offset": 0}, method().steps, "ddim")
+
+
+def guided(numbers, unet) -> GuidedUNet:
+    return GuidedUNet(unet, torch.from_numpy(numbers["traj_uni_cond"]), torch.from_numpy(numbers["traj_uni_unc"]), 7.5)
+
+
+@pytest.fixture(scope="module")
+def first(numbers, unet):
+    """The left view alone."""
+    model = guided(numbers, unet)
     with torch.no_grad():
-        first = denoise(model, solver, torch.from_numpy(numbers["traj_uni_xT"]))
-        pair = denoise_pair(model, solver, first, method=method, to_right=ViewShift(warp, warp.filled))
-    return first, pair, warp, model
+        trajectory = denoise(model, solver(), torch.from_numpy(numbers["traj_uni_xT"]))
+    assert model.evaluations == 100
+    return trajectory
 
 
-def test_full_run_with_unidirectional_attention(numbers, unet):
-    first, pair, warp, model = run(numbers, unet)
+def run(numbers, unet, first, **switches):
+    model, warp = guided(numbers, unet), warp_for(numbers["traj_uni_disp"], 8)
+    with torch.no_grad():
+        shift = ViewShift(warp, warp.filled)
+        pair = denoise_pair(model, solver(), first, method=method(**switches), to_right=shift)
+    return pair, warp, model.evaluations
+
+
+def test_full_run_with_unidirectional_attention(numbers, unet, first):
+    pair, warp, evaluations = run(numbers, unet, first)
     golden_left, golden_right = numbers["traj_uni_at_shift"]
     at_shift = first.latents[11]
     assert np.abs(at_shift[0].numpy() - golden_left).mean() < 2e-4
@@ -63,10 +82,10 @@ def test_full_run_with_unidirectional_attention(numbers, unet):
     np.testing.assert_array_equal(warp.filled[:, None].expand(-1, 4, -1, -1).numpy(), numbers["traj_uni_mask"])
     assert np.abs(pair.left.numpy() - numbers["traj_uni_left"]).mean() < 2e-4
     assert np.abs(pair.right.numpy() - numbers["traj_uni_right"]).mean() < 2e-4
-    assert model.evaluations == 256
+    assert evaluations == 156  # 256 with the left alone
 
 
-def test_the_golden_numbers_can_tell_attention_off(numbers, unet):
-    _, pair, _, model = run(numbers, unet, attention="off")
+def test_the_golden_numbers_can_tell_attention_off(numbers, unet, first):
+    pair, _, evaluations = run(numbers, unet, first, attention="off")
     assert np.abs(pair.right.numpy() - numbers["traj_uni_right"]).mean() > 0.01
-    assert model.evaluations == 178
+    assert evaluations == 78

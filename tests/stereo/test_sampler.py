@@ -7,7 +7,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from stereo_jobs.stereo.config import MethodConfig
-from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise, denoise_pair
+from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, ViewShift, denoise, denoise_pair, denoise_within
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import forward_warp
 
@@ -40,7 +40,7 @@ class Run:
 
     def __init__(self, unet, start=None, scale=1.0, hole_noise=None, **switches):
         self.method = MethodConfig(**(SHORT | switches))
-        self.solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, self.method.steps, "ddim")
+        self.solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, self.method.steps, self.method.scheduler)
         half = 0.5 if self.method.shift_both else 1.0
         sign = torch.ones(PAIRS)
         self.to_right = forward_warp(disparity(scale * half), sign)
@@ -204,6 +204,180 @@ def test_pairs_do_not_depend_on_each_other(unet, attention):
     torch.testing.assert_close(one.right[0], two.right[0], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(one.left[0], two.left[0], rtol=1e-4, atol=1e-4)
     assert apart(one.right[1], two.right[1]) > 0.1
+
+
+# --- What a shift puts where ---
+
+
+def shift_of(*, split=False, clean=True, unit=True):
+    warp = forward_warp(disparity(), torch.ones(PAIRS), subpixel=True)
+    assert not warp.filled.all()
+    given = [noise(PAIRS, 4, SIZE, SIZE, seed=seed) if wanted else None for seed, wanted in ((5, clean), (6, unit))]
+    return ViewShift(warp, warp.filled, *given, split=split)
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise", "background"])
+def test_a_shift_begins_with_the_left_and_its_fill(fill):
+    shift, solver, i = shift_of(), Solver.of({}, 20, "ddim"), 6
+    x, x_0 = noise(PAIRS, 4, SIZE, SIZE), noise(PAIRS, 4, SIZE, SIZE, seed=1)
+    holes = {
+        "zero": torch.zeros_like(x),
+        "noise": shift.noise,
+        "background": solver.renoise(shift.clean, shift.noise, i),
+    }
+    begun = shift.begin(solver, i, x, x_0, fill)
+    assert torch.equal(begun, torch.where(shift.filled[:, None], shift.warp(x), holes[fill]))
+    later = noise(PAIRS, 4, SIZE, SIZE, seed=7)
+    assert torch.equal(shift.copy(solver, i, x, x_0, later), torch.where(shift.filled[:, None], shift.warp(x), later))
+
+
+@pytest.mark.parametrize("fill", ["zero", "noise", "background"])
+def test_a_split_shift_moves_x_0_and_noise_apart(fill):
+    shift, solver, i = shift_of(split=True), Solver.of({}, 20, "ddim"), 6
+    x_0, inside = noise(PAIRS, 4, SIZE, SIZE, seed=1), noise(PAIRS, 4, SIZE, SIZE, seed=2)
+    begun = shift.begin(solver, i, solver.renoise(x_0, inside, i), x_0, fill)
+    moved = solver.renoise(shift.clean, shift.warp.nearest(inside, shift.noise), i)
+    known = shift.filled[:, None].expand_as(begun)
+    torch.testing.assert_close(begun[known], moved[known])
+    holes = {"zero": torch.zeros_like(begun), "noise": shift.noise, "background": moved}[fill]
+    torch.testing.assert_close(begun[~known], holes[~known])
+
+
+@pytest.mark.parametrize(
+    ("shift", "fill", "message"),
+    [
+        (shift_of(unit=False), "noise", "needs unit noise"),
+        (shift_of(unit=False), "background", "background needs unit noise"),
+        (shift_of(clean=False), "background", "background needs a filled x_0"),
+        (shift_of(clean=False, split=True), "zero", "sub-pixel warp needs the warped x_0"),
+    ],
+)
+def test_a_shift_says_what_it_lacks(shift, fill, message):
+    x = noise(PAIRS, 4, SIZE, SIZE)
+    with pytest.raises(ValueError, match=message):
+        shift.begin(Solver.of({}, 20, "ddim"), 6, x, x, fill)
+
+
+def test_the_history_of_the_right_is_that_of_the_left_moved():
+    shift, x_0, own = shift_of(), noise(PAIRS, 4, SIZE, SIZE), noise(PAIRS, 4, SIZE, SIZE, seed=1)
+    known = shift.filled[:, None]
+    assert torch.equal(shift.history(x_0, own), torch.where(known, shift.warp(x_0), own))
+    assert torch.equal(shift.history(x_0, None), torch.where(known, shift.warp(x_0), shift.clean))
+    assert torch.equal(shift_of(clean=False).history(x_0, None), torch.where(known, shift.warp(x_0), 0.0))
+
+
+# --- DPM-Solver++ ---
+
+
+def test_dpm_solver_makes_the_same_pair_as_the_left_where_nothing_moves(unet):
+    """Bit for bit, so the right view's history is the left's, from its first step on."""
+    run = Run(unet, scheduler="dpm++", attention="off", scale=0.0, recopy_interval=0)
+    assert torch.equal(run.right, run.left)
+    assert apart(run.left, Run(unet, attention="off", scale=0.0).left) > 0.01
+
+
+@pytest.mark.parametrize("attention", ["off", "uni", "bi"])
+def test_dpm_solver_uses_the_history_of_the_left(unet, attention):
+    switches = {"scheduler": "dpm++", "attention": attention, "recopy_interval": 0}
+    run = Run(unet, **switches)
+    assert torch.isfinite(run.right).all()
+    forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean))
+    model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), run.method.guidance_scale)
+    shift = ViewShift(run.to_right, run.to_right.filled)
+    solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++")
+    without = denoise_pair(model, solver, forgotten, method=run.method, to_right=shift)
+    assert apart(without.right, run.right) > 0.01
+
+
+# --- Depth as a condition ---
+
+
+@pytest.fixture(scope="module")
+def depth_unet():
+    """A U-Net that takes depth as its fifth channel, with random weights."""
+    torch.manual_seed(0)
+    return (
+        UNet2DConditionModel(
+            sample_size=SIZE,
+            in_channels=5,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            norm_num_groups=4,
+            attention_head_dim=4,
+            cross_attention_dim=32,
+        )
+        .eval()
+        .requires_grad_(False)
+    )
+
+
+@pytest.mark.parametrize("attention", ["off", "uni", "bi"])
+def test_every_view_gets_its_own_condition(depth_unet, attention):
+    seen = []
+    watch = depth_unet.register_forward_pre_hook(lambda _, given: seen.append(given[0][:, 4:]))
+    method = MethodConfig(**(SHORT | {"attention": attention}))
+    solver = Solver.of({}, method.steps, "ddim")
+    model = GuidedUNet(depth_unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), 7.5)
+    left, right = conditions = noise(2, PAIRS, 1, SIZE, SIZE, seed=4)
+    warp = forward_warp(disparity(), torch.ones(PAIRS))
+    first = denoise(model, solver, noise(PAIRS, 4, SIZE, SIZE), left)
+    assert all(torch.equal(channel, torch.cat([left, left])) for channel in seen)
+    seen.clear()
+    denoise_pair(model, solver, first, method=method, to_right=ViewShift(warp, warp.filled), conditions=conditions)
+    alone, together = torch.cat([right] * 2), torch.cat([left, right] * 2)  # halves of guidance
+    assert len(seen) == method.steps - method.first_pair_step
+    assert all(torch.equal(channel, alone if attention == "off" else together) for channel in seen)
+    watch.remove()
+
+
+# --- Inpainting ---
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+def test_masked_denoise_keeps_the_outside_and_redraws_the_inside(unet, scheduler):
+    solver = Solver.of({}, 6, scheduler)
+    model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), 7.5)
+    mask = torch.zeros(PAIRS, SIZE, SIZE, dtype=torch.bool)
+    mask[0, 2:5, 3:7] = True
+    mask[1, :, :2] = True
+    inside = mask[:, None].expand(-1, 4, -1, -1)
+    known = denoise(model, solver, noise(PAIRS, 4, SIZE, SIZE))
+    start = noise(PAIRS, 4, SIZE, SIZE, seed=3)
+    x_0 = denoise_within(model, solver, start, known, mask=mask)
+    assert torch.equal(x_0[~inside], known.final[~inside])
+    assert apart(x_0[inside], known.final[inside]) > 0.1
+    assert torch.equal(denoise_within(model, solver, start, known, mask=mask & False), known.final)
+    everywhere = denoise_within(model, solver, start, known, mask=mask | True)
+    assert torch.equal(everywhere, denoise(model, solver, start).final)
+
+
+# --- Nothing is left behind ---
+
+
+@pytest.mark.parametrize("attention", ["uni", "bi"])
+def test_the_unet_is_as_before_even_after_a_failure_half_way(unet, attention):
+    x, text = noise(PAIRS, 4, SIZE, SIZE), noise(PAIRS, 5, 32, seed=1)
+    processors, before = dict(unet.attn_processors), unet(x, 500, encoder_hidden_states=text).sample
+    complete = Run(unet, attention=attention)
+    assert torch.equal(unet(x, 500, encoder_hidden_states=text).sample, before)
+
+    calls = iter(range(100))
+
+    def fail_late(module, given):
+        if next(calls) == 9:  # the pair's third step
+            raise MemoryError("half-way")
+
+    failing = unet.register_forward_pre_hook(fail_late)
+    with pytest.raises(MemoryError, match="half-way"):
+        Run(unet, attention=attention)
+    failing.remove()
+    assert all(unet.attn_processors[name] is processor for name, processor in processors.items())
+    assert torch.equal(unet(x, 500, encoder_hidden_states=text).sample, before)
+    again = Run(unet, attention=attention)
+    assert torch.equal(again.left, complete.left)
+    assert torch.equal(again.right, complete.right)
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path):
     """With the depth estimator's own lesson."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "tests.toyscapes.lessons", str(killed)]
-    done = subprocess.run(command, cwd=REPOSITORY, timeout=120, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, timeout=240, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert checkpoint(killed)["step"] == 1
     make, schedule = short_depth_lesson()

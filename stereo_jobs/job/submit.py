@@ -1,0 +1,275 @@
+"""Jobs on a Ray cluster that is already there, over Ray's Jobs API: submit, follow, stop.
+
+The spec travels as the job's working directory, as it is written; `${ENV}` is read on the cluster. The driver runs
+on the head, so this machine may go away. A submission has an id made from what the job is: while it is under way a
+second submission joins it, afterwards the next one goes on from the output.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError
+from stereo_jobs.launch.portable import Portable, read_portable, run_command
+from stereo_jobs.spec import digest
+
+log = logging.getLogger(__name__)
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+MAX_RUNS = 1000
+"""Of one job on one cluster."""
+SPEC_FILE = "job.yaml"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
+_ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+PATIENCE_S = 60.0
+"""How long a head may not answer while its job is followed."""
+
+
+class Ticket(NamedTuple):
+    """A submitted job, and whether it was under way before."""
+
+    id: str
+    joined: bool
+
+
+class End(NamedTuple):
+    """How a job ended: Ray's word for it, the exit code of `stereo-jobs run`, and one line for people."""
+
+    status: str
+    exit_code: int
+    message: str
+
+
+@contextlib.contextmanager
+def connect(address: str) -> Iterator["Cluster"]:
+    """A cluster by the URL of its dashboard.
+
+    The token comes from RAY_AUTH_TOKEN, or with RAY_AUTH_MODE=token from where else Ray looks for it.
+
+    Raises:
+        ClusterError: it cannot be reached, or takes neither this token nor none.
+    """
+    if not re.fullmatch(r"https?://[^\s/@]+/?", address):
+        raise ClusterError(f"--address: write it as http://HOST:8265, the dashboard of the Ray head (got {address!r})")
+    with _explained(address):
+        yield Cluster(address)
+
+
+class Cluster:
+    """Jobs of one cluster; made by `connect`, which explains what goes wrong."""
+
+    def __init__(self, address: str) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.job_submission import JobSubmissionClient
+
+        self.address = address
+        for name in _TALKATIVE:
+            logging.getLogger(name).setLevel(logging.WARNING)
+        token = os.environ.get("RAY_AUTH_TOKEN")
+        headers = {"Authorization": f"Bearer {token.strip()}"} if token else None
+        with _without(_ADDRESS_VARIABLES):  # Ray would take these instead of the address it is given.
+            self._client: Any = JobSubmissionClient(address, headers=headers)
+
+    def submit(
+        self,
+        path: str | Path,
+        overrides: Sequence[str] = (),
+        *,
+        job_id: str | None = None,
+        extend: bool = False,
+        max_hours: float | None = None,
+    ) -> Ticket:
+        """Submit the job spec at `path`, or join the same job if it is under way.
+
+        Args:
+            path: of the spec.
+            overrides: `--set` arguments of the run.
+            job_id: instead of one made from what the job is; never used again on this cluster.
+            extend: also make rows of new manifest files.
+            max_hours: then the run drains and exits 75.
+
+        Raises:
+            SpecError: the spec is not valid, or cannot travel.
+            ClusterError: `job_id` was used before, for a job that ended or for another one.
+        """
+        portable = read_portable(path, overrides, local_paths=True)
+        mark = fingerprint(portable, extend=extend)
+        if job_id is not None and not _ID.fullmatch(job_id):
+            raise SpecError(f"--id: at most 128 characters of A-Z, a-z, 0-9, dot, - and _ (got {job_id!r})")
+        command = run_command(portable, SPEC_FILE, extend=extend)
+        if max_hours is not None:
+            command = f"timeout --preserve-status --signal=TERM {max_hours * 3600:.0f} {command}"
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, SPEC_FILE).write_text(portable.text, encoding="utf-8")
+            send = {
+                "entrypoint": command,
+                "runtime_env": {"working_dir": folder},
+                "metadata": {"stereo_jobs": mark, "output": portable.spec.output},
+            }
+            return self._submit(send, mark, job_id)
+
+    def follow(self, job_id: str, write: Callable[[str], None]) -> End:
+        """Hand everything the job prints to `write` until it ends; then say how.
+
+        Raises:
+            ClusterError: there is no such job.
+            InterruptedRunError: the head has not answered for a minute.
+        """
+        self._info(job_id)
+        asyncio.run(self._follow(job_id, write))
+        return _end(self._info(job_id))
+
+    def logs(self, job_id: str) -> str:
+        """All that the job has printed."""
+        self._info(job_id)
+        return str(self._client.get_job_logs(job_id))
+
+    def stop(self, job_id: str) -> bool:
+        """Ask the job to drain and end; False if it had ended."""
+        self._info(job_id)
+        return bool(self._client.stop_job(job_id))
+
+    # --- Parts ---
+
+    def _submit(self, send: dict[str, Any], mark: str, job_id: str | None) -> Ticket:
+        known = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id}
+        for run in range(1, MAX_RUNS):
+            candidate = job_id or f"stereo-jobs-{mark}-{run}"
+            before = known.get(candidate)
+            if before is None:
+                try:
+                    return Ticket(str(self._client.submit_job(submission_id=candidate, **send)), False)
+                except RuntimeError as error:
+                    if "already exists" not in str(error):
+                        raise
+                before = self._info(candidate)  # another submission was quicker
+            same = (before.metadata or {}).get("stereo_jobs") == mark
+            if same and str(before.status) not in ENDED:
+                return Ticket(candidate, True)
+            if job_id:
+                reason = f"a job that ended ({before.status})" if same else "another job"
+                raise ClusterError(
+                    f"--id {job_id}: this cluster has used it for {reason}, and Ray takes an id once; give another "
+                    "one, or none"
+                )
+        raise ClusterError(f"{self.address}: this job was run {MAX_RUNS} times here; give an --id of its own")
+
+    def _info(self, job_id: str) -> Any:
+        try:
+            return self._client.get_job_info(job_id)
+        except RuntimeError as error:
+            if "404" in str(error) or "does not exist" in str(error):
+                raise ClusterError(f"{self.address}: no job {job_id}; is it the id that submit printed?") from None
+            raise
+
+    async def _follow(self, job_id: str, write: Callable[[str], None]) -> None:
+        seen, silent_since = 0, None
+        while True:
+            try:
+                at = 0  # a new connection begins at the beginning
+                async for text in self._tail(job_id):
+                    fresh = text[max(0, seen - at) :]
+                    at += len(text)
+                    seen = max(seen, at)
+                    if fresh:
+                        write(fresh)
+                if str(self._info(job_id).status) in ENDED:
+                    return
+                silent_since = None
+            except (OSError, RuntimeError) as error:
+                silent_since = silent_since or time.monotonic()
+                if time.monotonic() > silent_since + PATIENCE_S:
+                    raise InterruptedRunError(
+                        f"{self.address}: the head has not answered for {PATIENCE_S:g} s ({_first_line(error)}); what "
+                        "was made is kept: submit again, there or to a new cluster, to go on"
+                    ) from None
+                log.info("lost the log of %s, trying again: %s", job_id, _first_line(error))
+            await asyncio.sleep(1.0)
+
+    async def _tail(self, job_id: str) -> AsyncIterator[str]:
+        import aiohttp
+
+        try:
+            async for text in self._client.tail_job_logs(job_id):
+                yield text
+        except aiohttp.ClientError as error:
+            raise OSError(str(error)) from error
+
+
+def fingerprint(portable: Portable, *, extend: bool) -> str:
+    """What makes two submissions the same job: output, recipe and manifests, not how it is run."""
+    spec = portable.spec
+    parts = {"output": spec.output, "recipe": spec.recipe.canonical(), "manifest": list(spec.manifests)}
+    return digest(parts | {"extend": extend})[:12]
+
+
+def _end(info: Any) -> End:
+    """How a job ended. Ray's own command line turns every failure into 1; the code is in the details."""
+    status, message = str(info.status), str(info.message or "")
+    if status == "SUCCEEDED":
+        return End(status, 0, "done")
+    if status == "STOPPED":
+        return End(status, InterruptedRunError.exit_code, "stopped; submit again to go on")
+    code = getattr(info, "driver_exit_code", None)
+    if code is None and (found := _EXIT_CODE.search(message)):
+        code = int(found.group(1))
+    if code is None:
+        # The head lost it, or never started it.
+        lost = "SUPERVISOR" in str(info.error_type or "").upper() or "died" in message
+        what = "the cluster lost the job; submit again to go on" if lost else "the cluster could not start the job"
+        return End(status, InterruptedRunError.exit_code if lost else 1, f"{what} ({_first_line(message)})")
+    if code < 0:
+        return End(status, 128 - code, f"killed by signal {-code}; submit again to go on")
+    return End(status, code, f"ended with exit code {code}")
+
+
+@contextlib.contextmanager
+def _explained(address: str) -> Iterator[None]:
+    """Turn what Ray's client raises into one line with a remedy."""
+    try:
+        yield
+    except ImportError as error:
+        raise ClusterError(f"Ray's Jobs API is not installed ({error}): pip install 'ray[default]'") from None
+    except Exception as error:
+        name, text = type(error).__name__, str(error)
+        if name == "AuthenticationError" or "status code 401" in text or "status code 403" in text:
+            missing = not os.environ.get("RAY_AUTH_TOKEN")
+            remedy = (
+                "set RAY_AUTH_TOKEN to the token that the head was started with"
+                if missing
+                else "RAY_AUTH_TOKEN is not the token that the head was started with"
+            )
+            raise ClusterError(f"{address}: the cluster refuses access; {remedy}") from None
+        if isinstance(error, ConnectionError) or name in ("ConnectTimeout", "ReadTimeout", "ConnectionError"):
+            raise ClusterError(
+                f"{address}: no Ray head answers there; is it up, is this its dashboard (port 8265), and is the "
+                "tunnel or port-forward open?"
+            ) from None
+        if name == "JSONDecodeError" or "Version check" in text or name == "HTTPError":
+            raise ClusterError(f"{address}: something answers there, but not a Ray dashboard") from None
+        if isinstance(error, RuntimeError) and "Request failed" in text:
+            raise ClusterError(f"{address}: the cluster refuses: {_first_line(text)}") from None
+        raise
+
+
+@contextlib.contextmanager
+def _without(names: Sequence[str]) -> Iterator[None]:
+    kept = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        yield
+    finally:
+        os.environ.update(kept)
+
+
+def _first_line(error: object) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__

@@ -1,0 +1,256 @@
+"""KubeRay resources (ray.io/v1) and the CronJob that stands in for RayCronJob, as plain dictionaries."""
+
+from typing import Any
+
+from stereo_jobs.launch.options import NIGHTLY, LaunchOptions
+
+CONFIG = "job"
+MOUNT = {"name": CONFIG, "mountPath": "/etc/stereo-jobs", "readOnly": True}
+USER = 1000
+"""Of the image."""
+
+WAIT_FOR_MACHINES_S = 3600
+KEEP_FINISHED_S = 600
+
+SPOT_LABEL = {
+    "gke": ("cloud.google.com/gke-spot", "true"),
+    "eks": ("karpenter.sh/capacity-type", "spot"),
+    "generic": ("node.kubernetes.io/lifecycle", "spot"),
+}
+GPU_LABEL = {
+    "gke": "cloud.google.com/gke-accelerator",
+    "eks": "karpenter.k8s.aws/instance-gpu-name",
+    "generic": "nvidia.com/gpu.product",
+}
+
+
+def config_map(options: LaunchOptions, files: dict[str, str]) -> dict[str, Any]:
+    """The spec and the scripts. Never a secret: those come by reference."""
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(options), "data": files}
+
+
+def ray_job(options: LaunchOptions, name: str, owner: str | None = None) -> dict[str, Any]:
+    """A RayJob: its own cluster, the run on it, and the end of both.
+
+    Args:
+        options: of the launch file.
+        name: of the resource.
+        owner: uid of the Kubernetes Job, also called `name`, with which it is to be deleted.
+    """
+    metadata = _metadata(options) | {"name": name}
+    if owner:
+        metadata["ownerReferences"] = [{"apiVersion": "batch/v1", "kind": "Job", "name": name, "uid": owner}]
+    return {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": metadata, "spec": _ray_job_spec(options)}
+
+
+def ray_cron_job(options: LaunchOptions) -> dict[str, Any]:
+    """A RayCronJob. It knows no concurrencyPolicy: the output's lease ends the second of two runs."""
+    spec = {
+        "schedule": options.schedule or NIGHTLY,
+        "timeZone": options.time_zone,
+        "jobTemplate": _ray_job_spec(options),
+    }
+    return {"apiVersion": "ray.io/v1", "kind": "RayCronJob", "metadata": _metadata(options), "spec": spec}
+
+
+def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
+    """A plain CronJob that creates the RayJob and waits for it, with the rights that this takes and no more."""
+    account = f"{options.name}-cron"
+    rules = [
+        {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]},
+        {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
+    ]
+    label = "metadata.labels['batch.kubernetes.io/job-name']"
+    container = {
+        "name": "wait",
+        "image": options.kubectl_image,
+        "command": ["sh", f"{MOUNT['mountPath']}/wait.sh"],
+        "env": [{"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}}],
+        "resources": _resources("100m", "128Mi"),
+        "securityContext": _confined(),
+        "volumeMounts": [MOUNT],
+    }
+    pod = {
+        "serviceAccountName": account,
+        "restartPolicy": "Never",
+        "securityContext": _pod_security(),
+        "containers": [container],
+        "volumes": [_volume(options)],
+    }
+    # What the RayJob may take with all its retries, and an hour.
+    seconds = (options.max_seconds + WAIT_FOR_MACHINES_S) * (options.retries + 1) + 3600
+    # Exit 1 says that the RayJob failed: it has had its own retries. A lost pod is made again and waits on.
+    policy = {
+        "rules": [
+            {"action": "FailJob", "onExitCodes": {"containerName": "wait", "operator": "In", "values": [1]}},
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ]
+    }
+    job = {
+        "backoffLimit": 6,
+        "activeDeadlineSeconds": seconds,
+        "podFailurePolicy": policy,
+        "template": {"metadata": {"labels": _labels(options)}, "spec": pod},
+    }
+    spec = {
+        "schedule": options.schedule or NIGHTLY,
+        "timeZone": options.time_zone,
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": 3600,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"spec": job},
+    }
+    metadata = _metadata(options) | {"name": account}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": options.namespace}],
+        },
+        {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _metadata(options), "spec": spec},
+    ]
+
+
+# --- Parts ---
+
+
+def _ray_job_spec(options: LaunchOptions) -> dict[str, Any]:
+    return {
+        "entrypoint": f"sh {MOUNT['mountPath']}/run.sh",
+        "submissionMode": "K8sJobMode",
+        "shutdownAfterJobFinishes": True,
+        "ttlSecondsAfterFinished": KEEP_FINISHED_S,
+        "backoffLimit": options.retries,
+        "preRunningDeadlineSeconds": WAIT_FOR_MACHINES_S,
+        "activeDeadlineSeconds": options.max_seconds,
+        "rayClusterSpec": _ray_cluster(options),
+    }
+
+
+def _ray_cluster(options: LaunchOptions) -> dict[str, Any]:
+    auth = {"mode": "token"} | ({"secretName": options.token_secret} if options.token_secret else {})
+    head: dict[str, Any] = _pod(options, _resources("2", "8Gi"), worker=False)
+    head["containers"][0]["volumeMounts"] = [MOUNT]
+    head["containers"][0]["ports"] = [
+        {"name": "gcs-server", "containerPort": 6379},
+        {"name": "dashboard", "containerPort": 8265},
+    ]
+    head["volumes"] = [_volume(options)]
+    worker_resources = _resources(str(options.cpus), f"{options.memory_gib}Gi")
+    if options.gpus:
+        worker_resources["limits"]["nvidia.com/gpu"] = str(options.gpus)
+        worker_resources["requests"]["nvidia.com/gpu"] = str(options.gpus)
+    return {
+        "rayVersion": options.ray_version,
+        "authOptions": auth,
+        "enableInTreeAutoscaling": True,
+        "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 300},
+        "headGroupSpec": {
+            # No actor may land on the head: it is small, and the driver lives there.
+            "rayStartParams": {"num-cpus": "0"},
+            "template": {"metadata": {"labels": _labels(options), "annotations": _stay()}, "spec": head},
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "workers",
+                "replicas": options.min_workers,
+                "minReplicas": options.min_workers,
+                "maxReplicas": options.max_workers,
+                "rayStartParams": {},
+                "template": {
+                    "metadata": {"labels": _labels(options)},
+                    "spec": _pod(options, worker_resources, worker=True),
+                },
+            }
+        ],
+    }
+
+
+def _pod(options: LaunchOptions, resources: dict[str, Any], *, worker: bool) -> dict[str, Any]:
+    container: dict[str, Any] = {
+        "name": "ray-worker" if worker else "ray-head",
+        "image": options.image,
+        "env": [
+            {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
+            # A stopped job gets this long to drain; Ray's own 3 s cut every shard off.
+            {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"},
+        ],
+        "resources": resources,
+        "securityContext": _confined(),
+    }
+    if options.env_secrets:
+        container["envFrom"] = [{"secretRef": {"name": name}} for name in options.env_secrets]
+    spec: dict[str, Any] = {}
+    if options.service_account:
+        spec["serviceAccountName"] = options.service_account
+    spec |= {"restartPolicy": "Never", "terminationGracePeriodSeconds": 60, "securityContext": _pod_security()}
+    if worker:
+        spec |= _worker_placement(options)
+    else:
+        label, value = SPOT_LABEL[options.provider]
+        term = {"matchExpressions": [{"key": label, "operator": "NotIn", "values": [value]}]}
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+        spec["affinity"] = {"nodeAffinity": required}
+    return spec | {"containers": [container]}
+
+
+def _worker_placement(options: LaunchOptions) -> dict[str, Any]:
+    """Node selectors and tolerations, by the labels of the provider."""
+    selector: dict[str, str] = {}
+    tolerations: list[dict[str, str]] = []
+    if options.gpus:
+        tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
+        if options.gpu_type:
+            selector[GPU_LABEL[options.provider]] = options.gpu_type
+    if options.spot:
+        label, value = SPOT_LABEL[options.provider]
+        selector[label] = value
+        tolerations.append({"key": label, "operator": "Equal", "value": value, "effect": "NoSchedule"})
+    elif options.provider == "eks":
+        selector["karpenter.sh/capacity-type"] = "on-demand"
+    placement: dict[str, Any] = {}
+    if selector:
+        placement["nodeSelector"] = selector
+    if tolerations:
+        placement["tolerations"] = tolerations
+    return placement
+
+
+def _stay() -> dict[str, str]:
+    """Annotations that keep node autoscalers from moving the head."""
+    return {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
+
+
+def _resources(cpu: str, memory: str) -> dict[str, Any]:
+    return {"limits": {"cpu": cpu, "memory": memory}, "requests": {"cpu": cpu, "memory": memory}}
+
+
+def _confined() -> dict[str, Any]:
+    return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
+
+
+def _pod_security() -> dict[str, Any]:
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": USER,
+        "runAsGroup": USER,
+        "fsGroup": USER,
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def _volume(options: LaunchOptions) -> dict[str, Any]:
+    return {"name": CONFIG, "configMap": {"name": options.name}}
+
+
+def _labels(options: LaunchOptions) -> dict[str, str]:
+    return {"app.kubernetes.io/name": "stereo-jobs", "app.kubernetes.io/instance": options.name}
+
+
+def _metadata(options: LaunchOptions) -> dict[str, Any]:
+    return {"name": options.name, "namespace": options.namespace, "labels": _labels(options)}

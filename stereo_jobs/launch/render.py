@@ -1,0 +1,185 @@
+"""Spec and options in, text of a launch file out."""
+
+import functools
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any
+
+import jinja2
+import yaml
+
+from stereo_jobs.errors import SpecError
+from stereo_jobs.launch import kubernetes
+from stereo_jobs.launch.options import ON_KUBERNETES, LaunchOptions
+from stereo_jobs.launch.portable import Portable, read_portable, run_command
+from stereo_jobs.spec import JobSpec
+
+MOUNTED = "/etc/stereo-jobs"
+"""Where the ConfigMap appears in the head's container."""
+ON_AWS = "/home/ray/job.yaml"
+
+START_TIMEOUT_S = 3600
+"""Spot machines take their time, and so does the first pull of a large image."""
+
+
+def render(path: str, options: LaunchOptions, overrides: Sequence[str] = ()) -> str:
+    """The launch file for the job spec at `path`. Raises SpecError when the spec cannot travel."""
+    portable = read_portable(path, overrides, local_paths=options.kind == "slurm")
+    if options.kind in ON_KUBERNETES:
+        return _kubernetes(portable, options)
+    if options.kind == "ray-up":
+        return _ray_up(path, portable, options)
+    return _slurm(portable, options)
+
+
+def _placement(spec: JobSpec, options: LaunchOptions) -> list[str]:
+    """`--set` arguments that fit the run to the cluster: how many actors, on what, how long to wait for machines."""
+    low, high = options.actors
+    share = spec.runtime.gpus_per_actor if options.gpus else 1.0
+    actors = [max(1, math.floor(count / share)) for count in (low, high)]
+    timeout_s = max(START_TIMEOUT_S, round(spec.runtime.start_timeout_s))
+    return [
+        # A cluster that the spec names is another one than this.
+        *(["runtime.ray_address=null"] if spec.runtime.ray_address and options.kind != "ray-up" else []),
+        f"runtime.device={'cuda' if options.gpus else 'cpu'}",
+        f"runtime.actors={{min: {actors[0]}, max: {actors[1]}}}",
+        f"runtime.start_timeout_s={timeout_s}",
+    ]
+
+
+# --- Kubernetes ---
+
+
+def _kubernetes(portable: Portable, options: LaunchOptions) -> str:
+    if portable.variables and not options.env_secrets:
+        raise SpecError(
+            f"the spec reads {', '.join(portable.variables)} from the environment: name the Kubernetes Secret that "
+            "has them as keys with --env-secret"
+        )
+    command = run_command(portable, f"{MOUNTED}/job.yaml", _placement(portable.spec, options), extend=options.scheduled)
+    files = {
+        "job.yaml": portable.text,
+        "run.sh": template("run.sh.j2").render(command=command, scheduled=options.scheduled),
+    }
+    documents: list[dict[str, Any]]
+    if options.kind == "kuberay":
+        documents = [kubernetes.config_map(options, files), kubernetes.ray_job(options, options.name)]
+    elif options.kind == "kuberay-cron":
+        documents = [kubernetes.config_map(options, files), kubernetes.ray_cron_job(options)]
+    else:
+        files["wait.sh"] = template("wait.sh.j2").render()
+        files["rayjob.yaml"] = to_yaml(kubernetes.ray_job(options, "JOB_NAME", owner="JOB_UID"))
+        documents = [kubernetes.config_map(options, files), *kubernetes.cron_job(options)]
+    head = template(f"{options.kind}.head.j2").render(options=options, variables=portable.variables)
+    return head + "---\n".join(to_yaml(document) for document in documents)
+
+
+# --- AWS and Slurm ---
+
+
+def _ray_up(path: str, portable: Portable, options: LaunchOptions) -> str:
+    extra = ["runtime.ray_address=auto", *_placement(portable.spec, options)]
+    command = run_command(portable, ON_AWS, extra)
+    machine: dict[str, Any] = {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200}}]}
+    if options.instance_profile:
+        machine["IamInstanceProfile"] = {"Arn": options.instance_profile}
+    market = {"InstanceMarketOptions": {"MarketType": "spot"}} if options.spot else {}
+    worker = {"InstanceType": options.gpu_type or "g6.xlarge", **market, **machine}
+    start = "ulimit -n 65536; ray start"
+    cluster = {
+        "cluster_name": options.name,
+        "max_workers": options.max_workers,
+        "idle_timeout_minutes": 5,
+        "provider": {"type": "aws", "region": options.region, "cache_stopped_nodes": False},
+        "auth": {"ssh_user": "ubuntu"},
+        "docker": {
+            "image": options.image,
+            "container_name": "stereo-jobs",
+            "pull_before_run": True,
+            "run_options": [
+                "--ulimit nofile=65536:65536",
+                "--env RAY_AUTH_MODE=token",
+                "--env RAY_AUTH_TOKEN_PATH=/home/ray/.ray/auth_token",
+                "--env RAY_USAGE_STATS_ENABLED=0",
+                "--env RAY_JOB_STOP_WAIT_TIME_S=60",
+            ],
+            "worker_run_options": ["--gpus all"] if options.gpus else [],
+        },
+        "file_mounts": {"/home/ray/.ray/auth_token": "~/.ray/auth_token", ON_AWS: path},
+        "available_node_types": {
+            "head": {"resources": {"CPU": 0}, "node_config": {"InstanceType": "m6i.xlarge", **machine}},
+            "worker": {
+                "min_workers": options.min_workers,
+                "max_workers": options.max_workers,
+                "resources": {},
+                "node_config": worker,
+            },
+        },
+        "head_node_type": "head",
+        "setup_commands": ["chmod 600 /home/ray/.ray/auth_token"],
+        "head_setup_commands": [],
+        "worker_setup_commands": [],
+        "head_start_ray_commands": [
+            "ray stop",
+            f"{start} --head --port=6379 --dashboard-host=127.0.0.1 --autoscaling-config=~/ray_bootstrap_config.yaml",
+        ],
+        "worker_start_ray_commands": ["ray stop", f"{start} --address=$RAY_HEAD_IP:6379"],
+    }
+    head = template("ray-up.head.j2").render(options=options, command=command, variables=portable.variables)
+    return head + to_yaml(cluster)
+
+
+def _slurm(portable: Portable, options: LaunchOptions) -> str:
+    extra = _placement(portable.spec, options)
+    return template("slurm.sh.j2").render(
+        options=options,
+        spec_text=portable.text if portable.text.endswith("\n") else portable.text + "\n",
+        command=run_command(portable, "SPEC_FILE", extra, extend=options.scheduled).replace(
+            "SPEC_FILE", '"$folder/job.yaml"'
+        ),
+        variables=portable.variables,
+        time=_slurm_time(options.max_seconds),
+    )
+
+
+def _slurm_time(seconds: int) -> str:
+    hours, rest = divmod(max(seconds, 600), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
+
+
+# --- Text ---
+
+
+@functools.cache
+def template(name: str) -> jinja2.Template:
+    """A template of this package; shell and comments, so nothing is escaped, and nothing may be undefined."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters["shell"] = shlex.quote
+    return environment.from_string((resources.files(__package__) / "templates" / name).read_text(encoding="utf-8"))
+
+
+class _Dumper(yaml.SafeDumper):
+    """YAML as people write it: no aliases, several lines as a block."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        return super().increase_indent(flow, False)
+
+
+def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+
+
+_represent: Callable[..., None] = _Dumper.add_representer
+_represent(str, _text)
+
+
+def to_yaml(document: dict[str, Any]) -> str:
+    """One YAML document."""
+    return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=110)

@@ -1,0 +1,167 @@
+"""Do the views look alike where they show the same, and does what fills the holes look like the rest?"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from skimage.metrics import structural_similarity
+
+from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
+from stereo_jobs.quality.matcher import Match
+from stereo_jobs.quality.truth import decibels, masked_mean
+from stereo_jobs.quality.views import F32, Bools, Image, Views, sample
+
+FEWEST_PIXELS = 16
+"""Pixels that a hole's inside and its surround must have before their sharpness is compared."""
+QUANTISATION = 0.5
+"""Levels of 255 added to both gradients of `seam`, so that flat pictures have a ratio of one."""
+QUANTISATION_LAPLACIAN = 2.0
+"""Added to both variances of `hole_sharpness`: about what rounding to whole levels leaves in a Laplacian."""
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Points 3, 4, 7 and 8 of quality control; NaN where there is nothing to measure. See docs/quality.md."""
+
+    backwarp_psnr: float
+    backwarp_ssim: float
+    backwarp_lpips: float
+    siou: float
+    color_delta: float
+    hole_share: float
+    hole_sharpness: float
+    seam: float
+    raw_backwarp_lpips: float
+
+
+def measure_appearance(views: Views, found: Match) -> Appearance:
+    """Compare the views through the label, their colours through the matcher (`found`), and look into the holes."""
+    back = back_warp(views, views.right)
+    raw = None if views.raw_right is None else back_warp(views, views.raw_right)
+    return Appearance(
+        backwarp_psnr=_psnr(views.left, back, views.visible),
+        backwarp_ssim=_ssim(views.left, back, views.visible),
+        backwarp_lpips=_lpips(views.left, back, views.visible),
+        siou=siou(views.left, views.right, views.warped),
+        color_delta=colour_drift(views.left, views.right, found, views.visible),
+        hole_share=float(views.hole.mean()) if views.hole.size else np.nan,
+        hole_sharpness=hole_sharpness(views.right, views.hole),
+        seam=seam(views.right, views.hole),
+        raw_backwarp_lpips=np.nan if raw is None else _lpips(views.left, raw, views.visible),
+    )
+
+
+# --- Through the label ---
+
+
+def back_warp(views: Views, right: Image) -> Image:
+    """The left view as the right one shows it, R(x - D(x)); what it cannot show is taken from the left itself."""
+    sampled = sample(right, views.disparity)
+    return np.where(views.visible[..., None], (sampled + 0.5).astype(np.uint8), views.left)
+
+
+def _psnr(left: Image, back: Image, visible: Bools) -> float:
+    return decibels(masked_mean(((left.astype(np.float64) - back) ** 2).mean(-1), visible))
+
+
+def _ssim(left: Image, back: Image, visible: Bools) -> float:
+    if min(visible.shape) < 7:  # the size of its window
+        return np.nan
+    _, values = structural_similarity(left, back, channel_axis=-1, data_range=255, full=True)  # type: ignore[no-untyped-call]
+    return masked_mean(values.mean(-1), visible)
+
+
+def _lpips(left: Image, back: Image, visible: Bools) -> float:
+    if min(visible.shape) < SMALLEST_SIDE or not visible.any():
+        return np.nan
+    return masked_mean(lpips_model()(left, back).map, visible)
+
+
+def siou(left: Image, right: Image, wanted: Image) -> float:
+    """Stereo intersection over union (Mono2Stereo, Yu et al. 2025): edges and change of `right` against `wanted`.
+
+    Three quarters for the edges (Canny 100/200), one for where the view differs from the left one by more than 5
+    levels. Two empty sets agree.
+    """
+    grey = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (left, right, wanted)]
+    edges = [cv2.Canny(view, 100, 200) > 0 for view in grey[1:]]
+    change = [cv2.absdiff(view, grey[0]) > 5 for view in grey[1:]]
+    return 0.75 * _iou(*edges) + 0.25 * _iou(*change)
+
+
+def _iou(a: Bools, b: Bools) -> float:
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
+
+
+# --- Through the matcher ---
+
+
+def colour_drift(left: Image, right: Image, found: Match, visible: Bools) -> float:
+    """Length of the mean CIE Lab difference over visible, matched pixels: a cast, not noise. NaN without any."""
+    over = visible & found.valid
+    if not over.any():
+        return np.nan
+    matched = sample(right, np.where(found.valid, found.disparity, np.float32(0)))
+    drift = (_lab(matched) - _lab(left))[over].mean(0, dtype=np.float64)
+    return float(np.linalg.norm(drift))
+
+
+def _lab(image: Image | np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> F32:
+    """H,W,3 in [0, 255] -> CIE L in [0, 100], a and b."""
+    return np.asarray(cv2.cvtColor(image.astype(np.float32) / np.float32(255), cv2.COLOR_RGB2Lab), np.float32)
+
+
+# --- Holes ---
+
+
+def surround(hole: Bools) -> Bools:
+    """What continues the holes' background: pixels beside them, a sixteenth of the width (at least 4) deep.
+
+    A hole opens on the right of what is in front, so its background lies to its right; of one at the right edge of the
+    frame, to its left.
+    """
+    deep = max(4, hole.shape[1] // 16)
+    beside = np.zeros_like(hole)
+    border = _right_border(hole)
+    for step in range(1, min(deep, hole.shape[1] - 1) + 1):
+        beside[:, step:] |= hole[:, :-step]
+        beside[:, :-step] |= border[:, step:]
+    return beside & ~hole
+
+
+def _right_border(hole: Bools) -> Bools:
+    """The part of the holes that reaches to the right edge."""
+    return np.logical_and.accumulate(hole[:, ::-1], axis=1)[:, ::-1]
+
+
+def hole_sharpness(right: Image, hole: Bools) -> float:
+    """Variance of the Laplacian inside the holes over that beside them; NaN for holes too small to have an inside."""
+    laplacian = cv2.Laplacian(cv2.cvtColor(right, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
+    inside, beside = _inner(hole), surround(hole) & _inner(~hole)
+    if min(inside.sum(), beside.sum()) < FEWEST_PIXELS:
+        return np.nan
+    inner, outer = float(laplacian[inside].var()), float(laplacian[beside].var())
+    return (inner + QUANTISATION_LAPLACIAN) / (outer + QUANTISATION_LAPLACIAN)
+
+
+def _inner(area: Bools) -> Bools:
+    """Pixels whose four neighbours, as far as they exist, belong to the area, too."""
+    padded = np.pad(area, 1, mode="edge")
+    return area & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def seam(right: Image, hole: Bools) -> float:
+    """Gradient across the seam of hole and background over the gradient on both sides of it; NaN without holes.
+
+    Medians of the steps from pixel to pixel along the row, mean of the channels: an object's outline may lie on a part
+    of the seam. On the side of what is in front an edge belongs there.
+    """
+    step = np.abs(np.diff(right.astype(np.float64), axis=1)).mean(-1)  # H,W,3 -> H,W-1
+    border = _right_border(hole)
+    across = (hole[:, :-1] & ~hole[:, 1:]) | (~hole[:, :-1] & border[:, 1:])
+    near = hole | surround(hole)
+    around = near[:, :-1] & near[:, 1:] & (hole[:, :-1] == hole[:, 1:])
+    if not across.any() or not around.any():
+        return np.nan
+    return float((np.median(step[across]) + QUANTISATION) / (np.median(step[around]) + QUANTISATION))

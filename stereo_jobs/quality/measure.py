@@ -1,0 +1,83 @@
+"""All metrics of a pair without ground truth, in one call. No network but LPIPS, no GPU, nothing random."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from stereo_jobs.quality.appearance import measure_appearance
+from stereo_jobs.quality.depth import depth_doubt, depth_rank
+from stereo_jobs.quality.geometry import measure_geometry
+from stereo_jobs.quality.matcher import match
+from stereo_jobs.quality.views import F32, Bools, Image, Views
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What is measured of a pair: the columns `qc_*` of a dataset. None: there was nothing to measure it on.
+
+    docs/quality.md says what each number means and which are good.
+    """
+
+    epe: float | None
+    bad_2: float | None
+    d1: float | None
+    density: float | None
+    fit_a: float | None
+    fit_b: float | None
+    lr_consistency: float | None
+    backwarp_psnr: float | None
+    backwarp_ssim: float | None
+    backwarp_lpips: float | None
+    siou: float | None
+    identity: float | None
+    vertical_px: float | None
+    color_delta: float | None
+    hole_share: float | None
+    hole_sharpness: float | None
+    seam: float | None
+    depth_confidence: float | None
+    depth_rank: float | None
+    control_bad_2: float | None
+    raw_epe: float | None
+    raw_bad_2: float | None
+    raw_backwarp_lpips: float | None
+    clip_left: float | None = None
+    clip_right: float | None = None
+
+
+def measure(
+    left: Image,
+    right: Image,
+    disparity: F32,
+    nonocc_left: Bools,
+    hole_right: Bools,
+    *,
+    raw_right: Image | None = None,
+    depth: F32 | None = None,
+    mirrored_depth: F32 | None = None,
+    scale_sign: int = 1,
+) -> Metrics:
+    """Measure one pair.
+
+    Args:
+        left: H,W,3 uint8, as the other views.
+        right: finished right view.
+        disparity: H,W float32 pixels of the left view, what was applied; x_right = x_left - d. Not finite: unknown.
+        nonocc_left: H,W bool, left pixels that the right view shows.
+        hole_right: H,W bool, right pixels without a source.
+        raw_right: the right view before it was composited, if it was.
+        depth: H,W inverse depth that an estimator sees in the left view; without it the last two metrics are None.
+        mirrored_depth: the same of the mirrored left view, as estimated.
+        scale_sign: negative where the second view lies to the left, so that the smallest disparity is the nearest.
+
+    Raises:
+        ValueError: another type, or sizes that differ.
+    """
+    views = Views.of(left, right, disparity, nonocc_left, hole_right, raw_right=raw_right, scale_sign=scale_sign)
+    found = match(views.left, views.right, views.reach)
+    values = asdict(measure_geometry(views, found)) | asdict(measure_appearance(views, found))
+    nearness = disparity if scale_sign >= 0 else -disparity
+    values["depth_rank"] = np.nan if depth is None else depth_rank(nearness, depth, np.isfinite(disparity))
+    both = depth is not None and mirrored_depth is not None
+    values["depth_confidence"] = depth_doubt(depth, mirrored_depth) if both else np.nan  # type: ignore[arg-type]
+    return Metrics(**{name: float(value) if np.isfinite(value) else None for name, value in values.items()})

@@ -1,0 +1,123 @@
+"""A pair as quality control looks at it: the right view to the right, larger disparities nearer."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from stereo_jobs.stereo.fill import background_columns, extend_background, fill_sparse
+from stereo_jobs.stereo.warp import forward_warp
+
+Image = NDArray[np.uint8]
+F32 = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+T = TypeVar("T", bound=np.generic)
+
+
+@dataclass(frozen=True)
+class Views:
+    """Both views of a pair and its label; make it with `Views.of`.
+
+    Attributes:
+        left: H,W,3 uint8, as `right`.
+        right: the finished right view.
+        disparity: H,W float32 pixels of the left view, finite: content moves left by it, nearer things further.
+        visible: H,W bool, left pixels that the right view shows and whose disparity is known.
+        hole: H,W bool, right pixels without a source in the left view.
+        raw_right: the right view before it was composited with pixels of the left one.
+    """
+
+    left: Image
+    right: Image
+    disparity: F32
+    visible: Bools
+    hole: Bools
+    raw_right: Image | None = None
+
+    @classmethod
+    def of(
+        cls,
+        left: Image,
+        right: Image,
+        disparity: F32,
+        nonocc_left: Bools,
+        hole_right: Bools,
+        *,
+        raw_right: Image | None = None,
+        scale_sign: int = 1,
+    ) -> "Views":
+        """Check a pair and turn it so that larger disparities are nearer.
+
+        With a negative scale the second view lies to the left of the first and the smallest disparity is the nearest:
+        mirrored, such a pair is one of positive scale.
+
+        Args:
+            left: H,W,3 uint8, as the other views.
+            right: finished right view.
+            disparity: H,W float32 pixels of the left view; not finite where it is unknown.
+            nonocc_left: H,W bool.
+            hole_right: H,W bool.
+            raw_right: see the class.
+            scale_sign: negative for a pair of negative scale.
+
+        Raises:
+            ValueError: another type, or sizes that differ.
+        """
+        for name, image in (("left", left), ("right", right), ("raw_right", left if raw_right is None else raw_right)):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape != left.shape:
+                raise ValueError(f"{name} must be H,W,3 uint8 in one size, got {image.shape} {image.dtype}")
+        for name, values in (("disparity", disparity), ("nonocc_left", nonocc_left), ("hole_right", hole_right)):
+            if values.shape != left.shape[:2]:
+                raise ValueError(f"{name} must be {left.shape[:2]}, the size of left, got {values.shape}")
+        known = np.isfinite(disparity)
+        complete = fill_sparse(torch.from_numpy(np.ascontiguousarray(disparity, np.float32))[None])[0].numpy()
+        complete = np.where(np.isfinite(complete), complete, np.float32(0))
+        views = cls(left, right, complete, nonocc_left & known, hole_right, raw_right)
+        return views if scale_sign >= 0 else views._mirrored()
+
+    def _mirrored(self) -> "Views":
+        # x -> W - 1 - x turns x - d into x + d.
+        return Views(
+            left=_flip(self.left),
+            right=_flip(self.right),
+            disparity=_flip(-self.disparity),
+            visible=_flip(self.visible),
+            hole=_flip(self.hole),
+            raw_right=None if self.raw_right is None else _flip(self.raw_right),
+        )
+
+    @property
+    def reach(self) -> float:
+        """Largest shift of the label, pixels."""
+        return float(np.abs(self.disparity).max(initial=0.0))
+
+    @cached_property
+    def warped(self) -> Image:
+        """The left view warped by the label, holes filled from the background: the pixels the label asks for."""
+        disparity = torch.from_numpy(self.disparity)[None]
+        sign = torch.ones(1)
+        warp = forward_warp(disparity, sign, subpixel=True)
+        columns = background_columns(warp.filled, warp(disparity[:, None])[:, 0], sign)
+        pixels = torch.from_numpy(self.left).permute(2, 0, 1)[None].float()  # H,W,3 -> 1,3,H,W
+        filled = extend_background(warp(pixels), columns)[0].permute(1, 2, 0)
+        return np.asarray((filled + 0.5).clamp(0, 255).to(torch.uint8).numpy(), np.uint8)
+
+
+def _flip(values: NDArray[T]) -> NDArray[T]:
+    return np.ascontiguousarray(values[:, ::-1])
+
+
+def sample(image: NDArray[np.generic], disparity: F32) -> NDArray[np.float64]:
+    """What an image (H,W or H,W,C) shows at x - d(x), linear along the row, the frame's edge continued."""
+    width = disparity.shape[1]
+    at = np.clip(np.arange(width) - disparity.astype(np.float64), 0, width - 1)
+    first = np.floor(at).astype(np.int64)
+    second = np.minimum(first + 1, width - 1)
+    share = at - first
+    if image.ndim == 3:
+        first, second, share = first[..., None], second[..., None], share[..., None]
+    a, b = (np.take_along_axis(image, columns, 1).astype(np.float64) for columns in (first, second))
+    return np.asarray(a + share * (b - a), np.float64)

@@ -1,0 +1,254 @@
+"""Maps as files: what is written is read, what is hostile costs nothing and raises nothing but input errors."""
+
+import io
+import pickle
+import random
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image, ImageFile
+
+from stereo_jobs.data.images import InputError, InputReader, encode_disparity, encode_png
+from stereo_jobs.data.maps import (
+    check_map,
+    decode_depth,
+    decode_disparity_px,
+    decode_map,
+    decode_mask,
+    encode_pfm,
+)
+from stereo_jobs.spec import StorageSpec
+
+often = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+VALUES = np.random.default_rng(0).uniform(0.1, 90, (12, 16)).astype(np.float32)
+
+
+def npy(values, version=None, **options):
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, np.asarray(values), version=version, **options)
+    return buffer.getvalue()
+
+
+def saved(pixels, file_format="PNG"):
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, file_format)
+    return buffer.getvalue()
+
+
+def npy_header(description):
+    """An NPY file whose header says anything, and 64 bytes of content."""
+    text = description.encode().ljust(118) + b"\n"
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(64)
+
+
+MAPS = {
+    "float TIFF": encode_disparity(VALUES),
+    "plain TIFF": saved(VALUES, "TIFF"),
+    "PFM": encode_pfm(VALUES),
+    "NPY": npy(VALUES),
+    "NPY of doubles": npy(VALUES.astype(np.float64)),
+    "NPY 2.0": npy(VALUES, (2, 0)),
+    "NPY 3.0": npy(VALUES, (3, 0)),
+}
+
+
+# --- There and back ---
+
+floats = arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(width=32))
+
+
+@often
+@given(floats)
+def test_every_float_comes_back_bit_for_bit(values):
+    for data in (encode_disparity(values), encode_pfm(values), npy(values), npy(np.asfortranarray(values))):
+        check_map(data, values.size, "depth")
+        found = decode_map(data, "depth")
+        assert (found.dtype, found.shape) == (np.float32, values.shape)
+        np.testing.assert_array_equal(found, values)
+
+
+@pytest.mark.parametrize("data", MAPS.values(), ids=MAPS)
+def test_every_format_is_read(data):
+    np.testing.assert_array_equal(decode_map(data, "depth"), VALUES)
+    np.testing.assert_array_equal(decode_disparity_px(data), VALUES)
+    np.testing.assert_array_equal(decode_depth(data, "metric"), VALUES)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_pngs_of_whole_numbers_are_read(dtype):
+    values = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, (9, 7)).astype(dtype)
+    for data in (saved(values), saved(values, "TIFF")):
+        np.testing.assert_array_equal(decode_map(data, "depth"), values)
+    unit, unknown = (256, 0) if dtype == np.uint16 else (1, -1)
+    found = decode_disparity_px(saved(values))
+    np.testing.assert_array_equal(found, np.where(values == unknown, np.nan, values / np.float32(unit)))
+
+
+def test_a_pfm_header_may_be_written_in_many_ways():
+    body = np.flipud(VALUES).astype("<f4").tobytes()
+    for header in (b"Pf\n16 12\n-1.0\n", b"Pf 16 12 -1 ", b"Pf\n16\n12\n-2.5e-3\n", b"Pf\n16  12\n-1.000000\n"):
+        np.testing.assert_array_equal(decode_map(header + body, "depth"), VALUES)
+
+
+def test_what_is_unknown_becomes_nan():
+    values = np.array([[1, np.nan, np.inf], [-np.inf, 0, -2]], np.float32)
+    expected = np.array([[1, np.nan, np.nan], [np.nan, 0, -2]], np.float32)
+    np.testing.assert_array_equal(decode_disparity_px(npy(values)), expected)
+    np.testing.assert_array_equal(decode_depth(npy(values), "inverse"), expected)
+    expected[1] = np.nan  # metric depth is above 0
+    np.testing.assert_array_equal(decode_depth(npy(values), "metric"), expected)
+    for kind, words in (("inverse", "finite"), ("metric", "above 0")):
+        with pytest.raises(InputError, match=rf"depth: no pixel has a usable value \({words}\)"):
+            decode_depth(npy(np.full((3, 3), np.nan)), kind)
+    with pytest.raises(InputError, match="above 0"):
+        decode_depth(npy(np.zeros((3, 3))), "metric")
+
+
+# --- Refused ---
+
+
+@pytest.mark.parametrize("data", MAPS.values(), ids=MAPS)
+def test_too_many_pixels_are_refused_by_the_header_alone(data, monkeypatch):
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda *args: pytest.fail("was decoded"))
+    monkeypatch.setattr(np, "load", lambda *args, **options: pytest.fail("was decoded"))
+    monkeypatch.setattr(np, "frombuffer", lambda *args, **options: pytest.fail("was decoded"))
+    check_map(data, 16 * 12, "depth")
+    with pytest.raises(InputError, match="depth: 16x12 pixels, more than max_image_pixels = 191"):
+        check_map(data, 16 * 12 - 1, "depth")
+    reader = InputReader((), 10_000, StorageSpec(), max_pixels=191)
+    with pytest.raises(InputError, match="depth: 16x12 pixels"):
+        reader.read_map(data, "depth")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"Pf\n99999 99999\n-1.0\n",
+        b"Pf\n999999999 999999999\n-1.0\n",
+        npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (99999, 99999), }"),
+    ],
+)
+def test_a_small_file_that_declares_a_huge_map_is_refused(data):
+    with pytest.raises(InputError, match=r"depth: 9+x9+ pixels, more than max_image_pixels = 50000000"):
+        check_map(data, 50_000_000, "depth")
+
+
+class Trap:
+    """Unpickled, it writes a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_object_arrays_are_refused_and_never_unpickled(tmp_path):
+    values = np.empty((1, 1), object)
+    values[0, 0] = Trap(tmp_path / "sprung")
+    with pytest.raises(InputError, match=r"depth: not a readable map \(Object arrays cannot be loaded"):
+        decode_map(npy(values), "depth")
+    assert not (tmp_path / "sprung").exists()
+    with pytest.raises(InputError, match="depth: not a readable image; use float TIFF, PFM, NPY"):
+        decode_map(pickle.dumps(VALUES), "depth")
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        VALUES[0],
+        np.dstack([VALUES] * 3),
+        VALUES.astype(np.complex64),
+        VALUES > 1,
+        VALUES.astype("datetime64[s]"),
+        VALUES.astype("S4"),
+        np.zeros((3, 3), [("x", "<f4"), ("y", "<f4")]),
+    ],
+    ids=["one row", "three channels", "complex", "bool", "time", "text", "record"],
+)
+def test_arrays_that_are_no_map_are_refused(values):
+    with pytest.raises(InputError, match=r"depth: must have one channel of numbers, got shape .*; use float TIFF, PFM"):
+        check_map(npy(values), 10_000, "depth")
+        decode_map(npy(values), "depth")
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "1"])
+def test_images_that_are_no_map_are_refused(mode):
+    buffer = io.BytesIO()
+    Image.fromarray(VALUES.astype(np.uint8)).convert("RGB").convert(mode).save(buffer, "TIFF")
+    with pytest.raises(InputError, match="depth: must have one channel of numbers"):
+        decode_map(buffer.getvalue(), "depth")
+
+
+def test_a_pfm_of_three_channels_is_refused():
+    with pytest.raises(InputError, match=r"depth: not a readable map \(not a PFM of one channel\)"):
+        decode_map(b"PF\n2 2\n-1.0\n" + bytes(48), "depth")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (9223372036854775808, 0), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-4, -4), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (0, 0), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 3), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 4.0), }",
+        "{'descr': '|S900000000', 'fortran_order': False, 'shape': (1, 1), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (((((((((((((((((((((4,4), }",
+        "{'descr': '<f4',",
+        "__import__('os').getcwd()",
+        "",
+    ],
+)
+def test_a_hostile_npy_header_is_an_input_error(header):
+    with pytest.raises(InputError, match=r"^depth: ") as caught:
+        check_map(npy_header(header), 10_000, "depth")
+        decode_depth(npy_header(header), "inverse")
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("name", [*MAPS, "16-bit PNG", "8-bit PNG"])
+def test_damaged_maps_raise_nothing_but_input_errors(name):
+    others = {"16-bit PNG": saved(VALUES.astype(np.uint16)), "8-bit PNG": saved(VALUES.astype(np.uint8))}
+    data, rng = (MAPS | others)[name], random.Random(0)
+    for attempt in range(300):
+        damaged = bytearray(data[: rng.randrange(len(data))] if attempt % 2 else data)
+        for _ in range(rng.randrange(5) if damaged else 0):
+            damaged[rng.randrange(min(len(damaged), 150))] = rng.randrange(256)
+        for step in (lambda d: check_map(d, 10_000, "depth"), lambda d: decode_map(d, "depth")):
+            try:
+                step(bytes(damaged))
+            except InputError as error:
+                assert str(error).startswith("depth: ")
+                break
+
+
+@pytest.mark.filterwarnings("ignore:::PIL")
+@pytest.mark.parametrize("name", MAPS)
+def test_truncated_maps_are_refused(name):
+    data = MAPS[name]
+    for length in (0, 1, 7, 20, len(data) // 4, len(data) // 2, len(data) - 20):
+        with pytest.raises(InputError, match=r"depth: not a readable (map|image)"):
+            decode_map(data[:length], "depth")
+
+
+# --- Masks ---
+
+
+def test_a_mask_of_any_kind_of_image_is_read():
+    mask = np.random.default_rng(2).random((6, 9)) < 0.5
+    grey = np.where(mask, 255, 0).astype(np.uint8)
+    palette = Image.fromarray(np.dstack([grey] * 3)).quantize(2)
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    for data in (encode_png(mask), saved(grey), saved(np.dstack([grey] * 3)), saved(grey, "TIFF"), buffer.getvalue()):
+        found = decode_mask(data, (6, 9))
+        assert found.dtype == bool
+        np.testing.assert_array_equal(found, mask)
+    with pytest.raises(InputError, match=r"mask: not a readable image \(image file is truncated"):
+        decode_mask(saved(grey.repeat(99, 0))[:-30], (594, 9))

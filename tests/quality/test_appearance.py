@@ -1,0 +1,154 @@
+"""Likeness of the views and of what fills the holes, against slow references."""
+
+import math
+
+import numpy as np
+import pytest
+
+from stereo_jobs.quality.appearance import (
+    back_warp,
+    colour_drift,
+    hole_sharpness,
+    measure_appearance,
+    seam,
+    siou,
+    surround,
+)
+from stereo_jobs.quality.matcher import match
+from stereo_jobs.quality.views import Views, sample
+from stereo_jobs.toyscapes.render import render
+from stereo_jobs.toyscapes.scenes import draw_scene
+
+
+@pytest.fixture(scope="module")
+def view():
+    return render(draw_scene(3))
+
+
+def views_of(view, right=None):
+    return Views.of(
+        view.left, view.right if right is None else right, view.disparity, view.nonocc_left, view.hole_right
+    )
+
+
+# --- Back-warp, SIoU, colour ---
+
+
+def test_sampling_against_interp():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 9, 3)).astype(np.uint8)
+    d = rng.uniform(-12, 12, (4, 9)).astype(np.float32)
+    got = sample(image, d)
+    for y in range(4):
+        for c in range(3):
+            np.testing.assert_allclose(got[y, :, c], np.interp(np.arange(9) - d[y], np.arange(9), image[y, :, c]))
+
+
+def test_a_true_right_view_warps_back(view):
+    views = views_of(view)
+    back = back_warp(views, view.right)
+    np.testing.assert_array_equal(back[~views.visible], view.left[~views.visible])
+    measured = measure_appearance(views, match(views.left, views.right, views.reach))
+    error = ((back.astype(float) - view.left)[views.visible] ** 2).mean()
+    assert measured.backwarp_psnr == pytest.approx(10 * np.log10(255**2 / error))
+    assert measured.backwarp_psnr > 30
+    assert measured.backwarp_ssim > 0.95
+    assert measured.backwarp_lpips < 0.05
+    assert measured.hole_share == view.hole_right.mean()
+    assert math.isnan(measured.raw_backwarp_lpips)
+
+
+def test_the_warp_that_the_label_asks_for_is_near_the_true_view(view):
+    views = views_of(view)
+    difference = np.abs(views.warped.astype(int) - view.right).mean(-1)
+    assert np.median(difference[~view.hole_right]) < 3
+
+
+def test_siou_of_the_wanted_view_is_one_and_of_a_copy_low(view):
+    views = views_of(view)
+    assert siou(view.left, views.warped, views.warped) == 1
+    assert siou(view.left, view.left, views.warped) < 0.5 < siou(view.left, view.right, views.warped)
+    flat = np.full((32, 32, 3), 7, np.uint8)
+    assert siou(flat, flat, flat) == 1
+
+
+def test_a_cast_is_seen_and_noise_is_not(view):
+    found = match(view.left, view.right, float(view.disparity.max()))
+
+    def drift(right):
+        return colour_drift(view.left, right, found, view.nonocc_left)
+
+    assert drift(view.right) < 0.5
+    noise = np.random.default_rng(0).normal(0, 6, view.right.shape)
+    assert drift(np.clip(view.right + noise, 0, 255).astype(np.uint8)) < 1
+    assert drift(np.clip(view.right * [1.12, 1, 0.88], 0, 255).astype(np.uint8)) > 4
+    assert math.isnan(colour_drift(view.left, view.right, found, np.zeros_like(view.nonocc_left)))
+
+
+# --- Holes ---
+
+
+def slow_surround(hole):
+    height, width = hole.shape
+    deep = max(4, width // 16)
+    result = np.zeros_like(hole)
+    for y in range(height):
+        for x in range(width):
+            if hole[y, x]:
+                continue
+            behind = hole[y, max(0, x - deep) : x].any()
+            edge = next((n for n in range(x + 1, min(x + deep, width - 1) + 1) if hole[y, n:].all()), None)
+            result[y, x] = behind or edge is not None
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_surround_against_a_loop(seed):
+    rng = np.random.default_rng(seed)
+    hole = rng.random((6, 40)) < 0.1
+    hole[:3, 35:] = True
+    np.testing.assert_array_equal(surround(hole), slow_surround(hole))
+
+
+def test_sharpness_against_a_loop():
+    rng = np.random.default_rng(1)
+    grey = rng.integers(0, 256, (20, 40)).astype(np.uint8)
+    hole = np.zeros((20, 40), bool)
+    hole[4:14, 10:20] = True
+    padded = np.pad(grey.astype(float), 1, mode="reflect")
+    laplacian = padded[:-2, 1:-1] + padded[2:, 1:-1] + padded[1:-1, :-2] + padded[1:-1, 2:] - 4 * padded[1:-1, 1:-1]
+    inner = laplacian[5:13, 11:19].var()
+    outer = laplacian[4:14, 21:24].var()
+    assert hole_sharpness(np.stack([grey] * 3, -1), hole) == pytest.approx((inner + 2) / (outer + 2))
+
+
+def test_seam_against_a_loop():
+    row = np.array([10, 10, 50, 52, 51, 90, 91, 93, 92, 92, 10, 10], np.uint8)
+    hole = np.array([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], bool)
+    # Hole 2 to 4, background 5 to 8: steps inside 2, 1; beside 1, 2, 1; across 39.
+    image = np.repeat(np.repeat(row[None, :, None], 3, 2), 5, 0)
+    assert seam(image, np.repeat(hole[None], 5, 0)) == pytest.approx(39.5 / 1.5)
+
+
+def test_a_hole_at_the_right_edge_has_its_seam_on_the_left():
+    row = np.array([20, 21, 20, 21, 20, 80, 81, 80], np.uint8)
+    image = np.repeat(np.repeat(row[None, :, None], 3, 2), 5, 0)
+    hole = np.repeat((np.arange(8) >= 5)[None], 5, 0)
+    assert seam(image, hole) == pytest.approx(60.5 / 1.5)
+
+
+def test_flat_pictures_have_neither_seam_nor_blur():
+    flat = np.full((32, 64, 3), 77, np.uint8)
+    hole = np.zeros((32, 64), bool)
+    hole[:, 20:30] = True
+    assert (seam(flat, hole), hole_sharpness(flat, hole)) == (1, 1)
+
+
+@pytest.mark.parametrize("kind", ["none", "all", "one pixel", "one column"])
+def test_holes_without_an_inside_have_no_sharpness(kind):
+    image = np.random.default_rng(0).integers(0, 256, (32, 48, 3)).astype(np.uint8)
+    hole = np.zeros((32, 48), bool)
+    index = {"none": np.s_[:0], "all": np.s_[:], "one pixel": np.s_[5, 9], "one column": np.s_[:, 9]}[kind]
+    hole[index] = True
+    assert math.isnan(hole_sharpness(image, hole))
+    assert math.isnan(seam(image, hole)) == (kind in ("none", "all"))

@@ -1,0 +1,159 @@
+"""Inversion of a given x_0 on a tiny U-Net: the way back leads there, and null-text brings guidance back to it."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from stereo_jobs.stereo.inversion import ddim_inversion, null_text
+from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, denoise
+from stereo_jobs.stereo.solver import Solver
+
+SIZE = 8
+
+
+@pytest.fixture(scope="module")
+def unet():
+    """Its answers are a tenth of the random ones, which turn so fast with the latent that no 50 steps could follow.
+
+    The weights want gradients, as diffusers loads them: nothing may depend on somebody's switching that off.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+    folder = Path(__file__).parent / "golden/tiny_unet"
+    network = UNet2DConditionModel.from_pretrained(folder).eval()
+    with torch.no_grad():
+        network.conv_out.weight *= 0.1
+        network.conv_out.bias *= 0.1
+    yield network
+    torch.set_num_threads(threads)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def solver_of(steps):
+    return Solver.of({}, steps, "ddim")
+
+
+def guided(unet, samples=2, scale=7.5):
+    text, without = (draw(samples, 5, 32, seed=seed).to(unet.dtype) for seed in (1, 2))
+    return GuidedUNet(unet, text, without, scale)
+
+
+def invert(unet, solver, x_0):
+    model = guided(unet, len(x_0), scale=1)
+    with torch.no_grad():
+        return ddim_inversion(model, solver, x_0)
+
+
+def error(a, b):
+    """Root mean square of each sample."""
+    return (a - b).square().flatten(1).mean(1).sqrt()
+
+
+def test_denoising_at_guidance_1_leads_back_to_x_0(unet):
+    x_0, solver = draw(2, 4, SIZE, SIZE), solver_of(50)
+    model = guided(unet, scale=1)
+    with torch.no_grad():
+        pivot = ddim_inversion(model, solver, x_0)
+        assert model.evaluations == 50
+        back = denoise(model, solver, pivot.latents[0]).final
+    assert error(back, x_0).max() < 0.05  # of x_0 with unit variance
+
+
+def test_latents_run_from_noise_to_x_0(unet):
+    x_0, solver = draw(2, 4, SIZE, SIZE), solver_of(10)
+    pivot = invert(unet, solver, x_0)
+    assert pivot.latents.shape == (11, 2, 4, SIZE, SIZE)
+    assert torch.equal(pivot.final, x_0)
+    assert torch.equal(pivot.clean, x_0.expand(10, -1, -1, -1, -1))
+    for i in range(10):  # one step of Eq. 9 each, asked at the noisier level's timestep
+        with torch.no_grad():
+            output = guided(unet, scale=1)(pivot.latents[i + 1][None], i, solver.timesteps[i])[0]
+        torch.testing.assert_close(pivot.latents[i], solver.invert(i, pivot.latents[i + 1], output))
+
+
+@pytest.fixture(scope="module")
+def optimised(unet):
+    """Null-text at guidance 7.5 in four steps, each with many iterations: x_0, pivot, what was found, model."""
+    x_0, solver = draw(2, 4, SIZE, SIZE), solver_of(4)
+    before = {name: weight.clone() for name, weight in unet.state_dict().items()}
+    model, pivot = guided(unet), invert(unet, solver, x_0)
+    found = null_text(model, solver, pivot, iterations=20)
+    return x_0, solver, model, pivot, found, before
+
+
+def test_null_text_brings_guidance_back_to_the_photo(unet, optimised):
+    x_0, solver, model, pivot, found, _ = optimised
+    with torch.no_grad():
+        plain = denoise(model, solver, pivot.latents[0])
+    assert (error(found.left.final, x_0) < 0.8 * error(plain.final, x_0)).all()
+    assert found.evaluations.tolist() == [4 * (20 + 2)] * 2  # 20 each to optimise, one with text, one to go on
+    assert torch.equal(model.unconditional, draw(2, 5, 32, seed=2))  # what it began with is left alone
+
+
+def test_sampling_with_the_found_embeddings_is_the_left_that_null_text_returns(unet, optimised):
+    _, solver, model, pivot, found, _ = optimised
+    assert found.embeddings.shape == (4, 2, 5, 32)
+    with torch.no_grad():
+        again = denoise(GuidedUNet(unet, model.conditional, found.embeddings, 7.5), solver, pivot.latents[0])
+    torch.testing.assert_close(again.latents, found.left.latents, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.clean, found.left.clean, rtol=1e-3, atol=1e-3)
+    assert torch.equal(found.left.latents[0], pivot.latents[0])
+
+
+def test_gradients_do_not_leak(unet, optimised):
+    *_, found, before = optimised
+    assert all(torch.equal(weight, before[name]) for name, weight in unet.state_dict().items())
+    assert all(weight.grad is None for weight in unet.parameters())
+    assert not any(t.requires_grad for t in (found.embeddings, found.left.latents, found.left.clean))
+
+
+def test_null_text_works_where_gradients_are_off(unet, optimised):
+    """As the generator calls it."""
+    _, solver, _, pivot, *_ = optimised
+    one = Trajectory(pivot.latents[:, :1], pivot.clean[:, :1])
+    with torch.no_grad():
+        found = null_text(guided(unet, 1), solver, one, iterations=1)
+    assert not torch.equal(found.embeddings[0], draw(1, 5, 32, seed=2))
+
+
+def test_a_sample_stops_on_its_own_and_does_not_depend_on_its_neighbours(unet):
+    """In double precision: Adam's steps are as long for a gradient that is float noise as for any other."""
+    solver, unet = solver_of(3), copy.deepcopy(unet).double()
+    x_0 = torch.cat([draw(1, 4, SIZE, SIZE), draw(1, 4, SIZE, SIZE, seed=3)])
+    pivot, model = invert(unet, solver, x_0), guided(unet)
+    assert model.conditional.dtype == torch.float64
+    # The second sample shall go where it goes anyway: its loss is tiny from the beginning.
+    with torch.no_grad():
+        anyway = denoise(model, solver, pivot.latents[0]).latents
+    pivot = Trajectory(torch.stack([pivot.latents[:, 0], anyway[:, 1]], 1), pivot.clean)
+    together = null_text(model, solver, pivot, iterations=5)
+    for b in range(2):
+        one = slice(b, b + 1)
+        single = GuidedUNet(unet, model.conditional[one], model.unconditional[one], 7.5)
+        alone = null_text(single, solver, pivot.take(torch.tensor([b])), iterations=5)
+        assert together.evaluations[b] == alone.evaluations[0]
+        torch.testing.assert_close(together.embeddings[:, one], alone.embeddings, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(together.left.final[one], alone.left.final, rtol=1e-4, atol=1e-5)
+    assert together.evaluations.tolist()[0] == 3 * (5 + 2)
+    first_step = null_text(model, solver_of(3), pivot, iterations=1)
+    assert torch.equal(first_step.embeddings[0, 1], together.embeddings[0, 1])  # one iteration, then it stood still
+
+
+def test_another_neighbour_changes_no_bit(unet):
+    """In a batch of one size a sample's numbers are its own, whether its neighbour stops early or not."""
+    solver, model = solver_of(2), guided(unet)
+    model.conditional[1], model.unconditional[1] = model.conditional[0], model.unconditional[0]
+    pivots = [invert(unet, solver, torch.cat([draw(1, 4, SIZE, SIZE), draw(1, 4, SIZE, SIZE, seed=s)])) for s in (3, 4)]
+    with torch.no_grad():
+        reached = denoise(model, solver, pivots[0].latents[0]).latents
+    pivots[0].latents[:, 1] = reached[:, 1]
+    one, two = (null_text(model, solver, pivot, iterations=4) for pivot in pivots)
+    assert torch.equal(one.embeddings[:, 0], two.embeddings[:, 0])
+    assert torch.equal(one.left.latents[:, 0], two.left.latents[:, 0])
+    assert one.evaluations[0] == two.evaluations[0] == two.evaluations[1] > one.evaluations[1]

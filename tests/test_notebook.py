@@ -1,0 +1,227 @@
+"""The calls of a notebook: one input, one result that shows itself."""
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import stereo_jobs
+from stereo_jobs.errors import ModelError, SpecError
+from stereo_jobs.generate import StereoPipeline
+from stereo_jobs.notebook import InputRefusedError, NotebookCalls
+from stereo_jobs.records import Camera, Row
+from stereo_jobs.toyscapes.render import render
+from stereo_jobs.toyscapes.scenes import draw_scene
+from stereo_jobs.views import anaglyph, side_by_side
+from tests.models.tiny import write_checkpoint
+
+METHOD = {"steps": 4, "shift_step": 1, "attention": "off"}
+RECIPE = {"method": METHOD, "size": {"width": 64, "height": 64}, "quality": {"enabled": False}}
+SCENE = render(draw_scene(3), 70, 50)
+PHOTO = SCENE.left
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return StereoPipeline.from_pretrained(device="cpu", **RECIPE)
+
+
+@pytest.fixture(scope="module")
+def metric():
+    return StereoPipeline.from_pretrained(
+        mode="image", device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "edge_px": 0}})
+    )
+
+
+@pytest.fixture(scope="module")
+def made(pipeline):
+    return pipeline("a red circle on the left", seed=3, scale_percent=16)
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png)))
+
+
+# --- Importing ---
+
+
+@pytest.mark.parametrize("module", ["stereo_jobs", "stereo_jobs.spec", "stereo_jobs.batches", "stereo_jobs.data.maps"])
+def test_importing_the_package_imports_no_torch(module):
+    code = f"import sys, {module}; print([name for name in ('torch', 'ray', 'diffusers') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_package_offers_the_pipeline_and_nothing_else():
+    assert stereo_jobs.StereoPipeline is StereoPipeline
+    with pytest.raises(AttributeError, match="module 'stereo_jobs' has no attribute 'StereoPipelines'"):
+        stereo_jobs.StereoPipelines  # noqa: B018
+
+
+# --- Calls ---
+
+
+def test_a_prompt_becomes_a_pair(pipeline, made):
+    assert made.left.size == made.right.size == (64, 64)
+    assert made.left.mode == made.right.mode == "RGB"
+    assert made.disparity.shape == made.mask_nonocc_left.shape == made.mask_hole_right.shape == (64, 64)
+    assert made.disparity.max() <= 0.16 * 64 + 1e-5
+    again = pipeline("a red circle on the left", seed=3, scale_percent=16)
+    assert again._repr_png_() == made._repr_png_()
+    others = [
+        pipeline("a red circle on the left", seed=4, scale_percent=16),
+        pipeline("a blue box", seed=3, scale_percent=16),
+        pipeline("a red circle on the left", seed=np.int64(3), scale_percent=16, negative="a red circle"),
+    ]
+    assert len({other.left.tobytes() for other in [made, *others]}) == 4
+    nearer = pipeline("a red circle on the left", seed=3, scale_percent=-8)
+    assert nearer.left.tobytes() == made.left.tobytes()
+    assert nearer.disparity.min() < 0 <= -nearer.disparity.max()
+
+
+def test_a_call_is_what_a_job_makes_of_the_row(pipeline, made):
+    row = Row("any", "a red circle on the left", "", 3, 16.0)
+    pair = pipeline.generate([row])[0]
+    np.testing.assert_array_equal(pair.left, np.asarray(made.left))
+    np.testing.assert_array_equal(pair.right, np.asarray(made.right))
+
+
+def test_the_result_shows_itself(made):
+    left, right = np.asarray(made.left), np.asarray(made.right)
+    np.testing.assert_array_equal(np.asarray(made.side_by_side()), side_by_side(left, right))
+    np.testing.assert_array_equal(np.asarray(made.side_by_side(cross_eyed=True)), side_by_side(right, left))
+    np.testing.assert_array_equal(np.asarray(made.anaglyph()), anaglyph(left, right))
+    assert made.side_by_side().size == (128, 64)
+    assert made.anaglyph().size == (64, 64)
+    png = made._repr_png_()
+    assert png.startswith(b"\x89PNG")
+    np.testing.assert_array_equal(pixels(png), side_by_side(left, right))
+
+
+def test_a_photo_becomes_a_pair_of_its_own_size(pipeline):
+    result = pipeline.from_image(PHOTO)
+    assert result.left.size == result.right.size == (70, 50)
+    np.testing.assert_array_equal(np.asarray(result.left), PHOTO)
+    assert result.pair.left_psnr == 100
+    assert result.disparity.shape == (50, 70)
+
+
+def test_models_of_another_mode_are_loaded_once(pipeline):
+    assert pipeline.for_mode("text") is pipeline
+    assert pipeline.for_mode("image") is pipeline.for_mode("image")
+    assert pipeline.for_mode("image").recipe.mode == "image"
+    assert pipeline.for_mode("image").recipe.method == pipeline.recipe.method
+
+
+def test_pictures_of_any_mode_are_taken_as_they_look(pipeline):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(np.rot90(PHOTO))).save(buffer, "PNG", exif=exif.tobytes())
+    palette = Image.fromarray(PHOTO).quantize(32)
+    alpha = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])
+    grey = PHOTO[..., 1]
+    given = {
+        "turned": (Image.open(io.BytesIO(buffer.getvalue())), PHOTO),
+        "palette": (palette, np.asarray(palette.convert("RGB"))),
+        "alpha": (alpha, PHOTO),
+        "grey": (grey, np.dstack([grey] * 3)),
+        "CMYK": (Image.fromarray(PHOTO).convert("CMYK"), PHOTO),
+        "16 bit": (Image.fromarray(grey.astype(np.uint16) * 257), np.dstack([grey] * 3)),
+    }
+    for name, (image, expected) in given.items():
+        np.testing.assert_array_equal(np.asarray(pipeline.from_image(image).left), expected, name)
+
+
+def test_a_mask_is_filled_first(pipeline):
+    mask = np.zeros((50, 70), bool)
+    mask[15:40, 20:50] = True
+    result = pipeline.from_image(PHOTO, "a red ball", mask=mask)
+    left = np.asarray(result.left)
+    np.testing.assert_array_equal(left[~mask], PHOTO[~mask])
+    assert (left[mask] != PHOTO[mask]).any()
+    drawn = Image.fromarray(np.where(mask, 255, 0).astype(np.uint8))
+    assert pipeline.from_image(Image.fromarray(PHOTO), "a red ball", mask=drawn)._repr_png_() == result._repr_png_()
+
+
+def test_a_known_disparity_is_the_label(metric):
+    result = metric.from_image(PHOTO, disparity=SCENE.disparity)
+    np.testing.assert_array_equal(result.disparity, SCENE.disparity)
+    assert metric.from_image(PHOTO, disparity=SCENE.disparity.tolist())._repr_png_() == result._repr_png_()
+
+
+def test_a_depth_map_becomes_a_pair(tmp_path):
+    folder = write_checkpoint(tmp_path / "sd2_depth", "sd2_depth")
+    pipeline = StereoPipeline.from_pretrained(str(folder), mode="depth", device="cpu", **RECIPE)
+    ramp = np.tile(np.linspace(1, 5, 70, dtype=np.float32), (50, 1))
+    inverse = pipeline.from_depth(ramp, "a red ball")
+    assert inverse.left.size == (64, 64)
+    assert inverse.disparity[:, -1].min() > inverse.disparity[:, 0].max()
+    away = pipeline.from_depth(ramp, "a red ball", depth_kind="metric", camera=Camera(50.0, 0.1))
+    assert away.disparity[:, -1].max() < away.disparity[:, 0].min()
+    with pytest.raises(ModelError, match="its U-Net takes 5 channels"):
+        pipeline("a red ball")
+
+
+# --- Errors ---
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": PHOTO / 255}, r"image: must be a PIL image or H,W,3 uint8 in \[0, 255\]; got shape .* of float64"),
+        ({"image": PHOTO[None]}, r"image: must be a PIL image or H,W,3 uint8.*got shape \(1, 50, 70, 3\) of uint8"),
+        ({"image": PHOTO[..., :2]}, "image: must be a PIL image"),
+        ({"image": PHOTO[:0]}, "image: must be a PIL image"),
+        ({"image": PHOTO[:9]}, "image: 70x9 pixels; it needs at least 16 each way"),
+        ({"disparity": SCENE.disparity.T}, "disparity: 50x70 pixels, but the image has 70x50"),
+        ({"disparity": PHOTO}, r"disparity: must be H,W numbers; got shape \(50, 70, 3\) of uint8"),
+        ({"disparity": SCENE.disparity * np.nan}, "disparity: no pixel has a finite value"),
+        ({"disparity": [["a", "b"]]}, r"disparity: must be H,W numbers; got shape \(1, 2\) of <U1"),
+        ({"mask": np.zeros((50, 70))}, "mask: none of it is set"),
+        ({"mask": np.eye(9)}, "mask: 9x9 pixels, but the image has 70x50"),
+        ({"mask": PHOTO > 9}, "mask: must be H,W numbers; got shape"),
+        ({"scale_percent": 0.08}, "scale_percent: must be a percentage of the image width.*write 8, got 0.08"),
+        ({"scale_percent": float("nan")}, "scale_percent: must be a percentage"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_with_the_remedy(pipeline, given, words):
+    with pytest.raises(InputRefusedError, match=f"^{words}") as caught:
+        pipeline.from_image(**({"image": PHOTO} | given))
+    assert caught.value.exit_code == 2
+
+
+def test_every_call_checks_its_scale(pipeline):
+    with pytest.raises(InputRefusedError, match="scale_percent: must be a percentage"):
+        pipeline("a red ball", scale_percent=0)
+
+
+def test_metric_geometry_wants_a_measure(metric):
+    with pytest.raises(InputRefusedError, match="disparity: geometry metric needs a disparity in pixels"):
+        metric.from_image(PHOTO)
+    with pytest.raises(InputRefusedError, match="is more than half of the width 70; it must be in pixels of this"):
+        metric.from_image(PHOTO, disparity=SCENE.disparity + 40)
+
+
+def test_wrong_recipes_and_models_are_told():
+    with pytest.raises(SpecError, match="steps"):
+        StereoPipeline.from_pretrained(method={"steps": 0})
+    with pytest.raises(ModelError, match="no such folder"):
+        StereoPipeline.from_pretrained("/nowhere/at/all")
+
+
+def test_the_calls_need_something_that_makes_pairs():
+    with pytest.raises(NotImplementedError):
+        NotebookCalls()("a red ball")
