@@ -89,7 +89,10 @@ class StereoPipeline(NotebookCalls):
             unpinned = self.recipe.models.stable_diffusion.model_copy(update={"revision": None})
             models = self.recipe.models.model_copy(update={"stable_diffusion": unpinned})
             recipe = resolve_recipe(self.recipe.model_copy(update={"mode": mode, "models": models}))
-            self._others[mode] = self.load(recipe, self.sd.device, self.batch_size)
+            if "depth" in (mode, self.recipe.mode):
+                self._others[mode] = self.load(recipe, self.sd.device, self.batch_size)
+            else:  # the same checkpoint
+                self._others[mode] = StereoPipeline(self.sd, self.depth, recipe, self.batch_size, self.safety)
         return self._others[mode]
 
     @classmethod

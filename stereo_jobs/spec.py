@@ -168,6 +168,12 @@ class Recipe(_Model):
     )
     format: Literal["parquet"] = Field("parquet", description="Format of the shards.")
 
+    @model_validator(mode="after")
+    def _text_has_no_pixels(self) -> Self:
+        if self.mode == "text" and self.method.geometry == "metric":
+            raise ValueError("method.geometry metric needs known disparities, and mode text has none; use relative")
+        return self
+
     @field_validator("scale_percent")
     @classmethod
     def _units(cls, value: float | ScaleRange) -> float | ScaleRange:

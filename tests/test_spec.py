@@ -6,6 +6,7 @@ import pytest
 from pydantic import BaseModel
 
 from stereo_jobs.errors import SpecError
+from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.spec import JobSpec, Recipe, digest, load_spec, parse_spec
 
 MINIMAL = {"manifest": "prompts.parquet", "output": "out"}
@@ -29,7 +30,7 @@ def test_manifest_and_output_are_enough():
     spec = parse_spec(MINIMAL)
     assert spec.manifests == ("prompts.parquet",)
     assert spec.recipe.scale_percent == 8.0
-    assert spec.recipe.method.shift_step == 10
+    assert (spec.recipe.method.preset, spec.recipe.method.shift_step) == ("best", 20)
 
 
 @pytest.mark.parametrize(
@@ -71,8 +72,10 @@ def test_a_wrong_unit_is_refused_with_the_right_one(path, value, words):
         ("recipe.method.shift_step", 49, "shift_step must be below steps - 1 = 49"),
         ("recipe.method", {"steps": 5, "shift_step": 4}, "shift_step must be below steps - 1 = 4"),
         ("recipe.method.guidance_scale", 0.5, "greater than or equal to 1 (got 0.5)"),
-        ("recipe.method.preset", "best", "Input should be 'official' (got 'best')"),
-        ("recipe.method.preset", ["official"], "recipe.method.preset: Input should be 'official'"),
+        ("recipe.method.preset", "worst", "Input should be 'official' or 'best' (got 'worst')"),
+        ("recipe.method.preset", ["official"], "recipe.method.preset: Input should be 'official' or 'best'"),
+        ("recipe.method.geometry", "metric", "method.geometry metric needs known disparities, and mode text has none"),
+        ("recipe.method.shift_both", True, "composite must be false with shift_both"),
         ("recipe.scale_percent", {"min": 9, "max": 3}, "needs min < max of one sign, got min 9 and max 3"),
         ("recipe.scale_percent", {"min": -3, "max": 3}, "needs min < max of one sign"),
         ("recipe.scale_percent", {"min": 3}, "recipe.scale_percent.max: required, but missing"),
@@ -275,7 +278,17 @@ CHANGES = {
     "models.depth.dtype": "bfloat16",
     "models.depth.polarity": "metric",
     "method.steps": 49,
-    "method.guidance_scale": 7.5,
+    "method.guidance_scale": 6.5,
+    "method.photo_guidance_scale": 2.0,
+    "method.scheduler": "dpm++",
+    "method.inversion": "ddim",
+    "method.null_text_iterations": 9,
+    "method.geometry": "metric",
+    "method.edge_px": 1,
+    "method.warp": "subpixel",
+    "method.warp_condition": False,
+    "method.two_pass": True,
+    "method.composite": False,
     "method.fill": "noise",
     "method.shift_step": 9,
     "method.shift_both": True,
@@ -289,8 +302,20 @@ CHANGES = {
     "variants.scale_percent": [4, 8],
     "size": {"width": 64, "height": 64},
     "negative_prompt": "blurry",
+    "mode": "image",
+    "method.preset": "official",
+    "models.safety_checker": True,
+    "quality.enabled": False,
+    "quality.drop_rejected": True,
+    **{
+        f"quality.{name}": 0.5 if field.default is None else None
+        for name, field in QualityConfig.model_fields.items()
+        if name.startswith(("min_", "max_"))
+    },
 }
-ONLY_ONE_VALUE = {"mode", "format", "method.preset", "method.scheduler", "method.geometry", "method.warp"}
+TOGETHER_WITH = {"method.shift_both": {"method": {"composite": False}}, "method.geometry": {"mode": "image"}}
+"""What a field's other value needs to be allowed."""
+ONLY_ONE_VALUE = {"format"}
 
 
 def leaves(data, path=""):
@@ -303,8 +328,13 @@ def leaves(data, path=""):
 
 @pytest.mark.parametrize("path", CHANGES)
 def test_changing_any_field_changes_the_canonical_recipe(path):
-    changed = parse_spec(MINIMAL | nested(f"recipe.{path}", CHANGES[path])).recipe
-    assert digest(changed.canonical()) != digest(Recipe().canonical())
+    base = TOGETHER_WITH.get(path, {})
+    group = path.rpartition(".")[0]
+    changed = nested(path, CHANGES[path])
+    if group in base:
+        changed = {group: base[group] | changed[group]}
+    recipe = parse_spec(MINIMAL | {"recipe": base | changed}).recipe
+    assert digest(recipe.canonical()) != digest(Recipe.model_validate(base).canonical())
 
 
 def test_the_canonical_recipe_holds_every_field_and_the_versions():

@@ -385,11 +385,6 @@ def _check_metric(cells: dict[str, Any], reads: Sequence[str]) -> None:
     """Metric geometry has to come from somewhere (Eq. 2), and the mode has to read it."""
     if cells.get("disparity") is not None and "disparity" in reads:
         return
-    if "depth" not in reads:
-        raise ValueError(
-            "disparity: geometry metric needs a disparity in pixels, or a metric depth, and mode text reads neither; "
-            "set recipe.method.geometry to relative"
-        )
     missing = [name for name in ("depth", "focal_px", "baseline") if cells.get(name) is None]
     if missing or cells.get("depth_kind") != "metric":
         lacking = f"it lacks {', '.join(missing)}" if missing else "its depth_kind is not metric"

@@ -44,8 +44,10 @@ class DepthEstimator:
     def inverse_depth(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Relative inverse depth of H,W,3 uint8 images: H,W float32 each, at the image's own size."""
         inputs = [self.processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
-        if len({tuple(pixels.shape) for pixels in inputs}) == 1:
-            inputs = [torch.cat(inputs)]  # one call; processors that keep the aspect ratio may need several
+        if not getattr(self.processor, "keep_aspect_ratio", False):
+            inputs = [torch.cat(inputs)]
+        # Else shapes may differ, and one picture a call it is always: numbers depend on the batch shape, which must
+        # not depend on a picture's neighbours.
         results: list[Tensor] = []
         for pixels in inputs:
             predicted = self.network(pixels.to(self.device, self.network.dtype)).predicted_depth.float()

@@ -492,8 +492,6 @@ def test_the_camera_of_a_metric_depth_must_be_possible(cells, words):
 
 
 def test_metric_geometry_counts_only_what_the_mode_reads():
-    """Depth mode reads no disparity, text mode no map at all: neither may fall back on what an estimator finds."""
+    """Depth mode reads no disparity, and may not fall back on what an estimator finds."""
     assert row_in("depth", METRIC, **METRIC_CELLS).error is None
     assert "it lacks focal_px, baseline" in row_in("depth", METRIC).error.error_message
-    text = row_in("text", METRIC, **METRIC_CELLS).error.error_message
-    assert text.endswith("mode text reads neither; set recipe.method.geometry to relative")

@@ -51,7 +51,7 @@ def test_bad_images_cost_only_their_own_rows(make_spec, make_manifest, tmp_path)
         None,
         f"{folder}/good.png",
     ]
-    spec = make_spec(make_manifest(image=images), max_failure_ratio=1.0)
+    spec = make_spec(make_manifest(image=images), recipe={"mode": "image"}, max_failure_ratio=1.0)
     status = run(spec, local=True, load=standin.load_with_images)
     assert (status.succeeded, status.failed) == (2, 6)
     assert verdict(spec).ok

@@ -123,7 +123,7 @@ def test_a_disparity_of_more_than_half_of_the_width_is_refused_where_pixels_coun
 NEITHER = "disparity: geometry metric needs a disparity in pixels, or a metric depth with focal_px and baseline; this"
 
 
-@pytest.mark.parametrize("mode", ["text", "depth", "image", "inpaint"])
+@pytest.mark.parametrize("mode", ["depth", "image", "inpaint"])
 def test_metric_geometry_is_never_made_of_what_an_estimator_finds(mode):
     chosen = recipe(mode, geometry="metric")
     depth = encode_disparity(RAMP)
