@@ -1,12 +1,12 @@
-"""Stable Diffusion 1.x / 2.x as the parts the method needs: text encoder, U-Net, VAE, scheduler."""
+"""Stable Diffusion 1.x / 2.x as the parts the method needs: text encoder, U-Net, VAE, noise schedule."""
 
 import json
 import logging
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DPMSolverMultistepScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -58,45 +58,6 @@ class StableDiffusion:
     def depth_conditioned(self) -> bool:
         """Whether the U-Net reads a depth map beside the latent, as one more channel in [-1, 1], 1 the nearest."""
         return bool(self.unet.config.in_channels == self.latent_channels + 1)
-
-    @property
-    def prediction_type(self) -> str:
-        """What the U-Net predicts: `epsilon`, the noise, or `v_prediction`."""
-        return str(self.scheduler_config.get("prediction_type", "epsilon"))
-
-    def scheduler(self, steps: int, name: Literal["ddim", "dpm++"] = "ddim") -> Any:
-        """A fresh scheduler, so that no state passes from one batch to the next.
-
-        Noise schedule, `steps_offset` and prediction type are the checkpoint's; the sampler and its timesteps are the
-        method's, whatever scheduler the checkpoint was saved with. Both end at the least noisy level of the
-        training (`set_alpha_to_one: false`, sigma 0.03) and not at noise zero, as the published code does.
-
-        `ddim`: DDIM with eta 0 (StereoDiffusion, Eq. 1), timesteps 981, 961, ..., 1 for 50 steps.
-        `dpm++`: DPM-Solver++(2M) (Lu et al. 2022) as its authors recommend for guided latent diffusion at 20 to 25
-        steps: data prediction, order 2, midpoint, no thresholding, timesteps spread evenly over the whole schedule,
-        999, 949, ..., 50 for 20 steps; below 15 steps the last one is of order 1.
-        """
-        if name == "ddim":
-            scheduler = DDIMScheduler.from_config(
-                self.scheduler_config, clip_sample=False, set_alpha_to_one=False, timestep_spacing="leading"
-            )
-        elif name == "dpm++":
-            scheduler = DPMSolverMultistepScheduler.from_config(
-                self.scheduler_config,
-                algorithm_type="dpmsolver++",
-                solver_order=2,
-                solver_type="midpoint",
-                lower_order_final=True,
-                euler_at_final=False,
-                final_sigmas_type="sigma_min",
-                timestep_spacing="linspace",
-                thresholding=False,
-                use_karras_sigmas=False,
-            )
-        else:
-            raise ValueError(f"scheduler: must be ddim or dpm++, got {name!r}")
-        scheduler.set_timesteps(steps, device=self.device)
-        return scheduler
 
     # --- Prompts ---
 

@@ -45,9 +45,11 @@ class Solver:
             # "Leading" spacing, as the published code: 981, 961, ..., 1 for 50 of 1000 steps and an offset of 1.
             offset = int(config.get("steps_offset", 0))
             timesteps = (torch.arange(steps) * (trained // steps) + offset).flip(0).clamp(max=trained - 1)
-        else:
+        elif sampler == "dpm++":
             # Few steps must begin at the noisiest level: 999, 949, ..., 50 for 20 of 1000.
             timesteps = torch.linspace(0, trained - 1, steps + 1, dtype=torch.float64).round().long().flip(0)[:-1]
+        else:
+            raise ValueError(f"sampler: must be ddim or dpm++, got {sampler!r}")
         # `set_alpha_to_one: false`: the result counts as the least noisy latent, not as noiseless.
         levels = torch.cat([alphas[timesteps], alphas[:1]])
         return cls(sampler, timesteps, levels, config.get("prediction_type", "epsilon"))

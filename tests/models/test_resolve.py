@@ -441,7 +441,7 @@ def test_a_v_prediction_checkpoint_makes_pairs(tmp_path):
     method = {"steps": 4, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
     recipe = resolve(write_checkpoint(tmp_path, "sd2_v"), method=method, size={"width": 128, "height": 64})
     pipeline = StereoPipeline.load(recipe, "cpu", 2)
-    assert (pipeline.sd.latent_factor, pipeline.sd.prediction_type) == (8, "v_prediction")
+    assert (pipeline.sd.latent_factor, pipeline.sd.scheduler_config["prediction_type"]) == (8, "v_prediction")
     rows = [Row(f"row-{i}", "a red circle", "", i, 10.0) for i in range(3)]
     results = pipeline.generate(rows)
     assert [type(result) for result in results] == [StereoPair] * 3

@@ -17,6 +17,7 @@ from torch.nn import functional
 from stereo_jobs.errors import ModelError
 from stereo_jobs.models.resolve import local_folder
 from stereo_jobs.models.stable_diffusion import StableDiffusion
+from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import VOCABULARY, draw_scene
 from stereo_jobs.toyscapes.tokenizer import new_tokenizer
@@ -47,6 +48,10 @@ def images(*shape, seed=0):
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def solver_of(sd, steps=20, sampler="ddim"):
+    return Solver.of(sd.scheduler_config, steps, sampler)
+
+
 # --- Parts ---
 
 
@@ -55,7 +60,7 @@ def images(*shape, seed=0):
 def test_every_family_loads_and_runs(loaded, family):
     sd = loaded[family]
     assert sd.depth_conditioned == (family == "sd2_depth")
-    assert sd.prediction_type == PREDICTION[family]
+    assert solver_of(sd).prediction == PREDICTION[family]
     assert (sd.latent_channels, sd.latent_factor, sd.size_multiple, sd.prompt_tokens) == (4, 8, 64, 77)
     text = sd.encode_prompts(PROMPTS)
     assert text.shape == (2, 77, sd.unet.config.cross_attention_dim)
@@ -258,20 +263,21 @@ def test_upcasting_saves_images_that_overflow_float16(folders, tmp_path):
     assert not StableDiffusion(folder, torch.float16, "cpu").decode(noise(1, 4, 8, 8)).isfinite().any()
 
 
-# --- Schedulers ---
+# --- Samplers ---
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", ["ddim", "dpm++"])
-def test_schedulers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded, family, name):
-    scheduler = loaded[family].scheduler(20, name)
-    assert scheduler.config.prediction_type == PREDICTION[family]
-    assert (scheduler.config.beta_start, scheduler.config.beta_end) == (0.00085, 0.012)
+def test_samplers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded, family, name):
+    solver = solver_of(loaded[family], 20, name)
+    assert solver.prediction == PREDICTION[family]
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    alphas = DDIMScheduler(**betas).alphas_cumprod.double()
+    torch.testing.assert_close(solver.alphas, torch.cat([alphas[solver.timesteps], alphas[:1]]), rtol=1e-5, atol=0)
     first = [951, 901, 851] if name == "ddim" else [999, 949, 899]
     last = [101, 51, 1] if name == "ddim" else [150, 100, 50]
-    assert scheduler.timesteps.tolist()[:3] == first
-    assert scheduler.timesteps.tolist()[-3:] == last
-    assert scheduler is not loaded[family].scheduler(20, name)
+    assert solver.timesteps.tolist()[:3] == first
+    assert solver.timesteps.tolist()[-3:] == last
 
 
 @pytest.mark.parametrize("name", ["ddim", "dpm++"])
@@ -284,49 +290,49 @@ def test_how_the_checkpoint_was_saved_does_not_choose_the_sampler(loaded, folder
     else:
         options |= {"clip_sample": True, "set_alpha_to_one": True}
     kind.from_config(loaded["sd1"].scheduler_config, **options).save_pretrained(folder / "scheduler")
-    saved, plain = StableDiffusion(folder, torch.float32, "cpu").scheduler(20, name), loaded["sd1"].scheduler(20, name)
+    saved = solver_of(StableDiffusion(folder, torch.float32, "cpu"), 20, name)
+    plain = solver_of(loaded["sd1"], 20, name)
     assert torch.equal(saved.timesteps, plain.timesteps)
     x, e = noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)
-    for timestep in plain.timesteps[-3:]:
-        assert torch.equal(saved.step(e, timestep, x).prev_sample, plain.step(e, timestep, x).prev_sample)
+    for i in range(17, 20):
+        assert torch.equal(saved.step(i, x, e)[0], plain.step(i, x, e)[0])
 
 
-def test_another_scheduler_is_refused(loaded):
+def test_another_sampler_is_refused(loaded):
     with pytest.raises(ValueError, match="must be ddim or dpm\\+\\+, got 'euler'"):
-        loaded["sd1"].scheduler(20, "euler")
+        solver_of(loaded["sd1"], 20, "euler")
 
 
 MEAN, SPREAD = 0.7, 1.0
 
 
-def gaussian_error(scheduler, prediction):
+def gaussian_error(solver, prediction):
     """Largest error of sampling a Gaussian, whose probability flow is known, against that flow.
 
     With x_t = sqrt(a) x_0 + sqrt(1-a) e the marginal has mean sqrt(a) MEAN and variance a SPREAD^2 + 1 - a, and the
     flow keeps (x - mean) / deviation.
     """
-    alphas = scheduler.alphas_cumprod.double()
     x = start = torch.linspace(-3, 3, 31, dtype=torch.float64)
+    predicted = None
 
     def mean_and_deviation(alpha):
         return alpha.sqrt() * MEAN, (alpha * SPREAD**2 + 1 - alpha).sqrt()
 
-    for timestep in scheduler.timesteps:
-        alpha = alphas[timestep]
+    for i, alpha in enumerate(solver.alphas[:-1]):
         mean, deviation = mean_and_deviation(alpha)
         e = (1 - alpha).sqrt() * (x - mean) / deviation**2
         clean = (x - (1 - alpha).sqrt() * e) / alpha.sqrt()
         output = e if prediction == "epsilon" else alpha.sqrt() * e - (1 - alpha).sqrt() * clean
-        x = scheduler.step(output, timestep, x).prev_sample.double()
-    mean, deviation = mean_and_deviation(alphas[scheduler.timesteps[0]])
-    end_mean, end_deviation = mean_and_deviation(alphas[0])
+        x, predicted = solver.step(i, x, output, predicted)
+    mean, deviation = mean_and_deviation(solver.alphas[0])
+    end_mean, end_deviation = mean_and_deviation(solver.alphas[-1])
     return float((x - (end_mean + end_deviation * (start - mean) / deviation)).abs().max())
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2_v"])
 def test_a_gaussian_is_sampled_as_the_exact_flow_says(loaded, family):
     errors = {
-        (name, steps): gaussian_error(loaded[family].scheduler(steps, name), PREDICTION[family])
+        (name, steps): gaussian_error(solver_of(loaded[family], steps, name), PREDICTION[family])
         for name in ("ddim", "dpm++")
         for steps in (20, 50, 100, 200)
     }
@@ -344,14 +350,14 @@ def test_a_gaussian_is_sampled_as_the_exact_flow_says(loaded, family):
 
 def sample(sd, name, x, prompts, guidance, steps, depth=None):
     """Plain guided sampling with the parts of `StableDiffusion`."""
-    scheduler = sd.scheduler(steps, name)
+    solver, predicted = solver_of(sd, steps, name), None
     text = torch.cat([sd.encode_prompts([""] * len(prompts)), sd.encode_prompts(prompts)])
-    for timestep in scheduler.timesteps:
+    for i, timestep in enumerate(solver.timesteps):
         both = torch.cat([x, x])
         if depth is not None:
             both = torch.cat([both, torch.cat([depth, depth])], 1)
         without, given = sd.unet(both, timestep, text).sample.chunk(2)
-        x = scheduler.step(without + guidance * (given - without), timestep, x).prev_sample
+        x, predicted = solver.step(i, x, without + guidance * (given - without), predicted)
     return sd.decode(x)
 
 
@@ -399,8 +405,7 @@ def test_depth_conditioned_images_are_those_of_the_diffusers_pipeline(loaded, fo
     # At strength 1 it begins with the image's latent, drawn from the posterior, under nearly all of the noise.
     generator = torch.Generator().manual_seed(5)
     start = sd.vae.encode(image * 2 - 1).latent_dist.sample(generator) * sd.vae.config.scaling_factor
-    scheduler = sd.scheduler(4)
-    x = scheduler.add_noise(start, torch.randn(start.shape, generator=generator), scheduler.timesteps[:1])
+    x = solver_of(sd, 4).renoise(start, torch.randn(start.shape, generator=generator), 0)
     depth = functional.interpolate(inverse_depth[:, None], size=(8, 16), mode="bicubic", align_corners=False)
     depth = 2 * (depth - depth.amin()) / (depth.amax() - depth.amin()) - 1  # [-1,1], 1 the nearest
     here = sample(sd, "ddim", x, PROMPTS[:1], 7.5, 4, depth)
