@@ -96,12 +96,10 @@ def prepare(scene: Scene, protocol: Protocol, size: int = 512, scale_percent: fl
     if protocol == "paper":
         span = max(float(np.ptp(complete)), 1e-6)
         complete = np.trunc((complete - complete.min()) / span * (scale_percent / 100 * size)).astype(np.float32)
-    left, right = (cv2.resize(view[window], (size, size), interpolation=cv2.INTER_LINEAR) for view in _views(scene))
+    left, right = (
+        cv2.resize(view[window], (size, size), interpolation=cv2.INTER_LINEAR) for view in (scene.left, scene.right)
+    )
     return Prepared(scene.id, left.astype(np.uint8), right.astype(np.uint8), complete, true)
-
-
-def _views(scene: Scene) -> tuple[Image, Image]:
-    return scene.left, scene.right
 
 
 def _nearest(values: F32, size: int) -> F32:

@@ -5,11 +5,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from stereo_jobs.quality.truth import decibels
+
 Image = NDArray[np.uint8]
 """H,W,3 in [0, 255]."""
-
-PSNR_CAP = 100.0
-"""dB of two equal images, so that means stay finite."""
 
 
 def to_tensor(image: Image) -> Tensor:
@@ -24,9 +23,8 @@ def to_image(pixels: Tensor) -> Image:
 
 
 def psnr(image: Image, truth: Image) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit images."""
-    error = float(np.mean((image.astype(np.float64) - truth) ** 2))
-    return PSNR_CAP if error == 0 else float(min(PSNR_CAP, 10 * np.log10(255**2 / error)))
+    """Peak signal-to-noise ratio in dB of 8-bit images, at most 100."""
+    return decibels(float(np.mean((image.astype(np.float64) - truth) ** 2)))
 
 
 def finite(x: Tensor) -> Tensor:

@@ -45,17 +45,6 @@ class ForwardWarp:
         again[..., 0] = False  # its neighbour would be that of the other edge
         return torch.where((self.filled & ~again)[:, None], _columns(x, self.source), into)
 
-    def take(self, rows: Tensor | slice) -> "ForwardWarp":
-        """The warp of some samples of the batch."""
-        beside, share = self.beside, self.share
-        return ForwardWarp(
-            self.source[rows],
-            self.filled[rows],
-            self.visible[rows],
-            None if beside is None else beside[rows],
-            None if share is None else share[rows],
-        )
-
 
 def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = False) -> ForwardWarp:
     """Stereo Pixel Shift (StereoDiffusion, Sec. 3.1, Eq. 3): scatter, nearest wins.

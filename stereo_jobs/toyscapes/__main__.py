@@ -2,13 +2,15 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from torch import nn
 
 from stereo_jobs.toyscapes import depth, diffusion, judge, vae
-from stereo_jobs.toyscapes.training import Machine, Schedule, averaged, train
+from stereo_jobs.toyscapes.training import Lesson, Machine, Schedule, averaged, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the demo models, part by part.")
 
@@ -23,9 +25,7 @@ WORK = Path("build/train")
 @app.command("vae")
 def train_vae(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
     """The VAE; the U-Net builds on it."""
-    schedule = _schedule(vae.SCHEDULE, steps)
-    train(vae.VaeLesson, schedule, work / "vae", Machine(device, processes))
-    _, networks, _ = averaged(vae.VaeLesson, schedule, work / "vae")
+    networks = _train(vae.VaeLesson, vae.SCHEDULE, steps, work / "vae", Machine(device, processes))
     vae.export(networks, work / "models/sd/vae")
 
 
@@ -43,25 +43,22 @@ def cache_latents(
 @app.command("unet")
 def train_unet(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
     """U-Net and text encoder; needs the latents. Exports what the newest checkpoint has, also before the end."""
-    schedule, make = _schedule(diffusion.SCHEDULE, steps), diffusion.lesson(work / "latents")
-    train(make, schedule, work / "unet", Machine(device, processes))
-    _, networks, _ = averaged(make, schedule, work / "unet")
+    lesson = diffusion.lesson(work / "latents")
+    networks = _train(lesson, diffusion.SCHEDULE, steps, work / "unet", Machine(device, processes))
     diffusion.export(networks, work / "models")
 
 
 @app.command("depth")
 def train_depth(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
     """The depth estimator; needs nothing else."""
-    schedule = _schedule(depth.SCHEDULE, steps)
-    train(depth.DepthLesson, schedule, work / "depth", Machine(device, processes))
-    _, networks, _ = averaged(depth.DepthLesson, schedule, work / "depth")
+    networks = _train(depth.DepthLesson, depth.SCHEDULE, steps, work / "depth", Machine(device, processes))
     depth.export(networks, work / "models/depth")
 
 
 @app.command("judge")
 def train_judge(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
     """The classifier that judges the pictures; needs nothing else."""
-    train(judge.JudgeLesson, _schedule(judge.SCHEDULE, steps), work / "judge", Machine(device, processes))
+    _train(judge.JudgeLesson, judge.SCHEDULE, steps, work / "judge", Machine(device, processes))
 
 
 @app.command("evaluate")
@@ -84,8 +81,14 @@ def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu
     evaluate(work)
 
 
-def _schedule(recipe: Schedule, steps: int | None) -> Schedule:
-    return dataclasses.replace(recipe, steps=steps) if steps else recipe
+def _train(
+    make: Callable[[Schedule], Lesson], recipe: Schedule, steps: int | None, folder: Path, machine: Machine
+) -> nn.Module:
+    """Train one part, or go on with it; its averaged networks."""
+    schedule = dataclasses.replace(recipe, steps=steps) if steps else recipe
+    train(make, schedule, folder, machine)
+    _, networks, _ = averaged(make, schedule, folder)
+    return networks
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from transformers import (
     DPTImageProcessorPil,
 )
 
+from stereo_jobs.stereo.disparity import relative_disparity
 from stereo_jobs.toyscapes.render import F32, Bools, ToyScape, render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from stereo_jobs.toyscapes.training import Batch, Schedule
@@ -116,7 +117,7 @@ def errors(inverse_depth: F32, scenes: list[ToyScape]) -> tuple[list[float], lis
 
 def normalised(depth: F32) -> F32:
     """Min-max to [0, 1]; zero where all is alike."""
-    return np.asarray((depth - depth.min()) / max(float(np.ptp(depth)), 1e-6), np.float32)
+    return np.asarray(relative_disparity(torch.from_numpy(depth)[None])[0].numpy(), np.float32)
 
 
 def depth_edges(depth: F32) -> Bools:

@@ -17,9 +17,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.multiprocessing.spawn import spawn
-from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.toyscapes.render import ToyScape, render
 from stereo_jobs.toyscapes.scenes import VOCABULARY, Split, draw_scene
 from stereo_jobs.toyscapes.tokenizer import LENGTH, new_tokenizer
@@ -217,11 +217,9 @@ def _cache_share(rank: int, vae_folder: Path, folder: Path, scenes: int, machine
 
 def depth_condition(scene: ToyScape) -> NDArray[np.float32]:
     """True depth as StableDiffusionDepth2ImgPipeline gives it to a U-Net: 1,h,w on the latent grid, in [-1, 1]."""
-    depth = functional.interpolate(
-        torch.from_numpy(scene.disparity)[None, None], scale_factor=0.25, mode="bicubic", align_corners=False
-    )[0]
-    low, high = depth.amin(), depth.amax()
-    return (2 * (depth - low) / (high - low) - 1).numpy()
+    height, width = scene.disparity.shape
+    on_grid = resize(torch.from_numpy(scene.disparity)[None], (height // 4, width // 4))
+    return np.asarray(2 * relative_disparity(on_grid).numpy() - 1, np.float32)
 
 
 # --- Export ---

@@ -72,7 +72,7 @@ class _Room:
         self.x = np.arange(width, dtype=np.float32)[None, :]
         self.y = np.arange(height, dtype=np.float32)[:, None]
         depth = np.clip((self.y - self.horizon) / (height - self.horizon), 0, 1)  # 0 at the wall, 1 at the bottom
-        self.ground = np.asarray((scene.far + (scene.near - scene.far) * depth) * width, np.float32)  # H,1
+        self.ground = np.asarray(scene.disparity_at(depth) * width, np.float32)  # H,1
         self.boards = [_Board(board, self) for board in scene.billboards]
 
     @cached_property

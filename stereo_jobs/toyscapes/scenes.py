@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 Level = Literal["plain", "structured", "crowded"]
 Split = Literal["train", "test"]
@@ -26,6 +27,7 @@ POSITIONS: tuple[Position, ...] = get_args(Position)
 
 RGB = tuple[float, float, float]
 T = TypeVar("T")
+Base = TypeVar("Base", float, NDArray[np.float32])
 
 COLOURS: dict[str, RGB] = {
     "red": (0.85, 0.13, 0.12),
@@ -110,8 +112,8 @@ class Scene:
         """Objects, floor, wall: `a red circle on the left, green tiled floor, grey wall with windows`."""
         return f"{self._objects()}, {self._floor()}, {self._wall()}"
 
-    def disparity_at(self, base: float) -> float:
-        """Disparity, in fractions of the width, of something that stands at `base`."""
+    def disparity_at(self, base: Base) -> Base:
+        """Disparity, in fractions of the width, of what stands at `base`, a number or an array."""
         return self.far + (self.near - self.far) * base
 
     def _objects(self) -> str:

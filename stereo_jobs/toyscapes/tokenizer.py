@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
-from pathlib import Path
 
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
@@ -25,11 +24,6 @@ def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
         model_max_length=LENGTH,
         closed_vocabulary=True,  # read by models/stable_diffusion.py, which then reports unknown words
     )
-
-
-def save(tokenizer: CLIPTokenizer, folder: Path) -> None:
-    """Write it in transformers format."""
-    tokenizer.save_pretrained(folder)
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:

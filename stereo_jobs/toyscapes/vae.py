@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stereo_jobs.pipeline.pixels import psnr, to_image
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Split, draw_scene
 from stereo_jobs.toyscapes.training import Batch, Schedule
@@ -108,12 +109,8 @@ def encode(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8) -> Ten
 @torch.inference_mode()
 def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> list[float]:
     """PSNR in dB of each image after encoding and decoding; data range 255, rounded to 8 bits as job output is."""
-    result = []
-    for image in images:
-        pixels = vae.decode(encode(vae, image[None])).sample.float()[0].permute(1, 2, 0)
-        rounded = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
-        result.append(10 * np.log10(255**2 / np.mean((rounded - image.astype(np.float64)) ** 2)))
-    return result
+    decoded = (vae.decode(encode(vae, image[None])).sample.float() / 2 + 0.5 for image in images)  # [-1,1] -> [0,1]
+    return [psnr(to_image(pixels), image) for pixels, image in zip(decoded, images, strict=True)]
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from stereo_jobs.toyscapes.scenes import SPLITS, VOCABULARY, draw_scene
-from stereo_jobs.toyscapes.tokenizer import LENGTH, new_tokenizer, save
+from stereo_jobs.toyscapes.tokenizer import LENGTH, new_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def tokenizer():
 def loaded(tokenizer, tmp_path_factory):
     """The tokenizer after a round trip through a folder."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    save(tokenizer, folder)
+    tokenizer.save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
 
 
