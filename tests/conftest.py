@@ -1,6 +1,7 @@
 """Shared fixtures: small manifests, specs, a private home for Ray, a real S3 server."""
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,6 +54,33 @@ def make_spec(tmp_path: Path, make_manifest: Callable[..., Path]) -> Callable[..
         )
 
     return make
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """One torch thread: sums come in one order, and tiny tensors do not make more threads wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Runs `stereo-jobs` in this process: exit code, output, errors. `capture` is pytest's fixture that reads them."""
+    from stereo_jobs import cli
+
+    def invoke(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["stereo-jobs", *map(str, words)])
+        capture.readouterr()
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        said = capture.readouterr()
+        return int(end.value.code or 0), said.out, said.err
+
+    return invoke
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
-"""Reads finished datasets for comparison."""
+"""Reads finished datasets, and compares pairs."""
 
+import dataclasses
 import io
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -10,7 +12,7 @@ from stereo_jobs.job import layout
 from stereo_jobs.job.driver import Prepared, prepare
 from stereo_jobs.job.plan import load_job
 from stereo_jobs.job.verify import Verdict, verify
-from stereo_jobs.records import RUN_PREFIX
+from stereo_jobs.records import RUN_PREFIX, StereoPair
 from stereo_jobs.spec import JobSpec
 
 
@@ -32,3 +34,14 @@ def rows(spec: JobSpec) -> dict[str, dict]:
     listed = table.to_pylist()
     assert len({row["id"] for row in listed}) == len(listed)
     return {row["id"]: row for row in listed}
+
+
+def assert_same(one: StereoPair, other: StereoPair) -> None:
+    """Two pairs are equal in every field, images byte for byte."""
+    assert type(one) is type(other) is StereoPair
+    for field in dataclasses.fields(StereoPair):
+        a, b = getattr(one, field.name), getattr(other, field.name)
+        if isinstance(a, np.ndarray):
+            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
+        else:
+            assert a == b, field.name

@@ -4,12 +4,12 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import yaml
 
-from stereo_jobs import cli
 from stereo_jobs.job import driver
 from tests import standin
 from tests.conftest import REPOSITORY
@@ -33,19 +33,11 @@ VERBS = [
 
 
 @pytest.fixture
-def stereo_jobs(monkeypatch, capsys):
+def stereo_jobs(command_line, monkeypatch, capsys):
     """Runs the command line in this process; returns exit code, output, errors."""
     real = driver.run
     monkeypatch.setattr(driver, "run", lambda spec, **options: real(spec, **options | {"load": standin.load}))
-
-    def invoke(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stereo-jobs", *map(str, words)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capsys.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return invoke
+    return partial(command_line, capsys)
 
 
 @pytest.fixture

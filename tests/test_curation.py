@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from stereo_jobs.curation import measure_pair, quality_cells
 from stereo_jobs.generate import StereoPipeline
@@ -76,9 +75,7 @@ def test_sums_of_verdicts_add_up():
     assert QualitySummary().acceptance is None
 
 
-def test_the_pipeline_looks_at_the_depth_of_finished_left_views():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def test_the_pipeline_looks_at_the_depth_of_finished_left_views(one_thread):
     recipe = resolve_recipe(Recipe(method=SHORT, size={"width": 64, "height": 64}))
     pipeline = StereoPipeline.load(recipe, "cpu", 2)
     rows = [Row(f"r{i}", "a red circle", "", i, scale) for i, scale in enumerate((8.0, -8.0, 8.0))]
@@ -86,7 +83,6 @@ def test_the_pipeline_looks_at_the_depth_of_finished_left_views():
     alone = pipeline.generate(rows[1:2])[0]
     off = recipe.model_copy(update={"quality": QualityConfig(enabled=False)})
     blind = StereoPipeline(pipeline.sd, pipeline.depth, off, 2).generate(rows[:1])[0]
-    torch.set_num_threads(threads)
     assert [pair.scale_sign for pair in made] == [1, -1, 1]
     for pair in made:
         assert pair.depth.shape == pair.mirrored_depth.shape == (64, 64)

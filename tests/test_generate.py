@@ -10,8 +10,9 @@ import torch
 from stereo_jobs.batches import batches
 from stereo_jobs.generate import StereoPipeline
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.records import Row, RowError, StereoPair
+from stereo_jobs.records import Row, RowError
 from stereo_jobs.spec import Recipe
+from tests.datasets import assert_same
 
 SIZE = 64
 SHORT = {"preset": "official", "steps": 6, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
@@ -20,12 +21,9 @@ ROWS = [Row(f"row-{i}", prompt, "blurry" if i % 2 else "", 100 + i, 12.0) for i,
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def pipeline(one_thread):
     recipe = resolve_recipe(Recipe(method=SHORT, size={"width": SIZE, "height": SIZE}))
-    yield StereoPipeline.load(recipe, "cpu", 2)
-    torch.set_num_threads(threads)
+    return StereoPipeline.load(recipe, "cpu", 2)
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +36,6 @@ def variant(pipeline, batch_size=2, **method):
     """The same models with another method or batch size."""
     recipe = pipeline.recipe.model_copy(update={"method": type(pipeline.method)(**(SHORT | method))})
     return StereoPipeline(pipeline.sd, pipeline.depth, recipe, batch_size)
-
-
-def assert_same(one, other):
-    assert type(one) is type(other) is StereoPair
-    for field in dataclasses.fields(StereoPair):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, np.ndarray):
-            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
-        else:
-            assert a == b, field.name
 
 
 def test_results_come_in_the_order_of_the_rows(base):

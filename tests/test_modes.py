@@ -23,6 +23,7 @@ from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.warp import border_holes, forward_warp, upsample
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
+from tests.datasets import assert_same
 from tests.models.tiny import write_checkpoint
 
 SIZE = 64
@@ -46,13 +47,10 @@ HOLE[20:41, 17:38] = True
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+def pipeline(one_thread):
     size, quality = {"width": SIZE, "height": SIZE}, {"enabled": False}
     recipe = resolve_recipe(Recipe(mode="image", method=SHORT, size=size, quality=quality))
-    yield StereoPipeline.load(recipe, "cpu", 2)
-    torch.set_num_threads(threads)
+    return StereoPipeline.load(recipe, "cpu", 2)
 
 
 def variant(pipeline, mode="image", batch_size=2, sd=None, **method):
@@ -81,16 +79,6 @@ def evaluations(pipeline):
         return sum(seen)
 
     return count
-
-
-def assert_same(one, other):
-    assert type(one) is type(other) is StereoPair
-    for field in dataclasses.fields(StereoPair):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, np.ndarray):
-            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
-        else:
-            assert a == b, field.name
 
 
 def pair_evaluations(method):

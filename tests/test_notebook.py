@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 import stereo_jobs
@@ -19,18 +18,12 @@ from stereo_jobs.toyscapes.scenes import draw_scene
 from stereo_jobs.views import anaglyph, side_by_side
 from tests.models.tiny import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 METHOD = {"steps": 4, "shift_step": 1, "attention": "off"}
 RECIPE = {"method": METHOD, "size": {"width": 64, "height": 64}, "quality": {"enabled": False}}
 SCENE = render(draw_scene(3), 70, 50)
 PHOTO = SCENE.left
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,20 +3,13 @@
 import cv2
 import numpy as np
 import pytest
-import torch
 
 from stereo_jobs.baselines import leave_blank, stretch
 from stereo_jobs.evaluate.scoring import Truth, score_geometry, score_right
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from stereo_jobs.spec import JobSpec
@@ -32,3 +33,13 @@ def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
 def loads(text: str) -> dict:
     """The one JSON object a verb printed."""
     return dict(json.loads(text))
+
+
+def killed_in_the_middle(spec: JobSpec, folder: Path, timeout: float = 120) -> None:
+    """A run with the real models, killed once it has begun to write its dataset."""
+    process = start(spec, folder, "--real")
+    deadline = time.monotonic() + timeout
+    while not Path(spec.output, "data").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    finish(process)

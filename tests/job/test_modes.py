@@ -1,7 +1,5 @@
 """Every mode in both presets through the whole job: run, killed, resumed, verified; byte for byte as uninterrupted."""
 
-import time
-
 import numpy as np
 import pytest
 
@@ -10,7 +8,7 @@ from stereo_jobs.job.driver import run
 from stereo_jobs.spec import StorageSpec
 from stereo_jobs.toyscapes.manifest import write_manifest
 from tests.datasets import rows, verdict
-from tests.job.processes import finish, start
+from tests.job.processes import killed_in_the_middle
 from tests.job.test_lease import contents
 from tests.models.tiny import write_checkpoint
 
@@ -66,12 +64,7 @@ def test_photos_keep_their_pixels_and_labels_through_the_job(spec_of, tmp_path):
 def test_killed_and_resumed_byte_for_byte(spec_of, tmp_path, mode, preset):
     whole, killed = spec_of(mode, preset, "whole"), spec_of(mode, preset, "killed")
     run(whole, local=True)
-    process = start(killed, tmp_path, "--real")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed/data").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    finish(process)
+    killed_in_the_middle(killed, tmp_path)
     assert len(contents(killed.output)) < len(contents(whole.output))
     assert run(killed, local=True).complete
     assert verdict(killed).ok

@@ -53,17 +53,12 @@ def test_the_demo_and_the_demo_again(tmp_path):
 
 @pytest.mark.slow
 def test_killed_with_real_models_and_resumed_byte_for_byte(make_spec, make_manifest, tmp_path):
-    from tests.job.processes import finish, start
+    from tests.job.processes import killed_in_the_middle
 
     manifest = make_manifest(rows=4, prompt=PROMPTS * 2)
     whole, killed = (make_spec(manifest, str(tmp_path / name), SHORT, shard_rows=1) for name in ("whole", "killed"))
     run(whole, local=True)
-    process = start(killed, tmp_path, "--real")
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "killed/data").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.kill()
-    finish(process)
+    killed_in_the_middle(killed, tmp_path, timeout=60)
     assert len(contents(killed.output)) < len(contents(whole.output))
     run(killed, local=True)
     assert verdict(killed).ok

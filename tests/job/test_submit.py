@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import yaml
 
-from stereo_jobs import cli
 from stereo_jobs.errors import ClusterError, SpecError
 from stereo_jobs.job import submit
 from stereo_jobs.launch.portable import read_portable
@@ -76,21 +76,12 @@ def head():
 
 
 @pytest.fixture
-def stereo_jobs(head, monkeypatch, capfd):
+def stereo_jobs(command_line, head, monkeypatch, capfd):
     """Runs the command line against the head; returns exit code, output, errors."""
     monkeypatch.setenv("RAY_AUTH_TOKEN", head.token)
     monkeypatch.setenv("STEREO_JOBS_ADDRESS", head.url)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # must not get in the way
-
-    def invoke(*words: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["stereo-jobs", *map(str, words)])
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        said = capfd.readouterr()
-        return int(end.value.code or 0), said.out, said.err
-
-    return invoke
+    return partial(command_line, capfd)
 
 
 @pytest.fixture

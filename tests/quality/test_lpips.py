@@ -12,15 +12,9 @@ from safetensors.numpy import load_file
 
 from stereo_jobs.quality.lpips import LPIPS, SMALLEST_SIDE, WEIGHTS, lpips_model
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGES = Path(__file__).parent / "images"
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small images: more threads only wait for each other
-    yield
-    torch.set_num_threads(threads)
 
 
 def published(name):

@@ -5,7 +5,6 @@ from dataclasses import asdict, fields, replace
 import cv2
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -14,18 +13,12 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from stereo_jobs.quality.lpips import lpips_model
 from stereo_jobs.quality.truth import PSNR_CAP, TrueScores, masked_mean, score
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 seldom = settings(often, max_examples=15)
 
 FIELD_OPTIONS = {"channel_axis": -1, "data_range": 255}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # small images: more threads only wait for each other
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(height, width, channels=3, seed=0):

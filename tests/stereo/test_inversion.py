@@ -15,20 +15,17 @@ SIZE = 8
 
 
 @pytest.fixture(scope="module")
-def unet():
+def unet(one_thread):
     """Its answers are a tenth of the random ones, which turn so fast with the latent that no 50 steps could follow.
 
     The weights want gradients, as diffusers loads them: nothing may depend on somebody's switching that off.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
     folder = Path(__file__).parent / "golden/tiny_unet"
     network = UNet2DConditionModel.from_pretrained(folder).eval()
     with torch.no_grad():
         network.conv_out.weight *= 0.1
         network.conv_out.bias *= 0.1
-    yield network
-    torch.set_num_threads(threads)
+    return network
 
 
 def draw(*shape, seed=0):

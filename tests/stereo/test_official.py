@@ -26,12 +26,9 @@ FLOAT_NOISE = 2e-4
 
 
 @pytest.fixture(scope="module")
-def unet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+def unet(one_thread):
     folder = Path(__file__).parent / "golden/tiny_unet"
-    yield UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
-    torch.set_num_threads(threads)
+    return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def draw(seed, *shape):

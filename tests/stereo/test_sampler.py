@@ -16,12 +16,9 @@ SHORT = {"preset": "official", "steps": 7, "shift_step": 1, "recopy_interval": 2
 
 
 @pytest.fixture(scope="module")
-def unet():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny tensors: more threads only wait for each other
+def unet(one_thread):
     folder = Path(__file__).parent / "golden/tiny_unet"
-    yield UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
-    torch.set_num_threads(threads)
+    return UNet2DConditionModel.from_pretrained(folder).eval().requires_grad_(False)
 
 
 def noise(*shape, seed=0):
