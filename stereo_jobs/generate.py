@@ -12,7 +12,8 @@ from stereo_jobs.batches import batches, left_of
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.models.depth import DepthEstimator
-from stereo_jobs.models.resolve import fetch, resolve_recipe
+from stereo_jobs.models.files import fetch
+from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.notebook import NotebookCalls

@@ -16,7 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
-from stereo_jobs.data.images import InputError, InputReader
+from stereo_jobs.data.images import InputError
+from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
 from stereo_jobs.errors import ManifestError

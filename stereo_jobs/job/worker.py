@@ -15,8 +15,8 @@ from typing import Any
 from stereo_jobs import __version__
 from stereo_jobs.batches import Generator, batches
 from stereo_jobs.data import manifest
-from stereo_jobs.data.images import InputReader
 from stereo_jobs.data.manifest import ManifestReader, to_row
+from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, write_shard
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError

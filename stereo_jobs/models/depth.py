@@ -11,7 +11,7 @@ from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import fetch
+from stereo_jobs.models.files import fetch
 from stereo_jobs.models.weights import load_part
 from stereo_jobs.spec import DepthSpec
 

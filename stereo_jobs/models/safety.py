@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import PLAIN_EXAMPLE, part_folder
+from stereo_jobs.models.files import part_folder
+from stereo_jobs.models.resolve import PLAIN_EXAMPLE
 from stereo_jobs.models.weights import load_part
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import fetch, part_folder
+from stereo_jobs.models.files import fetch, part_folder
 from stereo_jobs.models.weights import load_part
 from stereo_jobs.spec import StableDiffusionSpec
 

@@ -6,7 +6,11 @@
 | `disparity` | Sec. 3.1, Eq. 2: from depth to a shift in pixels |
 | `warp` | Sec. 3.1, Eq. 3: Stereo Pixel Shift, with the masks it implies |
 | `attention` | Sec. 3.3, Alg. 1: uni- and bidirectional self-attention |
-| `sampler` | Eq. 1, Sec. 3.2, Eq. 6-8: denoising of the left view and of the pair |
+| `solver` | Eq. 1: the steps of DDIM and of DPM-Solver++ |
+| `sampler` | Sec. 3.2, Eq. 6-8: denoising of the left view and of the pair; inpainting (Sec. 5) |
+| `inversion` | Sec. 3.4, Eq. 9-10: from a photo to latents that lead back to it |
+| `fill` | the background continued into holes |
+| `composite` | the finished right view: the left's own pixels, diffusion in the holes |
 
 Words and units: `disparity` belongs to the LEFT view, in pixels of the grid it is on; positive is nearer and
 moves content LEFT in the right view (`x_right = x_left - d`).

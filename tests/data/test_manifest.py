@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stereo_jobs.data import manifest
-from stereo_jobs.data.images import InputReader, encode_disparity, encode_png
+from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
     INPUTS,
     MAX_PROMPT,
@@ -24,6 +24,7 @@ from stereo_jobs.data.manifest import (
     stream_ids,
     to_row,
 )
+from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.records import Camera

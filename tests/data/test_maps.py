@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageFile
 
-from stereo_jobs.data.images import InputError, InputReader, encode_disparity, encode_png
+from stereo_jobs.data.images import InputError, encode_disparity, encode_png
 from stereo_jobs.data.maps import (
     check_map,
     decode_depth,
@@ -21,6 +21,7 @@ from stereo_jobs.data.maps import (
     decode_mask,
     encode_pfm,
 )
+from stereo_jobs.data.reader import InputReader
 from stereo_jobs.spec import StorageSpec
 
 often = settings(max_examples=60, deadline=None, derandomize=True, database=None)

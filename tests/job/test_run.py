@@ -72,11 +72,11 @@ def test_another_recipe_is_refused_by_field(make_spec, recipe, field):
 
 
 def test_another_model_revision_is_refused(make_spec, monkeypatch):
-    from stereo_jobs.models import resolve
+    from stereo_jobs.models import files
 
     spec = make_spec()
     local(spec)
-    monkeypatch.setattr(resolve._FolderFiles, "revision", "sha256:other")
+    monkeypatch.setattr(files.FolderFiles, "revision", "sha256:other")
     with pytest.raises(DriftError, match=r"models\.depth\.revision"):
         local(spec)
 

@@ -16,7 +16,8 @@ from tests.models.tiny import write_checkpoint
 PROGRAM = """
 import json, sys
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import fetch, resolve_recipe
+from stereo_jobs.models.files import fetch
+from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.spec import Recipe
 try:
     recipe = resolve_recipe(Recipe.model_validate_json(sys.argv[1]))

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models import resolve as resolving
-from stereo_jobs.models.resolve import check_stable_diffusion, fetch, local_folder, part_folder, resolve_recipe
+from stereo_jobs.models import files as model_files
+from stereo_jobs.models.files import fetch, local_folder, part_folder
+from stereo_jobs.models.resolve import check_stable_diffusion, resolve_recipe
 from stereo_jobs.spec import DepthSpec, Recipe, StableDiffusionSpec
 from tests.models.tiny import configs, write_checkpoint
 
@@ -345,7 +346,7 @@ def demo(tmp_path, monkeypatch):
         (tmp_path / "sd_depth").mkdir(exist_ok=True)
         shutil.move(whole / name, tmp_path / "sd_depth" / name)
     shutil.copytree(DEMO_DEPTH, tmp_path / "depth")
-    monkeypatch.setattr(resolving, "DEMO_FOLDER", tmp_path)
+    monkeypatch.setattr(model_files, "DEMO_FOLDER", tmp_path)
     return tmp_path
 
 

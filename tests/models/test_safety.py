@@ -10,7 +10,8 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import fetch, resolve_recipe
+from stereo_jobs.models.files import fetch
+from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.spec import Recipe
 from tests.models.tiny import configs, network, write_checkpoint

@@ -15,7 +15,7 @@ from diffusers import (
 from torch.nn import functional
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.resolve import local_folder
+from stereo_jobs.models.files import local_folder
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.toyscapes.render import render
