@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -363,10 +364,10 @@ def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
 
 
 def _size(text: str) -> tuple[int, int]:
-    width, _, height = text.lower().partition("x")
-    if not (width.isdigit() and height.isdigit() and min(int(width), int(height)) >= 32):
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
+    if not match or min(size := (int(match[1]), int(match[2]))) < 32:
         raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT of at least 32x32", param_hint="--size")
-    return int(width), int(height)
+    return size
 
 
 def main() -> None:

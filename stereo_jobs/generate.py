@@ -60,6 +60,7 @@ class StereoPipeline(NotebookCalls):
         """Image columns of the manifest that this mode reads."""
         self.safety = safety
         self._reported: set[str] = set()
+        self._reported_cut = False
         self._others: dict[Mode, StereoPipeline] = {}
 
     @classmethod
@@ -127,7 +128,7 @@ class StereoPipeline(NotebookCalls):
             except InputError as error:
                 results[row.id] = RowError(row.id, "InvalidRow", str(error))
                 continue
-            self._report_unknown_words(row)
+            self._report_unread(row)
             # A network call has one size, and runs one or both halves of the guidance for all of its rows.
             groups.setdefault((scenes[row.id].fit.working, self._guidance(row)), []).append(row)
         for (_, guidance), group in groups.items():
@@ -183,11 +184,20 @@ class StereoPipeline(NotebookCalls):
         optimised = photo and self.method.inversion == "null_text"
         return 1.0 if row.prompt == row.negative_prompt and not optimised else scale
 
-    def _report_unknown_words(self, row: Row) -> None:
+    def _report_unread(self, row: Row) -> None:
+        """Say what of a prompt the model does not see: each unknown word once, and the first prompt that is cut."""
         for word in self.sd.unknown_words(row.prompt):
             if word not in self._reported:
                 self._reported.add(word)
                 log.warning("row %s: the model does not know the word %r and draws nothing for it", row.id, word)
+        if not self._reported_cut and self.sd.truncated(row.prompt):
+            self._reported_cut = True
+            log.warning(
+                "row %s: the model reads %d tokens and not the rest of this prompt; further long prompts are cut "
+                "without a word",
+                row.id,
+                self.sd.prompt_tokens,
+            )
 
 
 def choose_device(name: str) -> str:

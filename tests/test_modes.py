@@ -441,6 +441,17 @@ def test_unknown_words_are_reported_once(pipeline, caplog, monkeypatch):
     ]
 
 
+def test_the_first_prompt_that_is_cut_is_reported(pipeline, caplog):
+    fresh = variant(pipeline, batch_size=1)
+    long = " ".join(["red circle"] * 40)
+    rows = [Row(name, prompt, "", 1, 8.0, ROWS[5].inputs) for name, prompt in (("a", "red"), ("b", long), ("c", long))]
+    with caplog.at_level(logging.WARNING, "stereo_jobs.generate"):
+        fresh.generate(rows)
+    cut = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
+    assert len(cut) == 1
+    assert cut[0].startswith(f"row b: the model reads {fresh.sd.prompt_tokens} tokens and not the rest")
+
+
 # --- Depth mode ---
 
 

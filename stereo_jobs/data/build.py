@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from stereo_jobs.data.manifest import split_uri
 from stereo_jobs.data.storage import AlreadyExistsError
 from stereo_jobs.errors import ManifestError
-from stereo_jobs.records import valid_id
+from stereo_jobs.records import ID_RULE, valid_id
 from stereo_jobs.spec import StorageSpec
 
 ROW_GROUP_ROWS = 10_000
@@ -32,17 +32,23 @@ def build(source: Path, target: str, settings: StorageSpec) -> int:
         settings: S3 access.
 
     Raises:
-        ManifestError: the source is missing, empty, or of another kind.
+        ManifestError: the source is missing, empty, or of another kind; it names neither prompts nor images; an
+            id is not valid or appears twice.
     """
     table = _read(source)
     if table.num_rows == 0:
         raise ManifestError(f"{source}: nothing in it to make rows of")
+    if not {"prompt", "image"} & set(table.column_names):
+        raise ManifestError(
+            f"{source}: has neither a column 'prompt' nor 'image', but {', '.join(table.column_names)}; rename one"
+        )
     if "id" not in table.column_names:
         digits = max(6, len(str(table.num_rows)))
         ids = [f"{_clean(source.stem)}-{i:0{digits}d}" for i in range(table.num_rows)]
         table = table.add_column(0, "id", pa.array(ids))
     elif not pa.types.is_string(table["id"].type):
         table = table.set_column(table.column_names.index("id"), "id", table["id"].cast(pa.string()))
+    _check_ids(source, table["id"])
     publish(table, target, settings)
     return int(table.num_rows)
 
@@ -77,6 +83,16 @@ def _read(source: Path) -> pa.Table:
         raise ManifestError(f"{source}: no such file") from None
     except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{source}: cannot be read ({error})") from None
+
+
+def _check_ids(source: Path, ids: pa.ChunkedArray) -> None:
+    seen: set[str] = set()
+    for row, value in enumerate(ids.to_pylist()):
+        if value is None or not valid_id(value):
+            raise ManifestError(f"{source} row {row}: id {value!r} must be {ID_RULE}")
+        if value in seen:
+            raise ManifestError(f"{source} row {row}: id {value!r} appears twice; ids must differ")
+        seen.add(value)
 
 
 def _lines(source: Path) -> pa.Table:

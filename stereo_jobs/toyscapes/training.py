@@ -56,7 +56,7 @@ class Schedule:
 
     def rate(self, step: int) -> float:
         """Learning rate of a step: trapezoid, so that a run can be prolonged before its last fifth."""
-        return self.learning_rate * min(1.0, (step + 1) / self.warmup, 5 * (self.steps - step) / self.steps)
+        return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), 5 * (self.steps - step) / self.steps)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Manifests made from lines, tables and folders of images."""
 
 import json
+import re
 
 import pyarrow.parquet as pq
 import pytest
@@ -98,6 +99,21 @@ def test_an_empty_or_broken_source_is_refused(tmp_path, name, content, words):
     with pytest.raises(ManifestError, match=words):
         build(source, f"{tmp_path}/out.parquet", LOCAL)
     assert not (tmp_path / "out.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("text\na red circle\n", "neither a column 'prompt' nor 'image', but text; rename one"),
+        ("id,prompt\na,x\nb,y\na,z\n", "row 2: id 'a' appears twice; ids must differ"),
+        ("id,prompt\na b,x\n", "row 0: id 'a b' must be"),
+    ],
+)
+def test_a_table_no_plan_would_take_is_refused(tmp_path, content, words):
+    (tmp_path / "rows.csv").write_text(content)
+    with pytest.raises(ManifestError, match=re.escape(words)):
+        build(tmp_path / "rows.csv", str(tmp_path / "rows.parquet"), LOCAL)
+    assert not (tmp_path / "rows.parquet").exists()
 
 
 def test_an_empty_folder_and_a_missing_file_are_refused(tmp_path):

@@ -13,6 +13,8 @@ from tests import standin
 from tests.datasets import rows, verdict
 from tests.job.processes import finish, start
 
+# Runs of these tests end by a kill, never by a lease that a stalled machine could not renew within half of this.
+LEASE_TTL_S = 8.0
 PROMPTS = ["fine", "boom", "fine slow", "fine", "nan", "fine slow", "fine", "fine"]
 
 
@@ -38,7 +40,7 @@ def job(place, make_spec, make_manifest):
 
     def make(name: str, slow: bool = False, **runtime) -> JobSpec:
         output, settings = place(name)
-        options = {"max_failure_ratio": 0.5, "lease_ttl_s": 2.0} | settings | runtime
+        options = {"max_failure_ratio": 0.5, "lease_ttl_s": LEASE_TTL_S} | settings | runtime
         return make_spec(manifests[slow], output, **options)
 
     return make

@@ -22,7 +22,7 @@ from tests import standin
 from tests.datasets import rows, verdict
 from tests.job.processes import finish, start
 
-TTL = 2.0
+TTL = 6.0  # a holder must renew within half of it, also on a machine that stalls
 
 
 @pytest.fixture(params=["local", "s3"])

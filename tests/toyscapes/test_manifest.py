@@ -158,6 +158,7 @@ def test_the_command_writes_what_it_says(toyscapes, tmp_path):
         (["--size", "31x128"], "'31x128' is not WIDTHxHEIGHT of at least 32x32"),
         (["--size", "-64x64"], "'-64x64' is not WIDTHxHEIGHT of at least 32x32"),
         (["--size", "axb"], "'axb' is not WIDTHxHEIGHT of at least 32x32"),
+        (["--size", "64x8²"], "'64x8²' is not WIDTHxHEIGHT of at least 32x32"),
         (["--start", "-1"], "greater than or equal to 0"),
         (["--rows", "0"], "rows: must be 1 to 20000, got 0"),
         (["--rows", "20001"], "write several files and tell them apart by --start"),
