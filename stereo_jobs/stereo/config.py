@@ -64,7 +64,8 @@ class MethodConfig(BaseModel):
         "`best` ours.",
     )
     scheduler: Literal["ddim", "dpm++"] = Field(
-        "ddim", description="Sampler: DDIM (Eq. 1, eta 0), or DPM-Solver++(2M) for 20 to 25 steps."
+        "ddim",
+        description="Sampler: DDIM (Eq. 1, eta 0), or DPM-Solver++(2M) on Karras levels, for 20 to 25 steps.",
     )
     steps: int = Field(50, ge=2, le=1000, description="Denoising steps.")
     guidance_scale: float = Field(

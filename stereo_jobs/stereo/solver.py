@@ -19,7 +19,7 @@ class Solver:
     """The steps of one run.
 
     Attributes:
-        sampler: `ddim` (eta 0) or `dpm++` (DPM-Solver++(2M), Lu et al. 2022).
+        sampler: `ddim` (eta 0) or `dpm++` (DPM-Solver++(2M), Lu et al. 2022, on Karras levels).
         timesteps: of the steps, from noise to image; int64 on the CPU.
         alphas: steps+1 float64 on the CPU.
         prediction: what the U-Net predicts.
@@ -45,13 +45,14 @@ class Solver:
             # "Leading" spacing, as the published code: 981, 961, ..., 1 for 50 of 1000 steps and an offset of 1.
             offset = int(config.get("steps_offset", 0))
             timesteps = (torch.arange(steps) * (trained // steps) + offset).flip(0).clamp(max=trained - 1)
+            # `set_alpha_to_one: false`: the result counts as the least noisy latent, not as noiseless.
+            levels = torch.cat([alphas[timesteps], alphas[:1]])
         elif sampler == "dpm++":
-            # Few steps must begin at the noisiest level: 999, 949, ..., 50 for 20 of 1000.
-            timesteps = torch.linspace(0, trained - 1, steps + 1, dtype=torch.float64).round().long().flip(0)[:-1]
+            levels = _karras(alphas, steps)
+            timesteps = (alphas[None] / (1 - alphas[None])).log().sub((levels / (1 - levels)).log()[:, None])
+            timesteps = timesteps.abs().argmin(1)[:-1]
         else:
             raise ValueError(f"sampler: must be ddim or dpm++, got {sampler!r}")
-        # `set_alpha_to_one: false`: the result counts as the least noisy latent, not as noiseless.
-        levels = torch.cat([alphas[timesteps], alphas[:1]])
         return cls(sampler, timesteps, levels, config.get("prediction_type", "epsilon"))
 
     @property
@@ -112,6 +113,16 @@ class Solver:
     def _half_log_snr(self, i: int) -> Tensor:
         alpha = self.alphas[i]
         return 0.5 * (alpha.log() - (1 - alpha).log())
+
+
+def _karras(alphas: Tensor, steps: int) -> Tensor:
+    """steps+1 levels evenly spaced in sigma^(1/7) (Karras et al. 2022, Eq. 5), from the noisiest to the least noisy.
+
+    Few steps err most where sigma changes most, near the noise and near the image; this spends them there.
+    """
+    sigmas = ((1 - alphas) / alphas).sqrt()
+    last, first = float(sigmas[0]) ** (1 / 7), float(sigmas[-1]) ** (1 / 7)
+    return 1 / (1 + torch.linspace(first, last, steps + 1, dtype=torch.float64) ** 14)
 
 
 def _betas(config: dict[str, Any], trained: int) -> Tensor:

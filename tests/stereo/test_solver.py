@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 
 from stereo_jobs.stereo.solver import Solver
+from tests.schedulers import reference_scheduler
 
 STABLE_DIFFUSION = {
     "num_train_timesteps": 1000,
@@ -31,7 +32,6 @@ def config(prediction, **others):
 
 def assert_same_run(solver, scheduler):
     """Both start from one noise, are asked the same questions and pass the same latents."""
-    scheduler.set_timesteps(solver.steps)
     assert solver.timesteps.tolist() == scheduler.timesteps.tolist()
     ours = theirs = noise()
     clean = None
@@ -49,6 +49,7 @@ def assert_same_run(solver, scheduler):
 def test_ddim_is_that_of_diffusers(prediction, steps, others):
     settings = config(prediction, **others)
     scheduler = DDIMScheduler(**settings, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(steps)
     assert_same_run(Solver.of(settings, steps, "ddim"), scheduler)
 
 
@@ -56,7 +57,8 @@ def test_ddim_is_that_of_diffusers(prediction, steps, others):
 @pytest.mark.parametrize("steps", [2, 14, 15, 20, 25])
 def test_dpm_solver_is_that_of_diffusers(prediction, steps):
     settings = config(prediction)
-    scheduler = DPMSolverMultistepScheduler(**settings, timestep_spacing="linspace", final_sigmas_type="sigma_min")
+    scheduler = reference_scheduler("dpm++", settings)
+    scheduler.set_timesteps(steps)
     assert_same_run(Solver.of(settings, steps, "dpm++"), scheduler)
 
 
