@@ -75,7 +75,7 @@ def evaluate(work: Work = WORK, scenes: Annotated[int, typer.Option(help="Held-o
 
 @app.command("all")
 def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu") -> None:
-    """Everything, in order; about six hours on two CPU cores."""
+    """Everything, in order; about three hours on two CPU cores."""
     for part in (train_vae, cache_latents, train_unet, train_depth, train_judge):
         part(work, processes, device)
     evaluate(work)
