@@ -187,7 +187,11 @@ class StereoPipeline(NotebookCalls):
         for word in self.sd.unknown_words(row.prompt):
             if word not in self._reported:
                 self._reported.add(word)
-                log.warning("row %s: the model does not know the word %r and draws nothing for it", row.id, word)
+                log.warning(
+                    "row %s: the model does not know the word %r and draws nothing for it",
+                    *(row.id, word),
+                    extra={"row": row.id},
+                )
 
 
 def choose_device(name: str) -> str:

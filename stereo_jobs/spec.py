@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from stereo_jobs.errors import SpecError
+from stereo_jobs.logs import LogFormat
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.stereo import METHOD_VERSION
 from stereo_jobs.stereo.config import MethodConfig
@@ -248,6 +249,9 @@ class Runtime(_Model):
     max_image_bytes: PositiveInt = Field(64 * 1024**2, description="Larger inputs are refused unread.")
     max_image_pixels: PositiveInt = Field(50_000_000, description="Larger inputs are refused undecoded.")
     ray_address: str | None = Field(None, description="An existing Ray cluster; null: RAY_ADDRESS or local.")
+    log_format: LogFormat = Field(
+        "text", description="Lines for people, or JSON objects with job, shard and row ids; also of the actors."
+    )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
 
 
