@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
+    from stereo_jobs.job.driver import Prepared
+    from stereo_jobs.job.estimate import Estimate
     from stereo_jobs.job.plan import Job
     from stereo_jobs.job.progress import Status
     from stereo_jobs.job.submit import Cluster
@@ -95,19 +97,28 @@ def demo(
 def plan(
     spec: SpecPath,
     overrides: Set = None,
+    *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec, manifest and models; write nothing.")] = False,
     extend: Annotated[bool, typer.Option(help="Plan manifest files that are new, too.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Make a few pairs on one worker, say what all will take; write nothing.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to estimate for.")] = 1,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Dollars for one GPU, to estimate cost.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
     from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.display import estimate_table
     from stereo_jobs.job.driver import open_output, prepare
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, overrides)
+    dry_run = dry_run or estimate
     storage = open_storage(loaded.output, loaded.runtime.storage) if dry_run else open_output(loaded)
-    job = prepare(loaded, storage, extend=extend, publish=not dry_run).job
-    facts = {
+    prepared = prepare(loaded, storage, extend=extend, publish=not dry_run)
+    job = prepared.job
+    facts: dict[str, Any] = {
         "planned": job.pairs,
         "generations": [
             {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards} for p in job.plans
@@ -118,7 +129,11 @@ def plan(
         f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})"
         for p in job.plans
     ]
+    guess = _estimate(loaded, prepared, gpus, price_per_hour) if estimate else None
+    facts |= {"estimate": guess.as_json()} if guess else {}
     _print(facts, [*lines, "nothing was written (dry run)" if dry_run else "planned"], as_json)
+    if guess and not as_json:
+        out.print(estimate_table(guess))
 
 
 @app.command()
@@ -456,6 +471,21 @@ def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> Non
     if as_json:
         print(json.dumps({"id": job_id, "status": end.status, "exit_code": end.exit_code}))
     raise typer.Exit(end.exit_code)
+
+
+def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: float | None) -> "Estimate":
+    from stereo_jobs.errors import SpecError
+    from stereo_jobs.job import progress
+    from stereo_jobs.job.estimate import estimate, rehearse
+
+    storage, job, recipe = prepared
+    status = progress.status(job, progress.totals(storage, job))
+    if status.complete:
+        raise SpecError(f"{storage.uri}: every planned row is done, so there is nothing to estimate")
+    newest = next(p for p in reversed(job.plans) if p.kind == "manifest")
+    share = spec.runtime.gpus_per_actor
+    rehearsal = rehearse(spec, recipe, newest)
+    return estimate(rehearsal, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
 
 
 def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:

@@ -10,12 +10,14 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from stereo_jobs import logs
 
 if TYPE_CHECKING:
     from stereo_jobs.job.driver import Tick
+    from stereo_jobs.job.estimate import Estimate
     from stereo_jobs.job.progress import Status
     from stereo_jobs.job.watch import Sight
 
@@ -95,6 +97,45 @@ def status_lines(status: "Status") -> list[str]:
         accepted = f"accepted: {status.quality.accepted} of {status.quality.judged} pairs{dropped}"
         lines.append(f"{accepted}; rejected for: {reasons}" if reasons else accepted)
     return lines
+
+
+def estimate_table(estimate: "Estimate") -> Table:
+    """An estimate, and what it rests on."""
+    seen = estimate.rehearsal
+    spread = f"{seen.fastest_batch_s:.1f} to {seen.slowest_batch_s:.1f} s a batch of {seen.batch_size}"
+    each = ", ".join(f"{stage} {seconds / seen.pairs:.2f}" for stage, seconds in seen.stages.items())
+    memory = f"{_size(seen.rss_bytes)} of the machine"
+    if seen.gpu_bytes is not None and seen.gpu_total_bytes is not None:
+        memory = f"{_size(seen.gpu_bytes)} of the GPU's {_size(seen.gpu_total_bytes)}, {memory}"
+    limit = "the models" if estimate.slowest == "generate" else f"{estimate.slowest}: the GPU waits for it"
+    failed = ", ".join(f"{count} {error_type}" for error_type, count in seen.failures.items())
+    rows = [
+        ("measured on", f"{seen.device}, {seen.pairs} pairs, {spread}"),
+        *([("rows failed", failed)] if failed else []),
+        ("seconds a pair", f"{each}; limited by {limit}"),
+        ("peak memory", memory),
+        ("to make", f"{estimate.pairs:,} pairs in {estimate.shards:,} shards, {_size(estimate.bytes)}"),
+        ("speed", f"{estimate.pairs_per_s:.2f} pairs/s on {estimate.gpus} GPU" + "s" * (estimate.gpus != 1)),
+        ("wall time", f"{duration(estimate.wall_s)}, {seen.load_s:.0f} s of it to load the models"),
+        ("GPU-hours", f"{estimate.gpu_hours:,.2f}"),
+    ]
+    if estimate.dollars is not None:
+        rate = f"${estimate.dollars_per_1000_pairs:,.2f} per 1,000 pairs"
+        rows.append(("cost", f"${estimate.dollars:,.2f}, {rate}, at ${estimate.price_per_hour:g} a GPU-hour"))
+    if seen.device == "cpu":
+        rows.append(("note", "measured without a GPU: read CPU for GPU, and measure again on the machine you will pay"))
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in rows:
+        table.add_row(name, value)
+    return table
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
 
 
 def _line(tick: "Tick") -> str:

@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ENCODERS = 2
+"""Threads of a worker that encode pairs beside the models."""
+
 Load = Callable[[Recipe, str, int], Generator]
 """Loads the generator: (resolved recipe, device, batch size) -> generator."""
 
@@ -119,7 +122,7 @@ class ShardWorker:
         self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
-        self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encode")
+        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.generator = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size).result()
@@ -311,7 +314,7 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
             "depth_model": depth.path,
             "depth_model_revision": depth.revision,
             "run_version": __version__,
-            "run_device": f"{platform.machine()}/{_device_name()}",
+            "run_device": f"{platform.machine()}/{device_name()}",
         }
         | {CARRIED_PREFIX + name: value for name, value in row.carried.items()}
     )
@@ -331,7 +334,8 @@ def _quality_cells(pair: StereoPair, recipe: Recipe) -> dict[str, Any]:
     return quality_cells(pair, recipe.quality)
 
 
-def _device_name() -> str:
+def device_name() -> str:
+    """Of the GPU, or `cpu`."""
     torch = sys.modules.get("torch")
     return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
 
