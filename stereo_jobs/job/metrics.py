@@ -18,7 +18,7 @@ Stage = Literal["read", "generate", "encode", "write"]
 
 
 class Metric(NamedTuple):
-    """One metric. Every one also has the label `job`: the output's URI."""
+    """One metric. Every one also has the label `output`, a URI: `job` is Prometheus's own word for what it scrapes."""
 
     kind: Literal["counter", "gauge"]
     description: str
@@ -53,12 +53,12 @@ class Metrics:
     """Where a process puts the numbers of one job; without Ray they go no further than the log.
 
     Args:
-        job: the output's URI.
+        output: the job's, a URI.
         on_ray: Ray is connected in this process, or will be when the first number comes.
     """
 
-    def __init__(self, job: str, *, on_ray: bool) -> None:
-        self._job = job
+    def __init__(self, output: str, *, on_ray: bool) -> None:
+        self._output = output
         self._on_ray = on_ray
 
     def shard(self, record: ShardRecord) -> None:
@@ -107,6 +107,6 @@ class Metrics:
 
         kinds = {"counter": metrics.Counter, "gauge": metrics.Gauge}
         return {
-            name: kinds[kind](name, description, ("job", *labels)).set_default_tags({"job": self._job})
+            name: kinds[kind](name, description, ("output", *labels)).set_default_tags({"output": self._output})
             for name, (kind, description, labels) in METRICS.items()
         }

@@ -152,7 +152,7 @@ def test_more_gpus_than_shards_cost_without_helping(make_spec, make_manifest):
 def test_workers_that_share_a_gpu_gain_nothing(make_spec, make_manifest, share, wall_s):
     status = status_of(make_spec(make_manifest(rows=1000), shard_rows=10), publish=False)
     assert estimate.estimate(MEASURED, status, gpus=4, gpus_per_actor=share).wall_s == pytest.approx(wall_s)
-    with pytest.raises(SpecError, match="a worker takes runtime.gpus_per_actor = 8 of them, got 4"):
+    with pytest.raises(SpecError, match=r"a worker takes runtime\.gpus_per_actor = 8 of them, got 4"):
         estimate.estimate(MEASURED, status, gpus=4, gpus_per_actor=8)
 
 
@@ -188,6 +188,7 @@ def stereo_jobs(command_line, capsys, monkeypatch):
 def test_plan_estimate(stereo_jobs, make_manifest, tmp_path):
     path = tmp_path / "job.yaml"
     spec = {"manifest": str(make_manifest(rows=64)), "output": str(tmp_path / "out"), "runtime": {"shard_rows": 8}}
+    spec["recipe"] = {"quality": {"enabled": False}}
     path.write_text(yaml.safe_dump(spec))
     words = ["plan", path, "--estimate", "--gpus", 2, "--price-per-hour", 0.5]
     code, out, _ = stereo_jobs(*words)
