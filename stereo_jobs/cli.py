@@ -356,9 +356,9 @@ def manifest_build(
 ) -> None:
     """Make a Parquet manifest."""
     from stereo_jobs.data.build import build
-    from stereo_jobs.spec import StorageSpec
+    from stereo_jobs.spec import parse_storage
 
-    rows = build(source, target, StorageSpec(endpoint_url=endpoint_url))
+    rows = build(source, target, parse_storage(endpoint_url=endpoint_url))
     _print({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
 
 
@@ -381,12 +381,12 @@ def manifest_toyscapes(
     """Render small stereo scenes with exact truth as a manifest."""
     from typing import cast
 
-    from stereo_jobs.spec import StorageSpec
+    from stereo_jobs.spec import parse_storage
     from stereo_jobs.toyscapes import manifest, scenes
 
     manifest.write_manifest(
         target,
-        StorageSpec(endpoint_url=endpoint_url),
+        parse_storage(endpoint_url=endpoint_url),
         rows=rows,
         mode=cast(manifest.Mode, _one_of("mode", mode, manifest.MODES)),
         split=cast(scenes.Split, _one_of("split", split, scenes.SPLITS)),
@@ -446,9 +446,9 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import StorageError
     from stereo_jobs.job.plan import load_job
-    from stereo_jobs.spec import StorageSpec, load_spec
+    from stereo_jobs.spec import load_spec, parse_storage
 
-    settings = StorageSpec(endpoint_url=endpoint_url)
+    settings = parse_storage(endpoint_url=endpoint_url)
     if output.endswith((".yaml", ".yml", ".json")):
         spec = load_spec(output)
         output, settings = spec.output, spec.runtime.storage

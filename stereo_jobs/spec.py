@@ -210,6 +210,13 @@ class StorageSpec(_Model):
     access_key_id: SecretStr | None = Field(None, description="Better left to the AWS chain; use ${ENV}.")
     secret_access_key: SecretStr | None = Field(None, description="Better left to the AWS chain.")
 
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value and "@" in value:
+            raise ValueError("the URL has a password in it, which S3 does not take; use access_key_id and its secret")
+        return value
+
     @model_validator(mode="after")
     def _both_keys(self) -> Self:
         if (self.access_key_id is None) != (self.secret_access_key is None):
@@ -332,6 +339,14 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error))) from None
+
+
+def parse_storage(**fields: Any) -> StorageSpec:
+    """Validate single fields of the storage settings; errors name the field and the rule."""
+    try:
+        return StorageSpec.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError("\n".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

@@ -142,7 +142,6 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")  # a busy machine needs more than Ray's 30 s
     address = spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")
     if not address:
         # Without this Ray puts its servers on the host's outside address.

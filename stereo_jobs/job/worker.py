@@ -21,7 +21,7 @@ from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, write_shard
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError
+from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError, hide_passwords
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import commit, complete
 from stereo_jobs.job.metrics import Stage
@@ -253,7 +253,7 @@ class ShardWorker:
                 raise RuntimeError("the generator returned other rows than it was given")
         except Exception as error:
             # Only words leave this block: the exception holds the failed attempt's tensors in GPU memory.
-            failure = type(error).__name__, str(error)[:2000]
+            failure = type(error).__name__, hide_passwords(str(error)[:2000])
         if failure:
             return self._attempt_again(batch, tries, *failure)
         seconds = (time.monotonic() - started) / len(batch)

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import secrets
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from stereo_jobs.errors import ModelError
+from stereo_jobs.errors import ModelError, TooManyFailuresError
 from stereo_jobs.job import estimate
 from stereo_jobs.job.driver import run
 from stereo_jobs.job.metrics import METRICS, exported
@@ -139,3 +140,17 @@ def test_a_rehearsal_runs_on_a_worker_of_the_cluster(ray, make_spec, monkeypatch
 
 def load_badly(recipe, device, batch_size):
     raise ModelError("model nowhere: cannot be loaded")
+
+
+def test_no_file_of_the_session_holds_a_secret(session, make_spec, make_manifest):
+    planted = [os.environ["RAY_AUTH_TOKEN"], secrets.token_hex(16), secrets.token_hex(16)]
+    keys = {"access_key_id": planted[1], "secret_access_key": planted[2]}
+    manifest = make_manifest(prompt=PROMPTS)
+    run(make_spec(manifest, storage=keys, max_failure_ratio=1.0, log_format="json"), load=standin.load)
+    with pytest.raises(TooManyFailuresError):
+        run(make_spec(manifest, output=f"{manifest}-failing", storage=keys, max_failure_ratio=0), load=standin.load)
+    files = [path for path in session.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    for path in files:
+        data = path.read_bytes()
+        assert not any(secret.encode() in data for secret in planted), path
