@@ -52,7 +52,7 @@ def samples(ray) -> dict[str, list[tuple[dict[str, str], float]]]:
 
 
 def test_the_endpoint_has_every_metric_and_the_counters_agree_with_the_dataset(ray, session, make_spec, make_manifest):
-    spec = make_spec(make_manifest(prompt=PROMPTS), max_failure_ratio=1.0, log_format="json")
+    spec = make_spec(make_manifest(prompt=PROMPTS), max_failure_ratio=1.0, log_format="json", lease_ttl_s=60)
     status = run(spec, load=standin.load)
     names = {exported(name): metric for name, metric in METRICS.items() if name != "stereo_jobs_rejected_pairs"}
 
@@ -85,7 +85,7 @@ def test_the_endpoint_has_every_metric_and_the_counters_agree_with_the_dataset(r
 
 
 def test_actors_log_as_json_too(session, make_spec, make_manifest):
-    spec = make_spec(make_manifest(rows=1, prompt=["boom"]), max_failure_ratio=1.0, log_format="json")
+    spec = make_spec(make_manifest(rows=1, prompt=["boom"]), max_failure_ratio=1.0, log_format="json", lease_ttl_s=60)
     run(spec, load=standin.load)
     text = "\n".join(path.read_text() for path in session.glob("logs/worker-*.err"))
     lines = [json.loads(line) for line in text.splitlines() if line.startswith('{"time"')]
@@ -145,10 +145,11 @@ def load_badly(recipe, device, batch_size):
 def test_no_file_of_the_session_holds_a_secret(session, make_spec, make_manifest):
     planted = [os.environ["RAY_AUTH_TOKEN"], secrets.token_hex(16), secrets.token_hex(16)]
     keys = {"access_key_id": planted[1], "secret_access_key": planted[2]}
+    runtime = {"storage": keys, "log_format": "json", "lease_ttl_s": 60}
     manifest = make_manifest(prompt=PROMPTS)
-    run(make_spec(manifest, storage=keys, max_failure_ratio=1.0, log_format="json"), load=standin.load)
+    run(make_spec(manifest, **runtime, max_failure_ratio=1.0), load=standin.load)
     with pytest.raises(TooManyFailuresError):
-        run(make_spec(manifest, output=f"{manifest}-failing", storage=keys, max_failure_ratio=0), load=standin.load)
+        run(make_spec(manifest, f"{manifest}-failing", **runtime, max_failure_ratio=0), load=standin.load)
     files = [path for path in session.rglob("*") if path.is_file()]
     assert len(files) > 10
     for path in files:
