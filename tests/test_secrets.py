@@ -72,7 +72,7 @@ def spec_file(tmp_path, make_manifest, s3_server):
             "recipe": {"quality": {"enabled": False}},
             "runtime": {
                 "shard_rows": 3,
-                "lease_ttl_s": 2.0,
+                "lease_ttl_s": 60,
                 "max_failure_ratio": 0.5,
                 "storage": {"endpoint_url": s3_server} | KEYS | storage,
             },
