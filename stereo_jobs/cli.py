@@ -12,10 +12,15 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
+from stereo_jobs import logs
 from stereo_jobs.errors import StereoJobsError
+
+log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
+    from stereo_jobs.job.driver import Prepared
+    from stereo_jobs.job.estimate import Estimate
     from stereo_jobs.job.plan import Job
     from stereo_jobs.job.progress import Status
     from stereo_jobs.job.submit import Cluster
@@ -45,6 +50,15 @@ Local = Annotated[bool, typer.Option("--local", help="Run in this process, witho
 Address = Annotated[
     str, typer.Option(metavar="URL", envvar="STEREO_JOBS_ADDRESS", help="Dashboard of the Ray head: http://HOST:8265.")
 ]
+LogFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--log-format",
+        metavar="text|json",
+        envvar="STEREO_JOBS_LOG_FORMAT",
+        help="json: every line of stderr an object with job, shard and row ids. Short for runtime.log_format.",
+    ),
+]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="S3 server other than AWS.")]
 
 
@@ -58,10 +72,7 @@ def _root(
 
         print(__version__)
         raise typer.Exit
-    level = logging.INFO if verbose else logging.WARNING
-    handler = RichHandler(console=err, show_path=False, show_time=verbose)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("stereo_jobs").setLevel(level)
+    logs.configure("text", verbose=verbose, handler=RichHandler(console=err, show_path=False, show_time=verbose))
 
 
 # --- Making a dataset ---
@@ -87,19 +98,28 @@ def demo(
 def plan(
     spec: SpecPath,
     overrides: Set = None,
+    *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec, manifest and models; write nothing.")] = False,
     extend: Annotated[bool, typer.Option(help="Plan manifest files that are new, too.")] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Make a few pairs on one worker, say what all will take; write nothing.")
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to estimate for.")] = 1,
+    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Dollars for one GPU, to estimate cost.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
     from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.display import estimate_table
     from stereo_jobs.job.driver import open_output, prepare
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, overrides)
+    dry_run = dry_run or estimate
     storage = open_storage(loaded.output, loaded.runtime.storage) if dry_run else open_output(loaded)
-    job = prepare(loaded, storage, extend=extend, publish=not dry_run).job
-    facts = {
+    prepared = prepare(loaded, storage, extend=extend, publish=not dry_run)
+    job = prepared.job
+    facts: dict[str, Any] = {
         "planned": job.pairs,
         "generations": [
             {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards} for p in job.plans
@@ -110,41 +130,65 @@ def plan(
         f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})"
         for p in job.plans
     ]
+    guess = _estimate(loaded, prepared, gpus, price_per_hour) if estimate else None
+    facts |= {"estimate": guess.as_json()} if guess else {}
     _print(facts, [*lines, "nothing was written (dry run)" if dry_run else "planned"], as_json)
+    if guess and not as_json:
+        out.print(estimate_table(guess))
 
 
 @app.command()
 def run(
     spec: SpecPath,
     overrides: Set = None,
+    *,
     local: Local = False,
     extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or go on where it stopped."""
     from stereo_jobs.spec import load_spec
 
-    _run(load_spec(spec, overrides), local=local, extend=extend, as_json=as_json)
+    _run(load_spec(spec, _with(overrides, log_format)), local=local, extend=extend, as_json=as_json)
 
 
 @app.command("retry-failed")
-def retry_failed(spec: SpecPath, overrides: Set = None, local: Local = False, as_json: AsJson = False) -> None:
+def retry_failed(
+    spec: SpecPath, overrides: Set = None, local: Local = False, log_format: LogFormat = None, as_json: AsJson = False
+) -> None:
     """Make the failed rows again, as a new generation of the plan."""
     from stereo_jobs.spec import load_spec
 
-    _run(load_spec(spec, overrides), local=local, retry=True, as_json=as_json)
+    _run(load_spec(spec, _with(overrides, log_format)), local=local, retry=True, as_json=as_json)
 
 
 # --- Looking at one ---
 
 
 @app.command()
-def status(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
+def status(
+    output: Output,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until the job ends: exit 0 done, 75 not.")] = False,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
     """How far a job is; works from anywhere, also while it runs."""
-    from stereo_jobs.job import progress
+    from stereo_jobs import display
+    from stereo_jobs.job import watch as watching
 
-    _, storage, job = _locate(output, endpoint_url)
-    _print_status(progress.status(job, progress.totals(storage, job)), as_json)
+    _, storage, _ = _locate(output, endpoint_url)
+    if not watch:
+        sight = watching.look(storage)
+        _print(sight.as_json(), display.sight_lines(sight), as_json)
+        return
+    with display.board(out) as show:
+        for sight in watching.watch(storage, every_s=watching.EVERY_S, patience_s=watching.PATIENCE_S):
+            if as_json:
+                print(json.dumps(sight.as_json()), flush=True)
+            else:
+                show(sight)
+    raise typer.Exit(sight.exit_code or 0)
 
 
 @app.command()
@@ -237,13 +281,14 @@ def submit(
     extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
     max_hours: Annotated[float | None, typer.Option(min=0.001, help="Drain and exit 75 after this time.")] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and come back at once.")] = False,
+    log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Run SPEC on a Ray cluster: follow its logs and exit as it does. A job that is under way is joined."""
     from stereo_jobs.job import submit as jobs
 
     with jobs.connect(address) as cluster:
-        ticket = cluster.submit(spec, overrides or (), job_id=job_id, extend=extend, max_hours=max_hours)
+        ticket = cluster.submit(spec, _with(overrides, log_format), job_id=job_id, extend=extend, max_hours=max_hours)
         if detach:
             state = "already running" if ticket.joined else "submitted"
             _print({"id": ticket.id, "joined": ticket.joined}, [f"{ticket.id}: {state}"], as_json)
@@ -266,8 +311,8 @@ def stop(
     _print({"id": job_id, "stopped": stopped}, [f"{job_id}: {'stopping' if stopped else 'had ended before'}"], as_json)
 
 
-@app.command()
-def logs(
+@app.command("logs")
+def print_logs(
     job_id: Annotated[str, typer.Argument(metavar="ID", help="As `submit` printed it.")],
     address: Address,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends; then exit as it did.")] = False,
@@ -312,9 +357,9 @@ def manifest_build(
 ) -> None:
     """Make a Parquet manifest."""
     from stereo_jobs.data.build import build
-    from stereo_jobs.spec import StorageSpec
+    from stereo_jobs.spec import parse_storage
 
-    rows = build(source, target, StorageSpec(endpoint_url=endpoint_url))
+    rows = build(source, target, parse_storage(endpoint_url=endpoint_url))
     _print({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
 
 
@@ -337,12 +382,12 @@ def manifest_toyscapes(
     """Render small stereo scenes with exact truth as a manifest."""
     from typing import cast
 
-    from stereo_jobs.spec import StorageSpec
+    from stereo_jobs.spec import parse_storage
     from stereo_jobs.toyscapes import manifest, scenes
 
     manifest.write_manifest(
         target,
-        StorageSpec(endpoint_url=endpoint_url),
+        parse_storage(endpoint_url=endpoint_url),
         rows=rows,
         mode=cast(manifest.Mode, _one_of("mode", mode, manifest.MODES)),
         split=cast(scenes.Split, _one_of("split", split, scenes.SPLITS)),
@@ -375,8 +420,16 @@ def main() -> None:
     try:
         app()
     except StereoJobsError as error:
-        err.print(f"error: {error}", style="red", markup=False)
+        if logs.is_json():
+            log.error("%s", error, extra={"exit_code": error.exit_code})
+        else:
+            err.print(f"error: {error}", style="red", markup=False)
         sys.exit(error.exit_code)
+    except Exception:
+        if not logs.is_json():
+            raise
+        log.exception("internal error")
+        sys.exit(StereoJobsError.exit_code)
     except KeyboardInterrupt:
         sys.exit(75)
 
@@ -394,9 +447,9 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import StorageError
     from stereo_jobs.job.plan import load_job
-    from stereo_jobs.spec import StorageSpec, load_spec
+    from stereo_jobs.spec import load_spec, parse_storage
 
-    settings = StorageSpec(endpoint_url=endpoint_url)
+    settings = parse_storage(endpoint_url=endpoint_url)
     if output.endswith((".yaml", ".yml", ".json")):
         spec = load_spec(output)
         output, settings = spec.output, spec.runtime.storage
@@ -421,25 +474,37 @@ def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> Non
     raise typer.Exit(end.exit_code)
 
 
+def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: float | None) -> "Estimate":
+    from stereo_jobs.errors import SpecError
+    from stereo_jobs.job import progress
+    from stereo_jobs.job.estimate import estimate, rehearse
+
+    storage, job, recipe = prepared
+    status = progress.status(job, progress.totals(storage, job))
+    if status.complete:
+        raise SpecError(f"{storage.uri}: every planned row is done, so there is nothing to estimate")
+    newest = next(p for p in reversed(job.plans) if p.kind == "manifest")
+    share = spec.runtime.gpus_per_actor
+    rehearsal = rehearse(spec, recipe, newest)
+    return estimate(rehearsal, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
+
+
+def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:
+    return [*(overrides or ()), *([f"runtime.log_format={log_format}"] if log_format else [])]
+
+
 def _run(spec: "JobSpec", *, as_json: bool, **options: Any) -> None:
     from stereo_jobs.display import display
     from stereo_jobs.job.driver import run as run_job
 
+    if spec.runtime.log_format == "json":
+        logs.configure("json")
     with display(err, quiet=as_json) as watch:
         final = run_job(spec, watch=watch, **options)
-    _print_status(final, as_json)
+    _print_status(final, as_json or logs.is_json())
 
 
 def _print_status(status: "Status", as_json: bool) -> None:
-    state = "done" if status.complete else "not done"
-    line = (
-        f"{state}: {status.succeeded} of {status.planned} pairs, {status.failed} failed, "
-        f"{status.shards_done} of {status.shards_planned} shards, {status.bytes / 1e6:.1f} MB"
-    )
-    lines = [line]
-    if status.quality.acceptance is not None:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in status.quality.reasons.items())
-        dropped = f", {status.rejected} left out" if status.rejected else ""
-        accepted = f"accepted: {status.quality.accepted} of {status.quality.judged} pairs{dropped}"
-        lines.append(f"{accepted}; rejected for: {reasons}" if reasons else accepted)
-    _print(status.as_json(), lines, as_json)
+    from stereo_jobs.display import status_lines
+
+    _print(status.as_json(), status_lines(status), as_json)

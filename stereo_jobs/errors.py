@@ -1,14 +1,27 @@
 """The exceptions that end a command, each with its exit code.
 
 A row that fails is data (`records.RowError`), a shard that fails is dealt again; only what is listed here
-ends a run. A message names the field, file or row, the rule, the value and the remedy.
+ends a run. A message names the field, file or row, the rule, the value and the remedy; a password in that value is
+blotted out, since messages end up in logs and datasets.
 """
+
+import re
+
+_IN_URL = re.compile(r"(?<=://)[^\s/@]+@|(?<![\w/.%+-])[\w.%+-]+:[^\s/@:]+@")
+
+
+def hide_passwords(text: str) -> str:
+    """The same with `***@` in place of `user:password@` or `token@` of an address."""
+    return _IN_URL.sub("***@", text)
 
 
 class StereoJobsError(Exception):
     """Base of every error this package raises on purpose."""
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(hide_passwords(message))
 
 
 class SpecError(StereoJobsError):

@@ -189,14 +189,18 @@ class StereoPipeline(NotebookCalls):
         for word in self.sd.unknown_words(row.prompt):
             if word not in self._reported:
                 self._reported.add(word)
-                log.warning("row %s: the model does not know the word %r and draws nothing for it", row.id, word)
+                log.warning(
+                    "row %s: the model does not know the word %r and draws nothing for it",
+                    *(row.id, word),
+                    extra={"row": row.id},
+                )
         if not self._reported_cut and self.sd.truncated(row.prompt):
             self._reported_cut = True
             log.warning(
                 "row %s: the model reads %d tokens and not the rest of this prompt; further long prompts are cut "
                 "without a word",
-                row.id,
-                self.sd.prompt_tokens,
+                *(row.id, self.sd.prompt_tokens),
+                extra={"row": row.id},
             )
 
 

@@ -183,6 +183,7 @@ class ShardRecord(BaseModel):
     succeeded: int
     failed: int
     rejected: int = Field(0, description="Pairs that `drop_rejected` left out; not among the failed ones.")
+    failures: dict[str, int] = Field({}, description="Failed rows by error type.")
     quality: QualitySummary = QualitySummary()
     unet_evaluations: int = 0
     seconds: float = Field(description="That the models worked on it.")

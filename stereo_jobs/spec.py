@@ -25,6 +25,7 @@ from pydantic import (
 )
 
 from stereo_jobs.errors import SpecError
+from stereo_jobs.logs import LogFormat
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.stereo import METHOD_VERSION
 from stereo_jobs.stereo.config import MethodConfig
@@ -209,6 +210,13 @@ class StorageSpec(_Model):
     access_key_id: SecretStr | None = Field(None, description="Better left to the AWS chain; use ${ENV}.")
     secret_access_key: SecretStr | None = Field(None, description="Better left to the AWS chain.")
 
+    @field_validator("endpoint_url")
+    @classmethod
+    def _no_password(cls, value: str | None) -> str | None:
+        if value and "@" in value:
+            raise ValueError("the URL has a password in it, which S3 does not take; use access_key_id and its secret")
+        return value
+
     @model_validator(mode="after")
     def _both_keys(self) -> Self:
         if (self.access_key_id is None) != (self.secret_access_key is None):
@@ -248,6 +256,9 @@ class Runtime(_Model):
     max_image_bytes: PositiveInt = Field(64 * 1024**2, description="Larger inputs are refused unread.")
     max_image_pixels: PositiveInt = Field(50_000_000, description="Larger inputs are refused undecoded.")
     ray_address: str | None = Field(None, description="An existing Ray cluster; null: RAY_ADDRESS or local.")
+    log_format: LogFormat = Field(
+        "text", description="Lines for people, or JSON objects with job, shard and row ids; also of the actors."
+    )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
 
 
@@ -328,6 +339,14 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
         return Recipe.model_validate(data)
     except ValidationError as error:
         raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error))) from None
+
+
+def parse_storage(**fields: Any) -> StorageSpec:
+    """Validate single fields of the storage settings; errors name the field and the rule."""
+    try:
+        return StorageSpec.model_validate(fields)
+    except ValidationError as error:
+        raise SpecError("\n".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:

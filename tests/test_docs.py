@@ -7,6 +7,7 @@ import yaml
 from typer.main import get_command
 
 from stereo_jobs import cli, errors
+from stereo_jobs.job.metrics import METRICS, exported
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
 from stereo_jobs.spec import parse_spec
@@ -45,6 +46,13 @@ def test_every_rule_and_metric_is_explained():
         assert not name.startswith(QUALITY_PREFIX) or f"`{name}`" in page, name
 
 
+def test_every_metric_is_documented():
+    page = read("docs/cluster.md")
+    for name, metric in METRICS.items():
+        labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
+        assert f"`{exported(name)}{labels}`" in page, name
+
+
 def test_every_exit_code_is_in_readme_and_help():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for text in (read("README.md").partition("Exit codes:")[2], cli.app.info.epilog):
@@ -63,7 +71,8 @@ def test_the_example_specs_are_valid():
 
 
 def test_links_lead_somewhere():
-    for page in [REPOSITORY / "README.md", *REPOSITORY.glob("docs/*.md"), *REPOSITORY.glob("manifests/*.md")]:
+    places = ("README.md", "docs/*.md", "manifests/*.md", "cluster/**/*.md")
+    for page in [page for place in places for page in REPOSITORY.glob(place)]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} -> {target}"

@@ -10,5 +10,8 @@
 | `pool` | where workers live: this process, or Ray actors (the only module that imports ray) |
 | `driver` | deals shards until all are done |
 | `progress` | how far is it, from records alone |
+| `watch` | is a run alive, has the job ended |
+| `metrics` | numbers for Prometheus |
+| `estimate` | what will it take and cost, measured on a few rows |
 | `verify` | is every planned id there exactly once |
 """

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from stereo_jobs import __version__
+from stereo_jobs import __version__, logs
 from stereo_jobs.data import card, manifest
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import (
@@ -28,6 +28,7 @@ from stereo_jobs.job import layout, plan, progress
 from stereo_jobs.job.commits import failed_rows, keys_with_errors, repair
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
+from stereo_jobs.job.metrics import Metrics
 from stereo_jobs.job.plan import Job
 from stereo_jobs.job.pool import Outcome, Pool, open_pool
 from stereo_jobs.job.shardset import ShardSet
@@ -56,6 +57,9 @@ class Tick:
     left: int
     seconds: float
     workers: int
+    running: int = 0
+    queued: int = 0
+    """Shards under way, and shards that wait."""
 
     @property
     def pairs_per_s(self) -> float:
@@ -206,6 +210,7 @@ class _Run:
     sums: progress.Totals
     queue: _Queue
     pairs: int
+    metrics: Metrics
     started: float = field(default_factory=time.monotonic)
     made: int = 0
     failed: int = 0
@@ -239,6 +244,7 @@ def run(
     """
     storage = open_output(spec)
     spec = spec.model_copy(update={"output": storage.uri})  # workers may be in other folders
+    logs.name_job(storage.uri)
     ttl_s = spec.runtime.lease_ttl_s
     with (
         Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s) as lease,
@@ -261,6 +267,7 @@ def run(
             sums=progress.totals(storage, job),
             queue=queue,
             pairs=queue.pairs,
+            metrics=Metrics(storage.uri, on_ray=not local),
         )
         if queue:
             pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
@@ -286,8 +293,10 @@ def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch
             pool.submit(state.queue.pop())
         for outcome in pool.wait(0.5):
             _account(state, outcome)
-        _roll_up(state)
-        watch(_tick(state, pool))
+        tick = _tick(state, pool)
+        _roll_up(state, tick)
+        state.metrics.run(tick.planned, tick.left, tick.queued, tick.running, tick.workers)
+        watch(tick)
 
 
 def _account(state: _Run, outcome: Outcome) -> None:
@@ -295,6 +304,7 @@ def _account(state: _Run, outcome: Outcome) -> None:
     task = outcome.task
     if outcome.record is not None:
         progress.add(state.sums, state.job, [outcome.record])
+        state.metrics.shard(outcome.record)
         state.made += outcome.record.succeeded + outcome.record.failed + outcome.record.rejected
         if task.plan.kind == "manifest":  # rows that fail again when retried are no news
             state.failed += outcome.record.failed
@@ -356,6 +366,7 @@ def _drain(state: _Run, pool: Pool) -> None:
         for outcome in pool.wait(0.2):
             if outcome.record is not None:
                 progress.add(state.sums, state.job, [outcome.record])
+                state.metrics.shard(outcome.record)
     pool.stop()
     progress.save(state.storage, state.sums)
 
@@ -387,11 +398,11 @@ def _finish(state: _Run, recipe: Recipe) -> progress.Status:
     return status
 
 
-def _roll_up(state: _Run) -> None:
+def _roll_up(state: _Run, tick: Tick) -> None:
     now = time.monotonic()
     if now - state.rolled_up >= ROLL_UP_EVERY_S:
         state.rolled_up = now
-        progress.save(state.storage, state.sums)
+        progress.save(state.storage, state.sums, progress.Pace.now(tick.pairs_per_s, tick.eta_s, tick.workers))
 
 
 def _tick(state: _Run, pool: Pool) -> Tick:
@@ -403,6 +414,8 @@ def _tick(state: _Run, pool: Pool) -> Tick:
         left=state.pairs - state.made,
         seconds=time.monotonic() - state.started,
         workers=pool.workers(),
+        running=pool.busy(),
+        queued=sum(p.shards for p in state.job.plans) - len(state.sums.shards) - pool.busy(),
     )
 
 

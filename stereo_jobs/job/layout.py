@@ -29,19 +29,24 @@ def ids(generation: int) -> str:
     return f"_job/ids-{generation:04d}.parquet"
 
 
+def shard_name(key: ShardKey) -> str:
+    """What a shard is called in the names of its objects, and in logs."""
+    return f"{key[0]:04d}-{key[1]:07d}"
+
+
 def data(key: ShardKey) -> str:
     """A shard: the object whose existence is the commit."""
-    return f"{DATA_PREFIX}train-{key[0]:04d}-{key[1]:07d}.parquet"
+    return f"{DATA_PREFIX}train-{shard_name(key)}.parquet"
 
 
 def record(key: ShardKey) -> str:
     """What is known of a committed shard; a cache of its footer."""
-    return f"{RECORDS_PREFIX}{key[0]:04d}-{key[1]:07d}.json"
+    return f"{RECORDS_PREFIX}{shard_name(key)}.json"
 
 
 def errors(key: ShardKey) -> str:
     """The failed rows of a shard; a cache of its footer."""
-    return f"{ERRORS_PREFIX}{key[0]:04d}-{key[1]:07d}.parquet"
+    return f"{ERRORS_PREFIX}{shard_name(key)}.parquet"
 
 
 def success(generation: int) -> str:

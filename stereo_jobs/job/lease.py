@@ -9,6 +9,7 @@ import logging
 import secrets
 import threading
 import time
+from contextvars import copy_context
 from types import TracebackType
 
 from stereo_jobs.data.storage import AlreadyExistsError, ChangedError, NotFoundError, Storage
@@ -40,7 +41,7 @@ class Lease:
         self.taken = False
         """Once lost: whether it went to another run, or just could not be kept."""
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._thread = threading.Thread(target=copy_context().run, args=(self._keep,), name="lease", daemon=True)
 
     def __enter__(self) -> "Lease":
         if self.ttl_s:
@@ -140,6 +141,18 @@ class Lease:
     def _content(self, free: bool = False) -> bytes:
         self._count += 1
         return json.dumps({"holder": None if free else self.holder, "renewal": self._count}).encode()
+
+
+def look(storage: Storage) -> tuple[bool | None, str]:
+    """Whether a run holds the output (None: no run has ever held it), and a tag that every renewal changes.
+
+    A holder that died still holds; only a tag that stands still for long shows it.
+    """
+    try:
+        data, tag = storage.read_tagged(layout.LEASE)
+    except NotFoundError:
+        return None, ""
+    return not _is_free(data), tag
 
 
 def _is_free(data: bytes) -> bool:

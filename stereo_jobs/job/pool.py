@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+from stereo_jobs import logs
 from stereo_jobs.errors import DeviceLostError, ModelError, SpecError, StereoJobsError
 from stereo_jobs.job.layout import ShardKey
+from stereo_jobs.job.metrics import Metrics
 from stereo_jobs.job.worker import Load, ShardTask, ShardWorker
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import ActorRange, JobSpec, Recipe
@@ -159,7 +161,9 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
         runtime = spec.runtime
         wanted = runtime.actors.max if isinstance(runtime.actors, ActorRange) else runtime.actors or 1
         cpus = max(os.cpu_count() or 1, round(wanted * runtime.cpus_per_actor + 0.5))
-        ray.init(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, object_store_memory=100 * 1024**2, **quiet)
+        room = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": 100 * 1024**2}
+        # Not without an address: Ray would take any cluster that happens to run on this machine.
+        ray.init(address="local", include_dashboard=False, **room, **quiet)
     if threading.current_thread() is threading.main_thread():
         # Ray puts a handler of its own in the way of draining.
         signal.signal(signal.SIGTERM, on_sigterm)
@@ -187,6 +191,7 @@ class ActorWorker:
     def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, board_name: str) -> None:
         import ray
 
+        logs.configure(spec.runtime.log_format)
         # By name: an actor whose arguments hold references cannot always be made again after its death.
         board = ray.get_actor(board_name)
 
@@ -195,7 +200,7 @@ class ActorWorker:
             with contextlib.suppress(ray.exceptions.RayActorError):
                 ray.get(board.report.remote(key, rows))
 
-        self._worker = ShardWorker(spec, recipe, load, report)
+        self._worker = ShardWorker(spec, recipe, load, report, Metrics(spec.output, on_ray=True).stage)
 
     def ready(self) -> str:
         """Answers once the models are loaded."""

@@ -6,8 +6,9 @@ the newer ones.
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
 
 from stereo_jobs.data.storage import NotFoundError, Storage
 from stereo_jobs.job import layout
@@ -53,6 +54,28 @@ class Totals:
     def failing(self) -> int:
         """Ids whose latest state is failed."""
         return self.failed - self.retried
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How a run was going when its driver last said so; a run that ends in order takes it back.
+
+    Attributes:
+        at: time on the driver's clock, ISO 8601: for people to read, never compared.
+        pairs_per_s: of this run so far.
+        eta_s: seconds to go at this rate.
+        workers: that were ready.
+    """
+
+    at: str
+    pairs_per_s: float
+    eta_s: float | None
+    workers: int
+
+    @classmethod
+    def now(cls, pairs_per_s: float, eta_s: float | None, workers: int) -> Self:
+        """What the driver has to say at this moment."""
+        return cls(datetime.now(UTC).isoformat(timespec="seconds"), pairs_per_s, eta_s, workers)
 
 
 @dataclass(frozen=True)
@@ -106,15 +129,24 @@ def status(job: Job, sums: Totals) -> Status:
     )
 
 
-def save(storage: Storage, sums: Totals) -> None:
+def save(storage: Storage, sums: Totals, pace: Pace | None = None) -> None:
     """Write the roll-up; any reader makes do without it."""
-    packed = {"shards": sums.shards.pack(), "quality": sums.quality.model_dump()}
+    packed = {"shards": sums.shards.pack(), "quality": sums.quality.model_dump(), "pace": pace and asdict(pace)}
     storage.replace(layout.PROGRESS, json.dumps(vars(sums) | packed).encode())
+
+
+def pace(storage: Storage) -> Pace | None:
+    """What the last run said of itself, unless it ended in order; it may have died since."""
+    try:
+        return Pace(**json.loads(storage.read(layout.PROGRESS))["pace"])
+    except (NotFoundError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _load(storage: Storage) -> Totals:
     try:
         values = json.loads(storage.read(layout.PROGRESS))
+        values.pop("pace", None)
         unpacked = {
             "shards": ShardSet.unpack(values["shards"]),
             "quality": QualitySummary.model_validate(values["quality"]),

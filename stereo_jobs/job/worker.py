@@ -1,5 +1,6 @@
 """A worker: rows of one shard -> pairs -> one committed shard. The same code in this process and in an actor."""
 
+import contextvars
 import dataclasses
 import logging
 import os
@@ -8,31 +9,41 @@ import socket
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from stereo_jobs import __version__
+from stereo_jobs import __version__, logs
 from stereo_jobs.batches import Generator, batches
 from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, write_shard
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError
+from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError, hide_passwords
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import commit, complete
+from stereo_jobs.job.metrics import Stage
 from stereo_jobs.job.plan import Plan
 from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, RowError, ShardRecord, StereoPair
 from stereo_jobs.spec import JobSpec, Recipe
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ENCODERS = 2
+"""Threads of a worker that encode pairs beside the models."""
 
 Load = Callable[[Recipe, str, int], Generator]
 """Loads the generator: (resolved recipe, device, batch size) -> generator."""
 
 Report = Callable[[layout.ShardKey, list[int]], None]
 """Told before each batch: the shard, and the positions of the rows in it."""
+
+Observe = Callable[[Stage, float], None]
+"""Told after each piece of work: the stage, and its seconds in one thread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +98,21 @@ class ShardWorker:
         recipe: resolved.
         load: loads the generator, in the thread that will use it.
         report: told before each batch.
+        observe: told of the time each stage takes.
     """
 
-    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, report: Report | None = None) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        recipe: Recipe,
+        load: Load,
+        report: Report | None = None,
+        observe: Observe = lambda stage, seconds: None,
+    ) -> None:
         self.runtime = spec.runtime
         self.recipe = recipe
         self.report = report or (lambda key, rows: None)
+        self.observe = observe
         self.storage = open_storage(spec.output, self.runtime.storage)
         if not self.storage.exists(layout.plan(0)):
             raise StorageError(
@@ -102,7 +122,7 @@ class ShardWorker:
         self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
-        self._encoders = ThreadPoolExecutor(2, thread_name_prefix="encode")
+        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self.generator = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size).result()
@@ -114,11 +134,16 @@ class ShardWorker:
             AbandonedError: told to stop.
             ManifestError, StorageError: the shard cannot be read or written.
         """
+        with logs.about(job=self.storage.uri, shard=layout.shard_name(task.key)):
+            return self._run(task)
+
+    def _run(self, task: ShardTask) -> ShardRecord:
         name = layout.data(task.key)
         if self.storage.exists(name):
             return complete(self.storage, task.plan, task.shard, self.storage.read(name))
-        rows = self._read(task)
-        results, seconds = self._model_thread.submit(self._generate, rows, task).result()
+        rows = self._timed("read", self._read, task)
+        within = contextvars.copy_context()
+        results, seconds = self._model_thread.submit(within.run, self._generate, rows, task).result()
         encoded = [result.result() if isinstance(result, Future) else result for result in results]
         finished = [result for result in encoded if not isinstance(result, RowError)]
         kept = [self._curated(result, position) for position, result in enumerate(encoded)]
@@ -133,14 +158,28 @@ class ShardWorker:
             succeeded=len(cells),
             failed=len(errors) - rejected,
             rejected=rejected,
+            failures=Counter(error.error_type for error in errors if error.error_type != REJECTED),
             quality=QualitySummary.of(finished),
             unet_evaluations=sum(cell["unet_evaluations"] for cell in finished),
             seconds=round(seconds, 3),
             worker=self.name,
         )
+        return self._timed("write", self._write, task, cells, record, errors)
+
+    def _write(
+        self, task: ShardTask, cells: list[dict[str, Any]], record: ShardRecord, errors: list[RowError]
+    ) -> ShardRecord:
         carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         return commit(self.storage, task.plan, task.shard, data)
+
+    def _timed(self, stage: Stage, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Do a piece of work, and say how long it took."""
+        started = time.monotonic()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            self.observe(stage, time.monotonic() - started)
 
     def _curated(self, made: "dict[str, Any] | RowError", position: int) -> "dict[str, Any] | RowError":
         """The same, unless it is a finished pair that its verdict keeps out of the data."""
@@ -195,11 +234,11 @@ class ShardWorker:
             batch = good[:1] if task.one_by_one else next(batches(good, size))
             good = good[len(batch) :]
             self.report(task.key, [position[row.id] for row in batch])
-            for row, made in zip(batch, self._attempt(batch), strict=True):
+            for row, made in zip(batch, self._timed("generate", self._attempt, batch), strict=True):
                 results[row.id] = (
                     dataclasses.replace(made, row=position[row.id])
                     if isinstance(made, RowError)
-                    else self._encoders.submit(_encode, row, made, self.recipe)
+                    else self._encoders.submit(self._timed, "encode", _encode, row, made, self.recipe)
                 )
         self.report(task.key, [])  # whatever kills the worker now, it is none of the rows
         return [results[row.id] for row in rows], time.monotonic() - started
@@ -214,7 +253,7 @@ class ShardWorker:
                 raise RuntimeError("the generator returned other rows than it was given")
         except Exception as error:
             # Only words leave this block: the exception holds the failed attempt's tensors in GPU memory.
-            failure = type(error).__name__, str(error)[:2000]
+            failure = type(error).__name__, hide_passwords(str(error)[:2000])
         if failure:
             return self._attempt_again(batch, tries, *failure)
         seconds = (time.monotonic() - started) / len(batch)
@@ -248,7 +287,7 @@ class ShardWorker:
             return [result for row in batch for result in self._attempt([row], tries + 1)]
         if tries < self.runtime.row_attempts:
             return self._attempt(batch, tries + 1)
-        log.warning("row %s failed: %s", batch[0].id, message)
+        log.warning("row %s failed: %s", batch[0].id, message, extra={"row": batch[0].id})
         return [RowError(batch[0].id, kind, message, tries)]
 
 
@@ -275,7 +314,7 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
             "depth_model": depth.path,
             "depth_model_revision": depth.revision,
             "run_version": __version__,
-            "run_device": f"{platform.machine()}/{_device_name()}",
+            "run_device": f"{platform.machine()}/{device_name()}",
         }
         | {CARRIED_PREFIX + name: value for name, value in row.carried.items()}
     )
@@ -295,7 +334,8 @@ def _quality_cells(pair: StereoPair, recipe: Recipe) -> dict[str, Any]:
     return quality_cells(pair, recipe.quality)
 
 
-def _device_name() -> str:
+def device_name() -> str:
+    """Of the GPU, or `cpu`."""
     torch = sys.modules.get("torch")
     return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
 

@@ -9,6 +9,9 @@ MOUNT = {"name": CONFIG, "mountPath": "/etc/stereo-jobs", "readOnly": True}
 USER = 1000
 """Of the image."""
 
+METRICS_PORT = 8080
+"""Where KubeRay has every node of a cluster export Ray's metrics; by its name a PodMonitor finds it."""
+
 WAIT_FOR_MACHINES_S = 3600
 KEEP_FINISHED_S = 600
 
@@ -136,7 +139,7 @@ def _ray_cluster(options: LaunchOptions) -> dict[str, Any]:
     auth = {"mode": "token"} | ({"secretName": options.token_secret} if options.token_secret else {})
     head: dict[str, Any] = _pod(options, _resources("2", "8Gi"), worker=False)
     head["containers"][0]["volumeMounts"] = [MOUNT]
-    head["containers"][0]["ports"] = [
+    head["containers"][0]["ports"] += [
         {"name": "gcs-server", "containerPort": 6379},
         {"name": "dashboard", "containerPort": 8265},
     ]
@@ -175,6 +178,7 @@ def _pod(options: LaunchOptions, resources: dict[str, Any], *, worker: bool) -> 
     container: dict[str, Any] = {
         "name": "ray-worker" if worker else "ray-head",
         "image": options.image,
+        "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "env": [
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
             # A stopped job gets this long to drain; Ray's own 3 s cut every shard off.

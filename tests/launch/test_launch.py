@@ -147,6 +147,8 @@ def test_what_a_ray_job_must_say(kind, spec_file):
     }
     assert {item["key"] for item in worker["tolerations"]} == {"nvidia.com/gpu", "cloud.google.com/gke-spot"}
     assert worker["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    for pod in (head, worker):  # a PodMonitor finds it by name
+        assert {"name": "metrics", "containerPort": 8080} in pod["containers"][0]["ports"]
 
 
 def test_spot_can_be_off(spec_file):
