@@ -44,6 +44,7 @@ Local = Annotated[bool, typer.Option("--local", help="Run in this process, witho
 Address = Annotated[
     str, typer.Option(metavar="URL", envvar="STEREO_JOBS_ADDRESS", help="Dashboard of the Ray head: http://HOST:8265.")
 ]
+MaxHours = Annotated[float | None, typer.Option(min=0.001, help="End by then: drain, and exit 75 if work is left.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="S3 server other than AWS.")]
 
 
@@ -117,13 +118,15 @@ def run(
     spec: SpecPath,
     overrides: Set = None,
     local: Local = False,
+    *,
     extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    max_hours: MaxHours = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or go on where it stopped."""
     from stereo_jobs.spec import load_spec
 
-    _run(load_spec(spec, overrides), local=local, extend=extend, as_json=as_json)
+    _run(load_spec(spec, overrides), local=local, extend=extend, max_hours=max_hours, as_json=as_json)
 
 
 @app.command("retry-failed")
@@ -234,7 +237,7 @@ def submit(
         str | None, typer.Option("--id", help="Submission id; left out: made from what the job is.")
     ] = None,
     extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
-    max_hours: Annotated[float | None, typer.Option(min=0.001, help="Drain and exit 75 after this time.")] = None,
+    max_hours: MaxHours = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and come back at once.")] = False,
     as_json: AsJson = False,
 ) -> None:

@@ -252,13 +252,20 @@ class ManifestReader:
         self._lock = threading.Lock()
 
     def read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Cells of the rows (indices into the file, ascending), in that order."""
+        """Cells of the rows (indices into the file, ascending), in that order.
+
+        Raises:
+            ManifestError: the file cannot be read.
+            StorageUnavailableError: nor can anything else from there, now.
+        """
         with self._lock:
             try:
                 return self._read(uri, rows)
             except ManifestError:
                 # The handle may have outlived its credentials or its connection: once more with a new one.
                 self._file = self._group = None
+                storage, name = split_uri(uri, self.settings)
+                storage.exists(name)  # a store that is away says so here: then it is not the manifest's fault
                 return self._read(uri, rows)
 
     def _read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:

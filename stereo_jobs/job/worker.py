@@ -10,7 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+import tenacity
 
 from stereo_jobs import __version__
 from stereo_jobs.batches import Generator, batches
@@ -19,7 +21,7 @@ from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, write_shard
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError
+from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError, StorageUnavailableError
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import commit, complete
 from stereo_jobs.job.plan import Plan
@@ -27,6 +29,11 @@ from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, R
 from stereo_jobs.spec import JobSpec, Recipe
 
 log = logging.getLogger(__name__)
+P = ParamSpec("P")
+T = TypeVar("T")
+
+STORE_PATIENCE_S = 600.0
+"""How long a finished shard waits for a store that is away, before it is dealt again."""
 
 Load = Callable[[Recipe, str, int], Generator]
 """Loads the generator: (resolved recipe, device, batch size) -> generator."""
@@ -44,12 +51,14 @@ class ShardTask:
         shard: its number.
         one_by_one: after a worker died on this shard: one row a batch, so that the row at fault shows.
         quarantined: positions of rows that killed two workers; they become errors ungenerated.
+        avoid: places where workers died on it; another one is taken if there is one.
     """
 
     plan: Plan
     shard: int
     one_by_one: bool = False
     quarantined: frozenset[int] = frozenset()
+    avoid: frozenset[str] = frozenset()
 
     @property
     def key(self) -> layout.ShardKey:
@@ -117,7 +126,7 @@ class ShardWorker:
         name = layout.data(task.key)
         if self.storage.exists(name):
             return complete(self.storage, task.plan, task.shard, self.storage.read(name))
-        rows = self._read(task)
+        rows = _patiently(self._read, task)
         results, seconds = self._model_thread.submit(self._generate, rows, task).result()
         encoded = [result.result() if isinstance(result, Future) else result for result in results]
         finished = [result for result in encoded if not isinstance(result, RowError)]
@@ -140,7 +149,7 @@ class ShardWorker:
         )
         carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
-        return commit(self.storage, task.plan, task.shard, data)
+        return _patiently(commit, self.storage, task.plan, task.shard, data)
 
     def _curated(self, made: "dict[str, Any] | RowError", position: int) -> "dict[str, Any] | RowError":
         """The same, unless it is a finished pair that its verdict keeps out of the data."""
@@ -172,7 +181,7 @@ class ShardWorker:
         for position, ref in enumerate(refs):
             row = to_row(cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs)
             if position in task.quarantined:
-                error = RowError(row.id, "KilledWorker", "two workers died while generating this row", 2)
+                error = RowError(row.id, "KilledWorker", "two workers died or hung while generating this row", 2)
                 row = dataclasses.replace(row, error=error)
             rows.append(row)
         return rows
@@ -250,6 +259,18 @@ class ShardWorker:
             return self._attempt(batch, tries + 1)
         log.warning("row %s failed: %s", batch[0].id, message)
         return [RowError(batch[0].id, kind, message, tries)]
+
+
+def _patiently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what needs the store, again and again while it is away: what was generated is dear."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StorageUnavailableError),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=20),
+        stop=tenacity.stop_after_delay(STORE_PATIENCE_S),
+        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    return retrying(work, *args, **kwargs)
 
 
 def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from stereo_jobs.errors import ModelError, SpecError
 from stereo_jobs.job.driver import run
-from stereo_jobs.job.pool import start_ray
+from stereo_jobs.job.ray_pool import start_ray
 from stereo_jobs.spec import parse_spec
 from tests import standin
 from tests.datasets import rows, verdict
