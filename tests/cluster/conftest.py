@@ -62,7 +62,7 @@ def long_job(make_spec, make_manifest, tmp_path) -> Callable[..., LongJob]:
     def make(count: int = 40, **runtime) -> LongJob:
         told = tmp_path / "told"
         manifest = make_manifest(rows=count, prompt=[f"slow told:{told}"] * count)
-        options = {"lease_ttl_s": 20.0, "shard_rows": 2, "actors": None} | runtime
+        options = {"lease_ttl_s": 30.0, "shard_rows": 2, "actors": None} | runtime
         whole = make_spec(manifest, str(tmp_path / "whole"))
         return LongJob(make_spec(manifest, **options), whole, told, tmp_path)
 

@@ -35,7 +35,6 @@ class Node:
 
     def said(self) -> str:
         """Its cluster's address, once it is up."""
-        assert self.process.poll() is None, self.log.with_suffix(".errors").read_text()[-2000:]
         return self.log.read_text().strip()
 
     def processes(self) -> list[psutil.Process]:
@@ -74,17 +73,24 @@ class Nodes:
         self.all: list[Node] = []
         self.address = "head"
         self.head = self.add(cpus=0)
-        wait_until(self.head.said, what="the head's address")
         self.address = self.head.said()
 
     def add(self, cpus: int = 1, gpus: int = 0) -> Node:
-        """One more node, in a moment."""
-        log = self._folder / f"node-{len(self.all)}.log"
+        """One more node. Ray gives a node 30 s to start, and a machine that stalls may need another try."""
+        for _ in range(3):
+            node = self._start(cpus, gpus)
+            wait_until(lambda node=node: node.said() or node.process.poll() is not None, what="a node")
+            if node.said():
+                self.all.append(node)
+                return node
+        raise RuntimeError(node.log.with_suffix(".errors").read_text()[-2000:])
+
+    def _start(self, cpus: int, gpus: int) -> Node:
+        log = self._folder / f"node-{time.monotonic_ns()}.log"
         command = [sys.executable, "-m", "tests.cluster.node", self.address, str(cpus), str(gpus)]
         with log.open("w") as out, log.with_suffix(".errors").open("w") as errors:
             process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors, cwd=REPOSITORY)
-        self.all.append(Node(process, log))
-        return self.all[-1]
+        return Node(process, log)
 
     def drain(self, node: Node, seconds: int) -> None:
         """What a hook on the machine does with a spot notice."""

@@ -18,7 +18,7 @@ from tests.job.processes import finish, start
 ROWS = 12
 
 
-@pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.slow)])
+@pytest.fixture(params=["local", "s3"])
 def place(request, tmp_path):
     """A folder or prefix, and the settings to use it."""
     if request.param == "local":
@@ -32,7 +32,7 @@ class Week:
         self.uri, settings = place
         self.told = folder / "told"
         self.folder, self.make_manifest = folder, make_manifest
-        runtime = {"lease_ttl_s": 8.0, "shard_rows": 2, "batch_size": 1, "drain_timeout_s": 2.0} | settings
+        runtime = {"lease_ttl_s": 30.0, "shard_rows": 2, "batch_size": 1, "drain_timeout_s": 2.0} | settings
         self.spec = make_spec(f"{self.uri}/incoming", f"{self.uri}/dataset", **runtime)
         self.whole = make_spec(folder / "manifests", str(folder / "whole"))
         self.days = 0
@@ -66,6 +66,8 @@ class Week:
         return found.succeeded
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_week_of_nights(place, make_spec, make_manifest, tmp_path, monkeypatch):
     week = Week(place, make_spec, make_manifest, tmp_path)
 

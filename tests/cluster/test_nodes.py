@@ -77,7 +77,7 @@ def test_actors_are_killed_one_after_the_other(long_job, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_driver_is_ended(long_job, monkeypatch, number):
-    job = long_job(40, lease_ttl_s=10.0)
+    job = long_job(40)
     with cluster(2, cpus=1):
         process = job.start()
         wait_until(lambda: job.commits() >= 3, what="three commits")
@@ -90,7 +90,7 @@ def test_the_driver_is_ended(long_job, monkeypatch, number):
 
 @pytest.mark.slow
 def test_the_head_is_killed(long_job, monkeypatch):
-    job = long_job(40, lease_ttl_s=10.0)
+    job = long_job(40)
     with cluster(2, cpus=1) as nodes:
         process = job.start()
         wait_until(lambda: job.commits() >= 3, what="three commits")
