@@ -1,4 +1,4 @@
-"""One Ray node on loopback: `python -m tests.cluster.node ADDRESS CPUS GPUS`; ADDRESS `head` begins a cluster.
+"""One Ray node: `python -m tests.cluster.node ADDRESS CPUS GPUS IP`; ADDRESS `head` begins a cluster.
 
 `ray start` refuses several nodes on loopback; this is what it and Ray's own tests do beneath. Prints the address
 of the cluster, and ends with its standard input, so that nothing outlives the tests.
@@ -11,10 +11,10 @@ from ray._private.parameter import RayParams
 
 
 def main() -> None:
-    address, cpus, gpus = sys.argv[1:]
+    address, cpus, gpus, ip = sys.argv[1:]
     head = address == "head"
     params = RayParams(
-        node_ip_address="127.0.0.1",
+        node_ip_address=ip,
         gcs_address=None if head else address,
         redis_address=None if head else address,
         num_cpus=int(cpus),

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -68,28 +68,31 @@ class Node:
 class Nodes:
     """A head without room for actors, and worker nodes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, ip: str = "127.0.0.1") -> None:
+        self._folder, self._ip = folder, ip
         self.all: list[Node] = []
         self.address = "head"
         self.head = self.add(cpus=0)
         self.address = self.head.said()
 
-    def add(self, cpus: int = 1, gpus: int = 0) -> Node:
-        """One more node. Ray gives a node 30 s to start, and a machine that stalls may need another try."""
+    def add(self, cpus: int = 1, gpus: int = 0, ip: str = "", within: Sequence[str] = ()) -> Node:
+        """One more node, started by the command `within` if it is to be elsewhere.
+
+        Ray gives a node 30 s to start, and a machine that stalls may need another try.
+        """
         for _ in range(3):
-            node = self._start(cpus, gpus)
+            node = self._start([*within, sys.executable, "-m", "tests.cluster.node", self.address], cpus, gpus, ip)
             wait_until(lambda node=node: node.said() or node.process.poll() is not None, what="a node")
             if node.said():
                 self.all.append(node)
                 return node
         raise RuntimeError(node.log.with_suffix(".errors").read_text()[-2000:])
 
-    def _start(self, cpus: int, gpus: int) -> Node:
+    def _start(self, command: Sequence[str], cpus: int, gpus: int, ip: str) -> Node:
         log = self._folder / f"node-{time.monotonic_ns()}.log"
-        command = [sys.executable, "-m", "tests.cluster.node", self.address, str(cpus), str(gpus)]
+        words = [*command, str(cpus), str(gpus), ip or self._ip]
         with log.open("w") as out, log.with_suffix(".errors").open("w") as errors:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=errors, cwd=REPOSITORY)
+            process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=out, stderr=errors, cwd=REPOSITORY)
         return Node(process, log)
 
     def drain(self, node: Node, seconds: int) -> None:

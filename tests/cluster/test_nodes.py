@@ -2,7 +2,10 @@
 
 import contextlib
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -11,6 +14,7 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.job.commits import read_records
 from stereo_jobs.job.plan import load_job
 from tests.cluster.nodes import cluster, wait_until
+from tests.conftest import REPOSITORY
 from tests.job.processes import finish
 
 
@@ -117,6 +121,21 @@ def test_a_node_freezes_for_a_minute_and_comes_back(long_job, monkeypatch):
         said = job.end(process)
         wait_until(lambda: not victim.actors(), what="the old actor's end")
     assert "its node is gone" in said
+    assert job.check(monkeypatch) <= 2 * 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_network_between_two_nodes_fails_for_a_minute(long_job, monkeypatch):
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("network namespaces need more rights here; the frozen node above stands in")
+    job = long_job(120)
+    Path(job.folder, "spec.json").write_text(job.spec.model_dump_json())
+    command = ["unshare", "-rn", sys.executable, "-m", "tests.cluster.partition", str(job.folder)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "its node is gone" in done.stderr
+    # The one that was cut off goes on with what it had, and finds it done when it can write again.
     assert job.check(monkeypatch) <= 2 * 2
 
 
