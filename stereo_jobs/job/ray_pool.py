@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +40,8 @@ TEND_EVERY_S = 1.0
 """Between two looks at nodes, deadlines and the number of actors."""
 BENCHED_AFTER = 3
 """Shards in a row that fail on one GPU, while others do well, before nothing is dealt to it any more."""
+HEAD_PATIENCE_S = 30.0
+"""How long the head may be away."""
 ANSWER_WITHIN_S = 10.0
 """For the board, which does nothing but remember."""
 
@@ -225,6 +228,8 @@ class RayPool:
         self._tasks: dict[Any, tuple[ShardTask, _Actor]] = {}
         self._lost: list[Outcome] = []
         self._tended = 0.0
+        self._head: str = self._ray.get_runtime_context().gcs_address
+        self._head_seen = time.monotonic()
         self._was_ready = False
         self._last_seen = time.monotonic()
         self._gpus = self._gpus_per_actor()
@@ -291,6 +296,8 @@ class RayPool:
 
     def close(self) -> None:
         """See Pool."""
+        if time.monotonic() > self._head_seen + HEAD_PATIENCE_S:
+            return  # there is nobody to tell; actors end with their job
         for actor in self._actors:
             self._ray.kill(actor.handle)
         self._ray.kill(self._board)
@@ -363,6 +370,8 @@ class RayPool:
         if now < self._tended + TEND_EVERY_S:
             return
         self._tended = now
+        if not self._head_answers():
+            return
         nodes = self._nodes()
         alive = {node["NodeID"] for node in nodes}
         news, draining = self._news(), self._draining()
@@ -381,6 +390,21 @@ class RayPool:
         missing = self._wanted(nodes) - sum(not actor.retired for actor in self._actors)
         for _ in range(missing):
             self._start()
+
+    def _head_answers(self) -> bool:
+        """Asked before Ray is: without a head its calls hang, and after a minute it ends this process."""
+        host, _, port = self._head.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            self._head_seen = time.monotonic()
+            return True
+        except OSError:
+            if time.monotonic() > self._head_seen + HEAD_PATIENCE_S:
+                raise InterruptedRunError(
+                    f"{self._head}: the head of the cluster does not answer for {HEAD_PATIENCE_S:g} s; what was "
+                    "made is kept: run again when it is back, or on another cluster"
+                ) from None
+            return False
 
     def _nodes(self) -> list[dict[str, Any]]:
         return [node for node in self._ray.nodes() if node["Alive"]]
