@@ -230,6 +230,7 @@ class RayPool:
         self._tended = 0.0
         self._head: str = self._ray.get_runtime_context().gcs_address
         self._head_seen = time.monotonic()
+        self._head_lost = False
         self._was_ready = False
         self._last_seen = time.monotonic()
         self._gpus = self._gpus_per_actor()
@@ -296,7 +297,7 @@ class RayPool:
 
     def close(self) -> None:
         """See Pool."""
-        if time.monotonic() > self._head_seen + HEAD_PATIENCE_S:
+        if self._head_lost:
             return  # there is nobody to tell; actors end with their job
         for actor in self._actors:
             self._ray.kill(actor.handle)
@@ -399,7 +400,8 @@ class RayPool:
             self._head_seen = time.monotonic()
             return True
         except OSError:
-            if time.monotonic() > self._head_seen + HEAD_PATIENCE_S:
+            self._head_lost = time.monotonic() > self._head_seen + HEAD_PATIENCE_S
+            if self._head_lost:
                 raise InterruptedRunError(
                     f"{self._head}: the head of the cluster does not answer for {HEAD_PATIENCE_S:g} s; what was "
                     "made is kept: run again when it is back, or on another cluster"
@@ -472,8 +474,9 @@ class RayPool:
             self._note_failure(actor, task.key)
             return [Outcome(task, error=error, wasted_s=wasted_s)]
         self._take_off(ref)
-        if record.failed == record.planned:
-            self._note_failure(actor, task.key)  # a GPU that makes NaN of everything raises nothing
+        if record.failed == record.planned and record.seconds > 0.1:
+            # Generated, and all in vain: a GPU that makes NaN of everything raises nothing.
+            self._note_failure(actor, task.key)
         else:
             self._failed.pop(_label(actor), None)
         return [Outcome(task, record)]

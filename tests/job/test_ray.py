@@ -198,11 +198,13 @@ class OnABadGpu(standin.StandIn):
     dies = True
 
     def _one(self, row):
-        if os.environ.get("CUDA_VISIBLE_DEVICES") != "1":
-            return super()._one(row)
-        if self.dies:
+        bad = os.environ.get("CUDA_VISIBLE_DEVICES") == "1"
+        if bad and self.dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        return RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+        pair = super()._one(row)
+        return (
+            pair if not bad else RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+        )
 
 
 class OnASickGpu(OnABadGpu):
