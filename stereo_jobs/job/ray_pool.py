@@ -232,6 +232,7 @@ class RayPool:
         self._head_seen = time.monotonic()
         self._head_lost = False
         self._was_ready = False
+        self._begun = False
         self._last_seen = time.monotonic()
         self._gpus = self._gpus_per_actor()
         own_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -249,6 +250,7 @@ class RayPool:
         except BaseException:
             self.close()
             raise
+        self._begun = True
 
     # --- See Pool ---
 
@@ -356,7 +358,7 @@ class RayPool:
                 f"runtime.actors: {self.workers()} of {wanted} actors ready after "
                 f"{self._runtime.start_timeout_s:g} s; the cluster has {self._ray.cluster_resources()}"
             )
-            if self._was_ready:
+            if self._begun:
                 raise InterruptedRunError(f"{problem}; run again when it has room")
             raise SpecError(f"{problem}; ask for fewer, or raise runtime.start_timeout_s")
 
@@ -419,6 +421,8 @@ class RayPool:
             return set()
 
     def _news(self) -> News:
+        if not self._serving():
+            return News([], [])  # and the board may still be on its way
         try:
             news: News = self._ray.get(self._board.news.remote(self._runtime.batch_timeout_s), timeout=ANSWER_WITHIN_S)
             return news
