@@ -32,7 +32,7 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 from stereo_jobs.job.driver import run
 from stereo_jobs.spec import JobSpec, parse_spec
 from tests import seaweed, standin
-from tests.cluster.nodes import SETTINGS, Nodes, environment
+from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
 from tests.datasets import rows, verdict
 from tests.fault_proxy import FaultProxy
 from tests.job.processes import start
@@ -101,9 +101,12 @@ class Chaos:
     # --- Faults ---
 
     def actor_killed(self) -> None:
-        actors = [actor for node in self.nodes.all for actor in node.actors()]
+        def actors() -> list[psutil.Process]:
+            return [actor for node in self.nodes.all for actor in node.actors()]
+
+        wait_until(lambda: actors() or self.driver.poll() is not None, what="an actor")
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
-            self.random.choice(actors).kill()
+            self.random.choice(actors()).kill()
 
     def node_killed(self) -> None:
         node = self.random.choice(self.nodes.all[1:])
@@ -224,8 +227,8 @@ def main() -> int:
         finally:
             chaos.driver.kill()
             chaos.nodes.end()
+        generated = len(chaos.told.read_text().split())
         problems, made, failed = chaos.check()
-    generated = len(chaos.told.read_text().split())
     report = {
         "seed": options.seed,
         "faults": dict(struck),
