@@ -240,13 +240,14 @@ def run(
     Raises:
         StereoJobsError: see `errors` for kinds and exit codes.
     """
+    started = time.monotonic()
     storage = open_output(spec)
     spec = spec.model_copy(update={"output": storage.uri})  # workers may be in other folders
     ttl_s = spec.runtime.lease_ttl_s
     with (
         Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s) as lease,
         _signals() as stopped,
-        _time_limit(stopped, max_hours, spec.runtime.drain_timeout_s),
+        _time_limit(stopped, started, max_hours, spec.runtime.drain_timeout_s),
     ):
 
         def ended() -> bool:
@@ -452,13 +453,14 @@ def _resumable(storage: Storage) -> Iterator[None]:
 
 
 @contextmanager
-def _time_limit(stopped: threading.Event, max_hours: float | None, drain_s: float) -> Iterator[None]:
-    """Set `stopped` early enough for the run to end within `max_hours`."""
+def _time_limit(stopped: threading.Event, started: float, max_hours: float | None, drain_s: float) -> Iterator[None]:
+    """Set `stopped` early enough for a run that was `started` then to end within `max_hours`."""
     if max_hours is None:
         yield
         return
     limit_s = max_hours * 3600
-    timer = threading.Timer(limit_s - min(drain_s, limit_s / 2), stopped.set)
+    left_s = limit_s - min(drain_s, limit_s / 2) - (time.monotonic() - started)
+    timer = threading.Timer(max(0.0, left_s), stopped.set)
     timer.daemon = True
     timer.start()
     try:

@@ -11,6 +11,7 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import InterruptedRunError
 from stereo_jobs.job import layout, worker
 from stereo_jobs.job.driver import run
+from stereo_jobs.spec import StorageSpec
 from tests import standin
 from tests.datasets import rows, verdict
 from tests.fault_proxy import FaultProxy
@@ -28,11 +29,9 @@ def job(proxy, s3_server, make_spec, make_manifest, tmp_path):
     told = tmp_path / "told"
     columns = make_manifest(rows=30, prompt=[f"slow told:{told}"] * 30)
     place = f"s3://jobs/{tmp_path.name}-{os.urandom(4).hex()}"
-    storage = {"storage": {"endpoint_url": proxy.endpoint}}
-    manifest = f"{place}/manifests/prompts.parquet"
-    open_storage(f"{place}/manifests", make_spec(**storage).runtime.storage).create(
-        "prompts.parquet", columns.read_bytes()
-    )
+    settings = StorageSpec(endpoint_url=proxy.endpoint)
+    open_storage(f"{place}/manifests", settings).create("prompts.parquet", columns.read_bytes())
+    manifest, storage = f"{place}/manifests/prompts.parquet", {"storage": settings.model_dump()}
     spec = make_spec(manifest, f"{place}/out", lease_ttl_s=60.0, shard_rows=2, **storage)
     return spec, told
 
