@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -53,14 +54,17 @@ def check(spec, told, make_spec, make_manifest, tmp_path, monkeypatch) -> int:
     return generated.total() - 30
 
 
-def during(seconds: float, spoil, heal) -> threading.Thread:
+def during(told: Path, seconds: float, spoil, heal) -> threading.Thread:
+    """Spoil something for a while, once the job is at work."""
+
     def act() -> None:
-        time.sleep(2)
+        while not told.exists() or len(told.read_text().split()) < 4:
+            time.sleep(0.1)
         spoil()
         time.sleep(seconds)
         heal()
 
-    thread = threading.Thread(target=act)
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread
 
@@ -68,7 +72,7 @@ def during(seconds: float, spoil, heal) -> threading.Thread:
 @pytest.mark.slow
 def test_a_store_that_is_away_for_20_seconds(job, proxy, make_spec, make_manifest, tmp_path, monkeypatch):
     spec, told = job
-    outage = during(20, lambda: setattr(proxy, "away", True), proxy.heal)
+    outage = during(told, 20, lambda: setattr(proxy, "away", True), proxy.heal)
     run(spec, local=True, load=standin.load)
     outage.join()
     assert proxy.refused
@@ -99,7 +103,7 @@ def test_a_store_that_stays_away_is_an_interruption(job, proxy, make_spec, make_
     # One try of a shard: the outage is noticed by the lease or by the worker, whichever is first.
     spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"shard_attempts": 1})})
     monkeypatch.setattr(worker, "STORE_PATIENCE_S", 5.0)
-    outage = during(100, lambda: setattr(proxy, "away", True), lambda: None)
+    outage = during(told, 60, lambda: setattr(proxy, "away", True), lambda: None)
     with pytest.raises(InterruptedRunError) as end:
         run(spec, local=True, load=standin.load)
     assert end.value.exit_code == 75
