@@ -123,9 +123,8 @@ class ShardWorker:
             AbandonedError: told to stop.
             ManifestError, StorageError: the shard cannot be read or written.
         """
-        name = layout.data(task.key)
-        if self.storage.exists(name):
-            return complete(self.storage, task.plan, task.shard, self.storage.read(name))
+        if committed := _patiently(self._committed, task):
+            return committed
         rows = _patiently(self._read, task)
         results, seconds = self._model_thread.submit(self._generate, rows, task).result()
         encoded = [result.result() if isinstance(result, Future) else result for result in results]
@@ -150,6 +149,13 @@ class ShardWorker:
         carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         return _patiently(commit, self.storage, task.plan, task.shard, data)
+
+    def _committed(self, task: ShardTask) -> ShardRecord | None:
+        """The shard's record, if another attempt has made it meanwhile."""
+        name = layout.data(task.key)
+        if not self.storage.exists(name):
+            return None
+        return complete(self.storage, task.plan, task.shard, self.storage.read(name))
 
     def _curated(self, made: "dict[str, Any] | RowError", position: int) -> "dict[str, Any] | RowError":
         """The same, unless it is a finished pair that its verdict keeps out of the data."""
