@@ -146,7 +146,7 @@ class ShardWorker:
             seconds=round(seconds, 3),
             worker=self.name,
         )
-        carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
+        carried = _patiently(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         return _patiently(commit, self.storage, task.plan, task.shard, data)
 

@@ -33,7 +33,7 @@ def job(proxy, s3_server, make_spec, make_manifest, tmp_path):
     settings = StorageSpec(endpoint_url=proxy.endpoint)
     open_storage(f"{place}/manifests", settings).create("prompts.parquet", columns.read_bytes())
     manifest, storage = f"{place}/manifests/prompts.parquet", {"storage": settings.model_dump()}
-    spec = make_spec(manifest, f"{place}/out", lease_ttl_s=60.0, shard_rows=2, **storage)
+    spec = make_spec(manifest, f"{place}/out", lease_ttl_s=120.0, shard_rows=2, **storage)
     return spec, told
 
 
@@ -103,7 +103,7 @@ def test_a_store_that_stays_away_is_an_interruption(job, proxy, make_spec, make_
     # One try of a shard: the outage is noticed by the lease or by the worker, whichever is first.
     spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"shard_attempts": 1})})
     monkeypatch.setattr(worker, "STORE_PATIENCE_S", 5.0)
-    outage = during(told, 60, lambda: setattr(proxy, "away", True), lambda: None)
+    outage = during(told, 90, lambda: setattr(proxy, "away", True), lambda: None)
     with pytest.raises(InterruptedRunError) as end:
         run(spec, local=True, load=standin.load)
     assert end.value.exit_code == 75
