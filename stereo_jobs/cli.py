@@ -59,6 +59,7 @@ LogFormat = Annotated[
         help="json: every line of stderr an object with job, shard and row ids. Short for runtime.log_format.",
     ),
 ]
+MaxHours = Annotated[float | None, typer.Option(min=0.001, help="End by then: drain, and exit 75 if work is left.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="S3 server other than AWS.")]
 
 
@@ -144,13 +145,15 @@ def run(
     *,
     local: Local = False,
     extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    max_hours: MaxHours = None,
     log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or go on where it stopped."""
     from stereo_jobs.spec import load_spec
 
-    _run(load_spec(spec, _with(overrides, log_format)), local=local, extend=extend, as_json=as_json)
+    loaded = load_spec(spec, _with(overrides, log_format))
+    _run(loaded, local=local, extend=extend, max_hours=max_hours, as_json=as_json)
 
 
 @app.command("retry-failed")
@@ -279,7 +282,7 @@ def submit(
         str | None, typer.Option("--id", help="Submission id; left out: made from what the job is.")
     ] = None,
     extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
-    max_hours: Annotated[float | None, typer.Option(min=0.001, help="Drain and exit 75 after this time.")] = None,
+    max_hours: MaxHours = None,
     detach: Annotated[bool, typer.Option("--detach", help="Print the id and come back at once.")] = False,
     log_format: LogFormat = None,
     as_json: AsJson = False,

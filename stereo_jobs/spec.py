@@ -228,7 +228,9 @@ class Runtime(_Model):
     """How the job is run. Never hashed: may change between runs of one output."""
 
     actors: PositiveInt | ActorRange | None = Field(
-        None, description="Actors, each with its own models; null: one per GPU, or per CPU without GPUs."
+        None,
+        description="Actors, each with its own models; null: one per GPU, or per CPU without GPUs, of the nodes that "
+        "are there at any moment. A number or {min, max} also makes a cluster grow that does so on demand.",
     )
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU.")
     gpus_per_actor: float = Field(1.0, gt=0, le=64, description="GPUs per actor; fractions share one GPU.")
@@ -240,7 +242,15 @@ class Runtime(_Model):
     row_attempts: PositiveInt = Field(2, le=10, description="Tries of a row before it is recorded failed.")
     shard_attempts: PositiveInt = Field(3, le=100, description="Tries of a shard before the run stops.")
     shard_timeout_s: float = Field(3600.0, gt=0, description="A shard that takes longer is taken from its actor.")
+    batch_timeout_s: float = Field(
+        1800.0, gt=0, description="So is one with a batch that takes longer; a row named twice is recorded failed."
+    )
     start_timeout_s: float = Field(900.0, gt=0, description="Time for the first actors to load models.")
+    spot_notice: str | None = Field(
+        None,
+        description="Who announces that a machine will be taken away: `aws`, `gcp` (their metadata services), or the "
+        "path of a file that appears then. Nothing more is dealt to its actors.",
+    )
     drain_timeout_s: float = Field(
         30.0, ge=0, description="After SIGTERM, time for running shards to finish before they are left."
     )

@@ -49,7 +49,7 @@ def make_spec(tmp_path: Path, make_manifest: Callable[..., Path]) -> Callable[..
                 "output": output or str(tmp_path / "out"),
                 # What only moves rows about has no pictures worth measuring; who wants verdicts asks for them.
                 "recipe": {"quality": {"enabled": False}} | (recipe or {}),
-                "runtime": {"shard_rows": 3, "batch_size": 2, "lease_ttl_s": 4.0, "actors": 2} | runtime,
+                "runtime": {"shard_rows": 3, "batch_size": 2, "lease_ttl_s": 20.0, "actors": 2} | runtime,
             }
         )
 

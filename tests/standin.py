@@ -18,7 +18,8 @@ class StandIn:
     """Draws noise from the row's seed. Words in a prompt make it misbehave:
 
     `boom` raises; `nan` returns what a model's NaN becomes; `poison` kills the process;
-    `flaky:PATH` raises until the file exists, and makes it; `slow` takes 0.4 s.
+    `flaky:PATH` raises until the file exists, and makes it; `slow` takes 0.4 s, `hang` an hour;
+    `told:PATH` adds the row's id to a file, each time that it is generated.
     """
 
     inputs: tuple[str, ...] = ()
@@ -39,7 +40,12 @@ class StandIn:
             os.kill(os.getpid(), signal.SIGKILL)
         if "slow" in words:
             time.sleep(0.4)
+        if "hang" in words:
+            time.sleep(3600)
         for word in words:
+            if word.startswith("told:"):
+                with Path(word[5:]).open("a") as file:
+                    file.write(f"{row.id}\n")
             if word.startswith("flaky:") and not Path(word[6:]).exists():
                 Path(word[6:]).touch()
                 raise RuntimeError("flaky, works the next time")

@@ -20,7 +20,7 @@ from stereo_jobs.data.images import InputError
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
-from stereo_jobs.errors import ManifestError
+from stereo_jobs.errors import ManifestError, StereoJobsError, StorageError, StorageUnavailableError
 from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, Row, RowError
 from stereo_jobs.spec import Recipe, ScaleRange, StorageSpec, check_scale_percent
 
@@ -135,7 +135,7 @@ def open_file(uri: str, settings: StorageSpec) -> pq.ParquetFile:
     except FileNotFoundError:
         raise ManifestError(f"manifest {uri}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"manifest {uri}: not a readable Parquet file ({_first_line(error)})") from None
+        raise _unreadable(uri, settings, "not a readable Parquet file", error) from None
 
 
 def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFile, pa.Schema]:
@@ -232,11 +232,23 @@ def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
             yield ids
             start += len(ids)
     except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"manifest {file.uri} after row {start}: cannot be read ({_first_line(error)})") from None
+        raise _unreadable(file.uri, settings, f"cannot be read after row {start}", error) from None
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) -> StereoJobsError:
+    """What a read that failed means: the store is away or refuses, or the file is broken."""
+    if "AWS Error" in str(error):  # Arrow has no kinds of these; boto3 has
+        storage, name = split_uri(uri, settings)
+        try:
+            storage.exists(name)
+        except StorageError as problem:
+            return problem
+        return StorageUnavailableError(f"manifest {uri}: {what} just now ({_first_line(error)})")
+    return ManifestError(f"manifest {uri}: {what} ({_first_line(error)})")
 
 
 # --- Reading rows ---
@@ -252,11 +264,16 @@ class ManifestReader:
         self._lock = threading.Lock()
 
     def read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Cells of the rows (indices into the file, ascending), in that order."""
+        """Cells of the rows (indices into the file, ascending), in that order.
+
+        Raises:
+            ManifestError: the file cannot be read.
+            StorageUnavailableError: not now.
+        """
         with self._lock:
             try:
                 return self._read(uri, rows)
-            except ManifestError:
+            except (ManifestError, StorageUnavailableError):
                 # The handle may have outlived its credentials or its connection: once more with a new one.
                 self._file = self._group = None
                 return self._read(uri, rows)
@@ -273,7 +290,7 @@ class ManifestReader:
                     cells += self._read_group(uri, parquet, group, inside)
                 start = end
         except (pa.ArrowInvalid, OSError) as error:
-            raise ManifestError(f"manifest {uri}: cannot be read ({_first_line(error)})") from None
+            raise _unreadable(uri, self.settings, "cannot be read", error) from None
         if len(cells) != len(rows):
             raise ManifestError(f"manifest {uri}: has {start} rows, fewer than when the job was planned")
         return cells

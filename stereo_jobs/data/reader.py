@@ -7,7 +7,7 @@ from pathlib import Path
 from stereo_jobs.data.images import InputError, open_image
 from stereo_jobs.data.maps import check_map
 from stereo_jobs.data.storage import NotFoundError, open_storage
-from stereo_jobs.errors import StorageError
+from stereo_jobs.errors import StorageError, StorageUnavailableError
 from stereo_jobs.spec import StorageSpec
 
 
@@ -46,6 +46,7 @@ class InputReader:
 
         Raises:
             InputError: naming the column, the rule and the value.
+            StorageUnavailableError: the store is away.
         """
         if isinstance(value, dict):
             inline = value.get("bytes")
@@ -69,6 +70,8 @@ class InputReader:
             return self._bounded(storage.read(name), column)
         except NotFoundError:
             raise InputError(f"{column}: {value!r} does not exist") from None
+        except StorageUnavailableError:
+            raise  # which is not the row's fault
         except StorageError as error:
             raise InputError(f"{column}: {error}") from None
 

@@ -22,7 +22,14 @@ import boto3
 import pyarrow.fs
 import tenacity
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    ParamValidationError,
+    PartialCredentialsError,
+    ProfileNotFound,
+)
 
 from stereo_jobs.errors import StorageError, StorageUnavailableError
 from stereo_jobs.spec import StorageSpec
@@ -306,6 +313,8 @@ _REMEDIES = {
 }
 _AWS_DEFAULT = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com")
 _MISSING = {"NoSuchKey", "404", "NotFound"}
+_PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException", "429"}
+_PERMANENT = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, ParamValidationError)
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
 
@@ -466,7 +475,7 @@ class S3Storage(Storage):
             if code in _MISSING:
                 raise NotFoundError(where) from None
             reason = _REMEDIES.get(code, f"{code}: {details.get('Message', '')}".strip(": "))
-            kind = StorageError if code in _REMEDIES else StorageUnavailableError
+            kind = StorageUnavailableError if code in _PASSING or (status or 0) >= 500 else StorageError
             raise kind(f"{where}: {reason}") from None
         except BotoCoreError as error:
             # Never the request itself: it may hold credentials.
@@ -477,4 +486,5 @@ class S3Storage(Storage):
                 "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
                 "ParamValidationError": "not a valid bucket or object name; mend the URI",
             }.get(type(error).__name__, type(error).__name__)
-            raise StorageUnavailableError(f"{where}: {hint}") from None
+            kind = StorageError if isinstance(error, _PERMANENT) else StorageUnavailableError
+            raise kind(f"{where}: {hint}") from None

@@ -7,7 +7,9 @@
 | `commits` | is a shard done; what a kill between two writes leaves is made whole again |
 | `lease` | is another run at work on this output |
 | `worker` | rows -> pairs -> one committed shard, in one process |
-| `pool` | where workers live: this process, or Ray actors (the only module that imports ray) |
+| `pool` | what the driver asks of workers; the one worker of a run in this process |
+| `ray_pool` | workers as Ray actors (with `submit`, all that imports ray) |
+| `notice` | is this machine about to be taken away |
 | `driver` | deals shards until all are done |
 | `progress` | how far is it, from records alone |
 | `watch` | is a run alive, has the job ended |

@@ -3,6 +3,7 @@
 Everything a run knows is in the output: killed at any moment, the next run goes on from there.
 """
 
+import dataclasses
 import logging
 import signal
 import threading
@@ -30,7 +31,7 @@ from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.metrics import Metrics
 from stereo_jobs.job.plan import Job
-from stereo_jobs.job.pool import Outcome, Pool, open_pool
+from stereo_jobs.job.pool import Loss, Outcome, Pool, open_pool
 from stereo_jobs.job.shardset import ShardSet
 from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
 from stereo_jobs.models.resolve import resolve_recipe
@@ -216,7 +217,7 @@ class _Run:
     failed: int = 0
     tries: dict[ShardKey, int] = field(default_factory=dict)
     deaths: dict[ShardKey, int] = field(default_factory=dict)
-    suspects: dict[ShardKey, set[int]] = field(default_factory=dict)
+    suspects: dict[ShardKey, list[Loss]] = field(default_factory=dict)
     rolled_up: float = 0.0
 
 
@@ -226,6 +227,7 @@ def run(
     local: bool = False,
     extend: bool = False,
     retry: bool = False,
+    max_hours: float | None = None,
     load: Load = load_pipeline,
     watch: Watch = lambda tick: None,
 ) -> progress.Status:
@@ -236,12 +238,14 @@ def run(
         local: in this process instead of on Ray; the same dataset.
         extend: also plan manifest files that are new.
         retry: also plan the failed rows again.
+        max_hours: the run has ended by then: it stops dealing `drain_timeout_s` before.
         load: loads the generator; another one than the real models is for tests and benchmarks.
         watch: told how far it is, about twice a second.
 
     Raises:
         StereoJobsError: see `errors` for kinds and exit codes.
     """
+    started = time.monotonic()
     storage = open_output(spec)
     spec = spec.model_copy(update={"output": storage.uri})  # workers may be in other folders
     logs.name_job(storage.uri)
@@ -249,6 +253,7 @@ def run(
     with (
         Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s) as lease,
         _signals() as stopped,
+        _time_limit(stopped, started, max_hours, spec.runtime.drain_timeout_s),
     ):
 
         def ended() -> bool:
@@ -269,13 +274,14 @@ def run(
             pairs=queue.pairs,
             metrics=Metrics(storage.uri, on_ray=not local),
         )
-        if queue:
-            pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
-            try:
-                _deal(state, pool, lease, stopped, watch)
-            finally:
-                pool.close()
-        return _finish(state, recipe)
+        with _resumable(storage):
+            if queue:
+                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
+                try:
+                    _deal(state, pool, lease, stopped, watch)
+                finally:
+                    pool.close()
+            return _finish(state, recipe)
 
 
 def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch: Watch) -> None:
@@ -310,39 +316,62 @@ def _account(state: _Run, outcome: Outcome) -> None:
             state.failed += outcome.record.failed
         _stop_if_too_many_failed(state)
         return
-    if outcome.died and not outcome.overdue:
-        # A dead worker does not count against the shard; the rows it was at come under suspicion.
-        if not outcome.batch:
-            state.deaths[task.key] = state.deaths.get(task.key, 0) + 1
-            if state.deaths[task.key] >= MAX_DEATHS:
-                raise StereoJobsError(
-                    f"shard {task.key} lost {MAX_DEATHS} workers that were not generating any row; look at their "
-                    "memory: is the host's enough for one shard of runtime.shard_rows?"
-                )
-        seen = state.suspects.setdefault(task.key, set())
-        guilty = seen & set(outcome.batch) if len(outcome.batch) == 1 else set()
-        seen |= set(outcome.batch)
-        log.warning("a worker died at shard %s, rows %s; dealing it again", task.key, list(outcome.batch))
-        state.queue.again(
-            ShardTask(
-                task.plan,
-                task.shard,
-                one_by_one=task.one_by_one or bool(outcome.batch),
-                quarantined=task.quarantined | guilty,
-            )
-        )
+    state.sums.wasted_seconds += outcome.wasted_s
+    if outcome.loss is not None:
+        _deal_again(state, task, outcome.loss)
         return
     passing = isinstance(outcome.error, (AbandonedError, StorageUnavailableError))
     if isinstance(outcome.error, StereoJobsError) and not passing:
         raise outcome.error
-    state.tries[task.key] = state.tries.get(task.key, 0) + 1
     if isinstance(outcome.error, AbandonedError):
         return
-    if state.tries[task.key] >= state.spec.runtime.shard_attempts:
-        reason = "took too long" if outcome.overdue else str(outcome.error)
+    _count_try(state, task, str(outcome.error), passing)
+
+
+def _deal_again(state: _Run, task: ShardTask, loss: Loss) -> None:
+    """A worker was lost under a shard: whether the shard or one of its rows is at fault, and what follows."""
+    if loss.blame == "shard":
+        _count_try(state, task, loss.reason)
+        return
+    if loss.blame == "nobody":
+        log.warning("shard %s: %s; dealing it again", task.key, loss.reason)
+        state.queue.again(task)
+        return
+    if not loss.batch:
+        state.deaths[task.key] = state.deaths.get(task.key, 0) + 1
+        if state.deaths[task.key] >= MAX_DEATHS:
+            raise StereoJobsError(
+                f"shard {task.key} lost {MAX_DEATHS} workers that were not generating any row; look at their "
+                "memory: is the host's enough for one shard of runtime.shard_rows?"
+            )
+    seen = state.suspects.setdefault(task.key, [])
+    guilty = frozenset(loss.batch) if _is_guilty(loss, seen) else frozenset()
+    seen.append(loss)
+    log.warning("shard %s: %s at rows %s; dealing it again", task.key, loss.reason, list(loss.batch))
+    state.queue.again(
+        dataclasses.replace(
+            task,
+            one_by_one=task.one_by_one or bool(loss.batch),
+            quarantined=task.quarantined | guilty,
+            avoid=task.avoid | {loss.place},
+        )
+    )
+
+
+def _is_guilty(loss: Loss, seen: list[Loss]) -> bool:
+    """Whether a lone row is to blame: it was named before, at another place unless there is only this one."""
+    before = [other for other in seen if set(loss.batch) <= set(other.batch)]
+    elsewhere = any(other.place != loss.place for other in before)
+    return len(loss.batch) == 1 and bool(before) and (elsewhere or loss.alone or len(before) > 1)
+
+
+def _count_try(state: _Run, task: ShardTask, reason: str, passing: bool = False) -> None:
+    """Deal a shard again that failed by itself, unless it has had its tries."""
+    tries = state.tries[task.key] = state.tries.get(task.key, 0) + 1
+    if tries >= state.spec.runtime.shard_attempts:
         kind = InterruptedRunError if passing else StereoJobsError
-        raise kind(f"shard {task.key} failed {state.tries[task.key]} times, last: {reason}") from outcome.error
-    log.warning("shard %s failed, dealing it again: %s", task.key, outcome.error)
+        raise kind(f"shard {task.key} failed {tries} times, last: {reason}")
+    log.warning("shard %s failed, dealing it again: %s", task.key, reason)
     state.queue.later(task)
 
 
@@ -368,14 +397,14 @@ def _drain(state: _Run, pool: Pool) -> None:
                 progress.add(state.sums, state.job, [outcome.record])
                 state.metrics.shard(outcome.record)
     pool.stop()
-    progress.save(state.storage, state.sums)
+    _save(state)
 
 
 def _finish(state: _Run, recipe: Recipe) -> progress.Status:
     """All shards are committed: the verdict, the card, the markers."""
     spec, storage = state.spec, state.storage
     status = progress.status(state.job, state.sums)
-    progress.save(storage, state.sums)
+    _save(state)
     storage.replace(
         layout.CARD,
         card.render(
@@ -402,7 +431,15 @@ def _roll_up(state: _Run, tick: Tick) -> None:
     now = time.monotonic()
     if now - state.rolled_up >= ROLL_UP_EVERY_S:
         state.rolled_up = now
-        progress.save(state.storage, state.sums, progress.Pace.now(tick.pairs_per_s, tick.eta_s, tick.workers))
+        _save(state, progress.Pace.now(tick.pairs_per_s, tick.eta_s, tick.workers))
+
+
+def _save(state: _Run, pace: progress.Pace | None = None) -> None:
+    """Write the roll-up; without it, readers look at more records."""
+    try:
+        progress.save(state.storage, state.sums, pace)
+    except StorageUnavailableError as error:
+        log.warning("the roll-up could not be written: %s", error)
 
 
 def _tick(state: _Run, pool: Pool) -> Tick:
@@ -417,6 +454,32 @@ def _tick(state: _Run, pool: Pool) -> Tick:
         running=pool.busy(),
         queued=sum(p.shards for p in state.job.plans) - len(state.sums.shards) - pool.busy(),
     )
+
+
+@contextmanager
+def _resumable(storage: Storage) -> Iterator[None]:
+    """What a store that went away ends from here on is interrupted, not wrong."""
+    try:
+        yield
+    except StorageUnavailableError as error:
+        raise InterruptedRunError(f"{storage.uri}: {error}; run again to go on") from error
+
+
+@contextmanager
+def _time_limit(stopped: threading.Event, started: float, max_hours: float | None, drain_s: float) -> Iterator[None]:
+    """Set `stopped` early enough for a run that was `started` then to end within `max_hours`."""
+    if max_hours is None:
+        yield
+        return
+    limit_s = max_hours * 3600
+    left_s = limit_s - min(drain_s, limit_s / 2) - (time.monotonic() - started)
+    timer = threading.Timer(max(0.0, left_s), stopped.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager

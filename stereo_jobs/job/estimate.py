@@ -17,8 +17,9 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError, StereoJobsError
 from stereo_jobs.job.metrics import Stage
 from stereo_jobs.job.plan import Plan, publish
-from stereo_jobs.job.pool import IN_FLIGHT, start_ray
+from stereo_jobs.job.pool import IN_FLIGHT
 from stereo_jobs.job.progress import Status
+from stereo_jobs.job.ray_pool import start_ray
 from stereo_jobs.job.worker import ENCODERS, Load, ShardTask, ShardWorker, device_name, load_pipeline
 from stereo_jobs.spec import JobSpec, Recipe
 

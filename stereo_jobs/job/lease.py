@@ -118,10 +118,11 @@ class Lease:
             raise OutputHeldError(f"{self.storage.uri}: another run has just started here; wait for it") from None
 
     def _keep(self) -> None:
-        while not self._end.wait(self.ttl_s / 8):
+        usual = pause = self.ttl_s / 8
+        while not self._end.wait(pause):
             if self.lost() is not None:
                 return
-            started = time.monotonic()
+            started, pause = time.monotonic(), usual
             try:
                 self._tag = self.storage.swap(layout.LEASE, self._content(), self._tag)
                 self._renewed = started
@@ -137,6 +138,7 @@ class Lease:
                     return
             except StorageError as problem:
                 log.warning("the lease could not be renewed, trying again: %s", problem)
+                pause = min(1.0, usual)
 
     def _content(self, free: bool = False) -> bytes:
         self._count += 1

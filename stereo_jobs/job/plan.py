@@ -119,11 +119,17 @@ def load_job(storage: Storage) -> Job:
     for generation, name in enumerate(names):
         if name != layout.plan(generation):
             raise StorageError(f"{storage.locate(layout.plan(generation))}: missing, though later plans exist")
-        try:
-            plans.append(Plan.model_validate_json(storage.read(name)))
-        except ValueError as error:
-            raise StorageError(f"{storage.locate(name)}: not a plan of this version ({error})") from None
+        plans.append(load_plan(storage, generation))
     return Job(tuple(plans))
+
+
+def load_plan(storage: Storage, generation: int) -> Plan:
+    """One plan of an output. Raises StorageError for a broken one."""
+    name = layout.plan(generation)
+    try:
+        return Plan.model_validate_json(storage.read(name))
+    except ValueError as error:
+        raise StorageError(f"{storage.locate(name)}: not a plan of this version ({error})") from None
 
 
 # --- Making plans ---

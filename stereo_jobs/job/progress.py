@@ -30,6 +30,8 @@ class Totals:
     quality: QualitySummary = field(default_factory=QualitySummary)
     bytes: int = 0
     seconds: float = 0.0
+    wasted_seconds: float = 0.0
+    """Of workers at shards that then had to be dealt again, as far as a driver has seen it."""
     unet_evaluations: int = 0
     shards: ShardSet = field(default_factory=ShardSet)
 
@@ -90,6 +92,8 @@ class Status:
     shards_done: int
     generations: int
     bytes: int
+    seconds: float
+    wasted_seconds: float
     complete: bool
     quality: QualitySummary
 
@@ -124,6 +128,8 @@ def status(job: Job, sums: Totals) -> Status:
         shards_done=len(sums.shards),
         generations=len(job.plans),
         bytes=sums.bytes,
+        seconds=round(sums.seconds, 3),
+        wasted_seconds=round(sums.wasted_seconds, 3),
         complete=len(sums.shards) == shards,
         quality=sums.quality,
     )

@@ -95,7 +95,7 @@ class Cluster:
             overrides: `--set` arguments of the run.
             job_id: instead of one made from what the job is; never used again on this cluster.
             extend: also make rows of new manifest files.
-            max_hours: then the run drains and exits 75.
+            max_hours: the run ends by then, with exit code 75 if work is left.
 
         Raises:
             SpecError: the spec is not valid, or cannot travel.
@@ -107,7 +107,7 @@ class Cluster:
             raise SpecError(f"--id: at most 128 characters of A-Z, a-z, 0-9, dot, - and _ (got {job_id!r})")
         command = run_command(portable, SPEC_FILE, extend=extend)
         if max_hours is not None:
-            command = f"timeout --preserve-status --signal=TERM {max_hours * 3600:.0f} {command}"
+            command += f" --max-hours {max_hours:g}"
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, SPEC_FILE).write_text(portable.text, encoding="utf-8")
             send = {

@@ -14,6 +14,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+import tenacity
+
 from stereo_jobs import __version__, logs
 from stereo_jobs.batches import Generator, batches
 from stereo_jobs.data import manifest
@@ -21,7 +23,13 @@ from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, write_shard
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import DeviceLostError, StereoJobsError, StorageError, hide_passwords
+from stereo_jobs.errors import (
+    DeviceLostError,
+    StereoJobsError,
+    StorageError,
+    StorageUnavailableError,
+    hide_passwords,
+)
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import commit, complete
 from stereo_jobs.job.metrics import Stage
@@ -35,6 +43,8 @@ T = TypeVar("T")
 
 ENCODERS = 2
 """Threads of a worker that encode pairs beside the models."""
+STORE_PATIENCE_S = 600.0
+"""How long a finished shard waits for a store that is away, before it is dealt again."""
 
 Load = Callable[[Recipe, str, int], Generator]
 """Loads the generator: (resolved recipe, device, batch size) -> generator."""
@@ -55,12 +65,14 @@ class ShardTask:
         shard: its number.
         one_by_one: after a worker died on this shard: one row a batch, so that the row at fault shows.
         quarantined: positions of rows that killed two workers; they become errors ungenerated.
+        avoid: places where workers died on it; another one is taken if there is one.
     """
 
     plan: Plan
     shard: int
     one_by_one: bool = False
     quarantined: frozenset[int] = frozenset()
+    avoid: frozenset[str] = frozenset()
 
     @property
     def key(self) -> layout.ShardKey:
@@ -138,10 +150,9 @@ class ShardWorker:
             return self._run(task)
 
     def _run(self, task: ShardTask) -> ShardRecord:
-        name = layout.data(task.key)
-        if self.storage.exists(name):
-            return complete(self.storage, task.plan, task.shard, self.storage.read(name))
-        rows = self._timed("read", self._read, task)
+        if committed := _patiently(self._committed, task):
+            return committed
+        rows = self._timed("read", _patiently, self._read, task)
         within = contextvars.copy_context()
         results, seconds = self._model_thread.submit(within.run, self._generate, rows, task).result()
         encoded = [result.result() if isinstance(result, Future) else result for result in results]
@@ -169,9 +180,16 @@ class ShardWorker:
     def _write(
         self, task: ShardTask, cells: list[dict[str, Any]], record: ShardRecord, errors: list[RowError]
     ) -> ShardRecord:
-        carried = manifest.carried_schema(task.plan.files[0].uri, self.runtime.storage)
+        carried = _patiently(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
-        return commit(self.storage, task.plan, task.shard, data)
+        return _patiently(commit, self.storage, task.plan, task.shard, data)
+
+    def _committed(self, task: ShardTask) -> ShardRecord | None:
+        """The shard's record, if another attempt has made it meanwhile."""
+        name = layout.data(task.key)
+        if not self.storage.exists(name):
+            return None
+        return complete(self.storage, task.plan, task.shard, self.storage.read(name))
 
     def _timed(self, stage: Stage, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Do a piece of work, and say how long it took."""
@@ -211,7 +229,7 @@ class ShardWorker:
         for position, ref in enumerate(refs):
             row = to_row(cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs)
             if position in task.quarantined:
-                error = RowError(row.id, "KilledWorker", "two workers died while generating this row", 2)
+                error = RowError(row.id, "KilledWorker", "two workers died or hung while generating this row", 2)
                 row = dataclasses.replace(row, error=error)
             rows.append(row)
         return rows
@@ -289,6 +307,18 @@ class ShardWorker:
             return self._attempt(batch, tries + 1)
         log.warning("row %s failed: %s", batch[0].id, message, extra={"row": batch[0].id})
         return [RowError(batch[0].id, kind, message, tries)]
+
+
+def _patiently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Do what needs the store, again and again while it is away: what was generated is dear."""
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception_type(StorageUnavailableError),
+        wait=tenacity.wait_random_exponential(multiplier=1, max=20),
+        stop=tenacity.stop_after_delay(STORE_PATIENCE_S),
+        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
+        reraise=True,
+    )
+    return retrying(work, *args, **kwargs)
 
 
 def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def _placement(spec: JobSpec, options: LaunchOptions) -> list[str]:
         f"runtime.device={'cuda' if options.gpus else 'cpu'}",
         f"runtime.actors={{min: {actors[0]}, max: {actors[1]}}}",
         f"runtime.start_timeout_s={timeout_s}",
+        *(["runtime.spot_notice=aws"] if options.kind == "ray-up" and options.spot else []),
     ]
 
 

@@ -1,5 +1,7 @@
 """Runs that die: `python -m tests.job.killed SPEC.json` with the stand-in generator (--real: with the models).
 
+--ray, --extend and --max-hours=H are as for `stereo-jobs run`, except that without --ray it runs in one process.
+
 KILL_AT=n in the environment: SIGKILL before the n-th write below the output, or, with KILL_HALFWAY=1, in the
 middle of it. KILL_IN=worker counts only writes of the processes that hold a generator, once for all of them:
 the file KILL_MARK says that it has happened.
@@ -70,7 +72,13 @@ def main() -> int:
     if os.environ.get("KILL_IN") != "worker":
         arm()
     try:
-        run(spec, local=local, load=load_pipeline if "--real" in sys.argv else load_armed)
+        run(
+            spec,
+            local=local,
+            extend="--extend" in sys.argv,
+            max_hours=next((float(word[12:]) for word in sys.argv if word.startswith("--max-hours=")), None),
+            load=load_pipeline if "--real" in sys.argv else load_armed,
+        )
     except StereoJobsError as error:
         print(error, file=sys.stderr)
         return error.exit_code

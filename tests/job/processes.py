@@ -6,20 +6,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import IO
 
 from stereo_jobs.spec import JobSpec
 from tests.conftest import REPOSITORY
 
 
-def start(spec: JobSpec, folder: Path, *options: str, **environment: str) -> subprocess.Popen:
-    """`python -m tests.job.killed` on a spec; ended by the caller."""
+def start(
+    spec: JobSpec, folder: Path, *options: str, errors: IO | int = subprocess.PIPE, **environment: str
+) -> subprocess.Popen:
+    """`python -m tests.job.killed` on a spec; ended by the caller. A run that says a lot needs a file for it."""
     path = folder / f"spec-{os.urandom(4).hex()}.json"
     path.write_text(spec.model_dump_json())
     return subprocess.Popen(
         [sys.executable, "-m", "tests.job.killed", str(path), *options],
         env=os.environ | environment,
         cwd=REPOSITORY,
-        stderr=subprocess.PIPE,
+        stderr=errors,
         text=True,
     )
 

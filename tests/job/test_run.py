@@ -10,6 +10,7 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import (
     DeviceLostError,
     DriftError,
+    InterruptedRunError,
     ManifestError,
     StorageUnavailableError,
     TooManyFailuresError,
@@ -237,6 +238,19 @@ def test_a_passing_storage_error_is_tried_again(make_spec, monkeypatch):
     monkeypatch.setattr(worker, "commit", unsteady)
     assert local(make_spec()).complete
     assert len(calls) == 4
+
+
+def test_a_run_ends_in_time_and_the_next_goes_on(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=60, prompt=["slow"] * 60))
+    with pytest.raises(InterruptedRunError, match="run again to go on") as end:
+        local(spec, max_hours=4 / 3600)
+    assert end.value.exit_code == 75
+    found = verdict(spec)
+    assert found.missing > 0
+    assert found.duplicated == found.failed == 0
+    with pytest.MonkeyPatch.context() as quick:
+        quick.setattr(standin.time, "sleep", lambda seconds: None)
+        assert local(spec).succeeded == 60
 
 
 def test_too_many_failures_stop_early_and_keep_what_there_is(make_spec, make_manifest):

@@ -74,6 +74,20 @@ def test_only_what_is_loaded_is_downloaded(ask, variant, suffix):
     assert sd.encode_prompts(["a red cat"]).shape == (1, 77, 48)
 
 
+def test_actors_of_one_machine_download_every_file_once(repository, tmp_path):
+    """They start at the same moment: one downloads, the others wait for its lock."""
+    recipe = json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}}})
+    with serve(repository) as (endpoint, downloaded):
+        environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+        command = [sys.executable, "-c", PROGRAM, recipe]
+        actors = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+        printed = {actor.communicate(timeout=120)[0].strip() for actor in actors}
+    assert len(printed) == 1, printed
+    assert printed.pop().startswith(COMMIT)
+    weights = [name for name in downloaded if name.endswith(".safetensors")]
+    assert len(weights) == len({*weights}) == 3
+
+
 def test_the_safety_checker_comes_when_it_is_wanted(ask):
     _, downloaded = ask({"path": "owner/name"}, safety_checker=True)
     assert {"safety_checker/model.safetensors", "feature_extractor/preprocessor_config.json"} < {*downloaded}

@@ -1,0 +1,162 @@
+"""Does dealing scale? `python benchmarks/scaling.py --actors 1 4 16 64`, and `--null 1000000`.
+
+The first runs a stand-in generator that sleeps 20 s a shard on Ray actors without CPUs of their own, output on local
+disk, and compares the time from the first deal to the end with what so many actors need at least. The second deals
+shards that are done at once, and watches the driver's memory.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
+
+from stereo_jobs.job import driver
+from stereo_jobs.job.driver import Tick
+from stereo_jobs.job.pool import Outcome
+from stereo_jobs.job.worker import ShardTask
+from stereo_jobs.records import Row, ShardRecord, StereoPair
+from stereo_jobs.spec import JobSpec, Recipe, parse_spec
+from tests import standin
+
+SECONDS = 20.0
+"""Of one shard."""
+
+
+class Sleeping(standin.StandIn):
+    """One batch is one shard."""
+
+    def generate(self, rows: Sequence[Row]) -> list[StereoPair]:
+        time.sleep(SECONDS)
+        return [standin.pair(row) for row in rows]
+
+
+def load(recipe: Recipe, device: str, batch_size: int) -> Sleeping:
+    return Sleeping(batch_size)
+
+
+def make_spec(folder: Path, rows: int, **runtime: object) -> JobSpec:
+    manifest = folder / "rows.parquet"
+    pq.write_table(pa.table({"id": [f"{i:07d}" for i in range(rows)], "prompt": ["a red circle"] * rows}), manifest)
+    return parse_spec(
+        {
+            "manifest": str(manifest),
+            "output": str(folder / "out"),
+            "recipe": {"quality": {"enabled": False}},
+            "runtime": runtime,
+        }
+    )
+
+
+class Clock:
+    """Times of the dealing: from the first tick, when all actors are ready, to the last."""
+
+    def __init__(self) -> None:
+        self.first = self.last = self.cpu_first = self.cpu_last = 0.0
+        self.memory: list[tuple[int, float]] = []
+
+    def __call__(self, tick: Tick) -> None:
+        self.last, self.cpu_last = time.monotonic(), time.process_time()
+        if not self.first:
+            self.first, self.cpu_first = self.last, self.cpu_last
+        if not self.memory or tick.made >= self.memory[-1][0] + tick.planned / 10:
+            self.memory.append((tick.made, psutil.Process().memory_info().rss / 2**20))
+
+
+def sleeping(actors: int, shards_each: int) -> dict[str, object]:
+    """One cluster size."""
+    with tempfile.TemporaryDirectory() as folder:
+        shards = actors * shards_each
+        runtime = {"actors": actors, "cpus_per_actor": 0, "device": "cpu", "shard_rows": 2, "batch_size": 2}
+        spec = make_spec(Path(folder), 2 * shards, **runtime)
+        clock, started = Clock(), time.monotonic()
+        driver.run(spec, load=load, watch=clock)
+    took = clock.last - clock.first
+    return {
+        "actors": actors,
+        "shards": shards,
+        "start_s": round(clock.first - started, 1),
+        "dealing_s": round(took, 2),
+        "efficiency": round(shards_each * SECONDS / took, 4),
+        "driver_cpu_ms_per_shard": round((clock.cpu_last - clock.cpu_first) / shards * 1000, 2),
+    }
+
+
+class NullPool:
+    """128 shards under way, done as soon as they are asked for."""
+
+    def __init__(self) -> None:
+        self.tasks: list[ShardTask] = []
+
+    def free(self) -> int:
+        return 128 - len(self.tasks)
+
+    def busy(self) -> int:
+        return len(self.tasks)
+
+    def workers(self) -> int:
+        return 64
+
+    def submit(self, task: ShardTask) -> None:
+        self.tasks.append(task)
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        done, self.tasks = self.tasks, []
+        return [Outcome(task, _record(task)) for task in done]
+
+    def stop(self) -> None:
+        pass
+
+    close = stop
+
+
+def _record(task: ShardTask) -> ShardRecord:
+    return ShardRecord(
+        generation=task.plan.generation,
+        shard=task.shard,
+        fingerprint=task.plan.fingerprint,
+        planned=1,
+        succeeded=1,
+        failed=0,
+        seconds=1.0,
+        worker="null",
+    )
+
+
+def null(shards: int) -> dict[str, object]:
+    """Shards of one row that nobody makes."""
+    driver.open_pool = lambda *args, **kwargs: NullPool()
+    with tempfile.TemporaryDirectory() as folder:
+        clock = Clock()
+        driver.run(make_spec(Path(folder), shards, shard_rows=1), load=load, watch=clock)
+    return {
+        "shards": shards,
+        "dealing_s": round(clock.last - clock.first, 1),
+        "driver_cpu_ms_per_shard": round((clock.cpu_last - clock.cpu_first) / shards * 1000, 4),
+        "memory_mib": {made: round(mib) for made, mib in clock.memory},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--actors", type=int, nargs="*", default=[])
+    parser.add_argument("--shards-each", type=int, default=5)
+    parser.add_argument("--null", type=int, default=0)
+    options = parser.parse_args()
+    for actors in options.actors:
+        print(json.dumps(sleeping(actors, options.shards_each)), flush=True)
+    if options.null:
+        print(json.dumps(null(options.null)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

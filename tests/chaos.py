@@ -1,0 +1,252 @@
+"""A seeded random fault test: `python -m tests.chaos --faults 100 --seed 1`.
+
+Jobs run one after the other on a cluster of two nodes, against a real S3 server behind a proxy, while one fault after
+the other strikes. In the end every job must be whole: each row there once and as an undisturbed run makes it. Prints
+one JSON object; exit code 1 if anything is wrong. The same seed gives the same faults at the same distances.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import secrets
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
+
+from stereo_jobs.job.driver import run
+from stereo_jobs.spec import JobSpec, parse_spec
+from tests import seaweed, standin
+from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
+from tests.datasets import rows, verdict
+from tests.fault_proxy import FaultProxy
+from tests.job.processes import start
+
+INTERRUPTED = {75, -signal.SIGKILL, 5}
+"""Exit codes of runs after which the next one goes on."""
+
+
+class Chaos:
+    """The cluster, the store, the job of the moment, and what has become of them."""
+
+    def __init__(self, seed: int, count: int, folder: Path, proxy: FaultProxy) -> None:
+        self.random = random.Random(seed)
+        self.folder, self.proxy, self.count = folder, proxy, count
+        self.told = folder / "told"
+        self.told.touch()
+        self.manifest = folder / "rows.parquet"
+        names = [f"row-{i:04d}" for i in range(count)]
+        pq.write_table(pa.table({"id": names, "prompt": [f"slow told:{self.told}"] * count}), self.manifest)
+        self.jobs: list[JobSpec] = []
+        self.starts = 0
+        self.exits: Counter[int] = Counter()
+        self.nodes: Nodes
+        self.new_cluster()
+        self.new_job()
+
+    # --- What runs ---
+
+    def new_cluster(self) -> None:
+        self.nodes = Nodes(Path(tempfile.mkdtemp(prefix="ray-")))
+        os.environ["RAY_ADDRESS"] = self.nodes.address
+        for _ in range(2):
+            self.nodes.add()
+
+    def new_job(self) -> None:
+        self.jobs.append(self.spec(f"s3://{seaweed.BUCKET}/chaos-{secrets.token_hex(4)}", self.proxy.endpoint))
+        self.start()
+
+    def spec(self, output: str, endpoint: str | None = None) -> JobSpec:
+        runtime = {"shard_rows": 2, "batch_size": 2, "lease_ttl_s": 10.0, "shard_attempts": 20}
+        return parse_spec(
+            {
+                "manifest": str(self.manifest),
+                "output": output,
+                "recipe": {"quality": {"enabled": False}},
+                "runtime": runtime | {"storage": {"endpoint_url": endpoint}},
+            }
+        )
+
+    def start(self) -> None:
+        self.starts += 1
+        with (self.folder / "said").open("a") as said:
+            self.driver = start(self.jobs[-1], self.folder, "--ray", errors=said)
+
+    def go_on(self, finished: bool = False) -> None:
+        """Start what has ended again; a job that is done is followed by another, unless all is `finished`."""
+        code = self.driver.poll()
+        if code is None:
+            return
+        self.exits[code] += 1
+        if code == 0 and not finished:
+            self.new_job()
+        elif code:
+            self.start()
+
+    # --- Faults ---
+
+    def actor_killed(self) -> None:
+        def actors() -> list[psutil.Process]:
+            return [actor for node in self.nodes.all for actor in node.actors()]
+
+        wait_until(lambda: actors() or self.driver.poll() is not None, what="an actor")
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            self.random.choice(actors()).kill()
+
+    def node_killed(self) -> None:
+        node = self.random.choice(self.nodes.all[1:])
+        node.kill()
+        self.nodes.all.remove(node)
+        self.nodes.add()
+
+    def node_frozen(self) -> None:
+        node = self.random.choice(self.nodes.all[1:])
+        node.signal(signal.SIGSTOP)
+        time.sleep(self.random.uniform(1, 30))
+        node.signal(signal.SIGCONT)
+        if not node.actors() and not any(p.name() == "raylet" for p in node.processes()):
+            node.kill()  # Ray ends a node that was given up
+            self.nodes.all.remove(node)
+            self.nodes.add()
+
+    def driver_killed(self) -> None:
+        self.driver.kill()
+        self.driver.wait()
+
+    def driver_drained(self) -> None:
+        self.driver.send_signal(signal.SIGTERM)
+        self.driver.wait()
+
+    def head_killed(self) -> None:
+        self.nodes.head.kill()
+        self.driver.kill()  # which was on the same machine
+        self.driver.wait()
+        self.nodes.end()
+        self.new_cluster()
+
+    def store_away(self) -> None:
+        self.proxy.away = True
+        time.sleep(self.random.uniform(1, 20))
+        self.proxy.heal()
+
+    def store_slow(self) -> None:
+        self.proxy.delay_s = 0.5
+        time.sleep(self.random.uniform(1, 20))
+        self.proxy.heal()
+
+    def store_busy(self) -> None:
+        self.proxy.slow_down_share = 0.1
+        time.sleep(self.random.uniform(1, 20))
+        self.proxy.heal()
+
+    def faults(self) -> dict[Callable[[], None], int]:
+        """Each with its weight."""
+        return {
+            self.actor_killed: 8,
+            self.node_killed: 3,
+            self.node_frozen: 2,
+            self.driver_killed: 3,
+            self.driver_drained: 2,
+            self.head_killed: 1,
+            self.store_away: 2,
+            self.store_slow: 2,
+            self.store_busy: 2,
+        }
+
+    # --- The whole ---
+
+    def strike(self, count: int) -> Counter[str]:
+        """So many faults, a few seconds apart."""
+        struck: Counter[str] = Counter()
+        kinds = self.faults()
+        for _ in range(count):
+            (fault,) = self.random.choices(list(kinds), list(kinds.values()))
+            time.sleep(self.random.uniform(1, 6))
+            self.go_on()
+            print(f"{sum(struck.values()) + 1}: {fault.__name__}", file=sys.stderr, flush=True)
+            fault()
+            struck[fault.__name__] += 1
+            self.go_on()
+        return struck
+
+    def finish(self) -> None:
+        """Let the last job end."""
+        deadline = time.monotonic() + 600
+        while self.driver.poll() != 0 and time.monotonic() < deadline and not self.problems():
+            self.go_on(finished=True)
+            time.sleep(0.5)
+
+    def problems(self) -> list[str]:
+        """Exit codes that should not have been."""
+        return [f"a run ended with {code}" for code in self.exits if code not in INTERRUPTED | {0}]
+
+    def check(self) -> tuple[list[str], int, int]:
+        """What is wrong; rows that are there; rows listed as failed."""
+        whole = self.spec(str(self.folder / "whole"))
+        standin.time = type("quick", (), {"sleep": staticmethod(lambda seconds: None)})  # type: ignore[assignment]
+        run(whole, local=True, load=standin.load)
+        expected = rows(whole)
+        problems, made, failed = self.problems(), 0, 0
+        for spec in self.jobs:
+            found = verdict(spec)
+            problems += [] if found.ok else [f"{spec.output}: {problem}" for problem in found.problems]
+            problems += [f"{spec.output}: {key} differs" for key, row in rows(spec).items() if row != expected[key]]
+            made, failed = made + found.succeeded, failed + found.failed
+        return problems, made, failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, default=200, help="of each job; one takes 0.4 s")
+    options = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    started = time.monotonic()
+    token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder), "RAY_ADDRESS": ""}
+    with seaweed.serve() as s3, FaultProxy(s3, options.seed).serving() as proxy, environment(SETTINGS | token):
+        chaos = Chaos(options.seed, options.rows, folder, proxy)
+        try:
+            struck = chaos.strike(options.faults)
+            chaos.finish()
+        finally:
+            chaos.driver.kill()
+            chaos.nodes.end()
+        generated = len(chaos.told.read_text().split())
+        problems, made, failed = chaos.check()
+    report = {
+        "seed": options.seed,
+        "faults": dict(struck),
+        "seconds": round(time.monotonic() - started),
+        "jobs": len(chaos.jobs),
+        "runs": chaos.starts,
+        "exit_codes": dict(chaos.exits),
+        "rows": made,
+        "rows_failed": failed,
+        "rows_generated_in_vain": generated - made,
+        "wasted_share": round(1 - made / generated, 3),
+        "problems": problems,
+    }
+    print(json.dumps(report))
+    if problems:
+        print((folder / "said").read_text()[-20_000:], file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
