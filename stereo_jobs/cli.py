@@ -171,13 +171,13 @@ def report(
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an HTML page with the first pairs: views, anaglyph, disparity, holes."""
+    """Write an HTML page, and JSON: distributions of all metrics, verdicts, worst, best and first pairs."""
     from stereo_jobs.job import progress
-    from stereo_jobs.report.gallery import build
+    from stereo_jobs.report.page import build
 
     _, storage, job = _locate(output, endpoint_url)
-    uri = build(storage, progress.status(job, progress.totals(storage, job)), pairs)
-    _print({"report": uri}, [uri], as_json)
+    page, data = build(storage, job, progress.status(job, progress.totals(storage, job)), pairs)
+    _print({"report": page, "data": data}, [page], as_json)
 
 
 # --- Measuring ---
@@ -251,7 +251,8 @@ def evaluate(
         for key, listed in found.problems.items()
         for problem in listed
     ]
-    lines = [*map(markdown, found.tables), *(f"{p['of']}: {p['id']}: {p['message']}" for p in problems), *found.files]
+    without = [f"without a score: {p['of']}: {p['id']}: {p['message']}" for p in problems]
+    lines = [*map(markdown, found.tables), *without, found.files[-1]]
     _print({"files": found.files, "problems": problems}, lines, as_json)
 
 

@@ -9,7 +9,7 @@ from stereo_jobs.baselines.fills import Image, Result, sign_of, to_image, to_ten
 from stereo_jobs.stereo.fill import background_columns
 from stereo_jobs.stereo.warp import ForwardWarp
 
-_RADIUS_PX = 5.0
+_RADIUS_PX = 3
 """How far the inpainting looks for colours and slopes."""
 _SAME_SURFACE_PX = 0.5
 
@@ -22,7 +22,7 @@ def layered(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = Tru
     warped, the first in front. What lies beyond the left view's frame is inpainted in the rendered view.
     """
     front = warp_of(left, disparity, subpixel)
-    hidden = _hidden(front, disparity)
+    hidden = cv2.dilate(_hidden(front, disparity), np.ones((3, 3), np.uint8))  # edge pixels mix both colours
     color = cv2.inpaint(left, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     behind = cv2.inpaint(disparity, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     back = warp_of(left, np.asarray(behind if subpixel else np.round(behind), np.float32), subpixel)
@@ -35,8 +35,8 @@ def layered(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = Tru
 def _hidden(front: ForwardWarp, disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
     """Left pixels (H,W, 1 where set) that the background layer lacks: objects in front of where a hole opens.
 
-    A hole as wide as k pixels shows k pixels of background behind its object's edge. Twice as many are left open,
-    so that the inpainting, which starts from all sides, fills the ones that will be seen from the background.
+    A hole as wide as k pixels shows k pixels of background behind its object's edge. More than twice as many are left
+    open: the inpainting starts from all sides, and what will be seen must be out of the object's reach.
     """
     at_target = front(torch.from_numpy(disparity)[None, None])[:, 0]
     sign = sign_of(disparity)
@@ -48,7 +48,8 @@ def _hidden(front: ForwardWarp, disparity: NDArray[np.float32]) -> NDArray[np.ui
     nearness = disparity * float(sign)
     height, width = disparity.shape
     hidden = np.zeros((height, width), np.uint8)
-    for far in (reach, 2 * reach, 2 * reach - np.sign(reach)):
+    beyond = (2 * reach + np.sign(reach) * margin for margin in range(-1, 2 * _RADIUS_PX + 1))
+    for far in (reach, *beyond):
         column = source - far
         inside = (column >= 0) & (column < width) & (far != 0)
         y, x = rows[inside], column[inside]

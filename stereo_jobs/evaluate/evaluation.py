@@ -59,12 +59,14 @@ class Evaluation:
     """What came out.
 
     Attributes:
-        tables: in order.
+        tables: of scores and costs, in order.
+        parts: what stands behind them: all means of each data set and level.
         files: URIs of all that was written.
         problems: scenes without a score, by data set or case.
     """
 
     tables: list[Table] = field(default_factory=list)
+    parts: list[Table] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
     problems: dict[str, list[Problem]] = field(default_factory=dict)
 
@@ -88,8 +90,8 @@ def evaluate(output: str, base: Mapping[str, Any], options: Options, run: Run = 
         source.storage.replace(name, data)
         result.files.append(source.storage.locate(name))
 
-    def write(table: Table) -> None:
-        result.tables.append(table)
+    def write(table: Table, among: list[Table]) -> None:
+        among.append(table)
         for suffix, render in FORMATS.items():
             put(f"tables/{table.name}.{suffix}", render(table).encode())
 
@@ -100,19 +102,20 @@ def evaluate(output: str, base: Mapping[str, Any], options: Options, run: Run = 
             if not cases:
                 continue
             scores = {case.key: source.scores(case) for case in cases}
-            write(scores_table(name, protocol, cases, scores))
+            write(scores_table(name, protocol, cases, scores), result.tables)
             for dataset, _ in datasets:
                 own = [case for case in cases if case.dataset == dataset.name]
                 details = {case.key: source.details(case) for case in own} if name == "switches" else None
                 for table in parts_tables(name, protocol, own, {case.key: scores[case.key] for case in own}, details):
-                    write(table)
+                    write(table, result.parts)
                 picture = worst_mean_best_sheet(own, scores, source)
                 if picture:
                     put(f"pictures/{slug(f'{name} {protocol} {dataset.name}')}.png", picture)
     if "cost" in options.tables:
         size, pairs = options.size or 128, options.cost_pairs
         methods = chosen("cost", options.methods)
-        write(cost_table(source, methods, pairs=pairs, size=size, depth_model=options.depth_model))
+        costs = cost_table(source, methods, pairs=pairs, size=size, depth_model=options.depth_model)
+        write(costs, result.tables)
     result.problems = {key: problems for key, problems in source.problems.items() if problems}
     put("tables/README.md", _summary(result).encode())
     return result
@@ -168,7 +171,7 @@ def _cases(
 
 def _summary(result: Evaluation) -> str:
     """All tables on one page, and what has no score."""
-    parts = ["# Evaluation\n", *map(markdown, result.tables)]
+    parts = ["# Evaluation\n", *map(markdown, (*result.tables, *result.parts))]
     problems = [f"- {key}: {p.id}: {p.message}" for key, listed in result.problems.items() for p in listed]
     if problems:
         parts.append("\n".join(["### Without a score", "", *problems, ""]))

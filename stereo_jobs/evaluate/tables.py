@@ -107,7 +107,7 @@ def figure(
         values: by scene; NaN does not count.
         metric: a name of `METRICS`.
         reference: values of the method that differences are taken to, scene by scene.
-        offsets: with those of the best and worst scene, as the paper prints them.
+        offsets: with those of the best and worst scene, as the paper prints them, where there are several.
         paper: what the paper has here.
     """
     known = {scene: value for scene, value in values.items() if not math.isnan(value)}
@@ -118,6 +118,7 @@ def figure(
     best, worst = float(numbers.max()) - mean, float(numbers.min()) - mean
     if METRICS[metric].larger_is_better is False:
         best, worst = worst, best
+    offsets = offsets and len(known) > 1
     interval = None
     if reference is not None:
         pairs = [value - reference[s] for s, value in known.items() if not math.isnan(reference.get(s, math.nan))]
@@ -179,7 +180,7 @@ def counts(table: Table) -> Iterator[str]:
     for (i, _), cell in table.cells.items():
         rows[i] = max(rows[i], cell.count)
     if len(set(rows)) == 1:
-        yield f"{rows[0]} scenes."
+        yield f"{rows[0]} {'scene' if rows[0] == 1 else 'scenes'}."
     else:
         yield "Scenes, row by row: " + ", ".join(map(str, rows)) + "."
 

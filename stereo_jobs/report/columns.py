@@ -1,5 +1,7 @@
 """The scalar columns of a dataset, from its shards: no image is read, let alone decoded."""
 
+import bisect
+import itertools
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -44,16 +46,19 @@ def shard_keys(storage: Storage) -> list[ShardKey]:
 def read_rows(storage: Storage, places: Sequence[tuple[int, int]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Single rows, images and all, by their shard and position, in the order of `places`."""
     keys = shard_keys(storage)
-    for shard, position in places:
+    for shard, listed in itertools.groupby(places, lambda place: place[0]):
         filesystem, path = storage.for_pyarrow(layout.data(keys[shard]))
         with filesystem.open_input_file(path) as source:
-            file, start = pq.ParquetFile(source), 0
-            for group in range(file.metadata.num_row_groups):
-                end = start + file.metadata.row_group(group).num_rows
-                if start <= position < end:
-                    found = file.read_row_group(group, columns=list(columns)).slice(position - start, 1)
-                    yield from found.to_pylist()
-                start = end
+            yield from _rows_at(pq.ParquetFile(source), [position for _, position in listed], columns)
+
+
+def _rows_at(file: pq.ParquetFile, positions: Sequence[int], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    ends = list(itertools.accumulate(file.metadata.row_group(g).num_rows for g in range(file.num_row_groups)))
+    for group, together in itertools.groupby(positions, lambda position: bisect.bisect_right(ends, position)):
+        start = ends[group - 1] if group else 0
+        table = file.read_row_group(group, columns=list(columns))
+        for position in together:
+            yield from table.slice(position - start, 1).to_pylist()
 
 
 def read_errors(storage: Storage) -> list[RowError]:
