@@ -151,7 +151,7 @@ def test_scenes_without_truth_are_named_and_the_rest_is_scored(tmp_path):
     assert [problem.id for problem in found.problems["middlebury"]] == ["Invalid", "Untrue"]
     assert figures(tmp_path / "out", "methods-metric")["stretch", "psnr"] > 20
     (tmp_path / "data/Good/im0.png").unlink()
-    with pytest.raises(DatasetError, match="middlebury: no scene can be used; the first: Good: im0.png is missing"):
+    with pytest.raises(DatasetError, match=r"middlebury: no scene can be used; the first: Good: im0\.png is missing"):
         run(tmp_path / "none", data=(tmp_path / "data",), toyscapes=0)
 
 
