@@ -222,8 +222,10 @@ def evaluate(
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
     from stereo_jobs.evaluate.methods import PROTOCOLS, Protocol
+    from stereo_jobs.evaluate.models import KeptModels
     from stereo_jobs.evaluate.tables import markdown
     from stereo_jobs.job.driver import run as run_job
+    from stereo_jobs.job.worker import load_pipeline
     from stereo_jobs.spec import spec_data
 
     options = Options(
@@ -240,10 +242,12 @@ def evaluate(
         depth_model=depth_model,
     )
 
+    load = KeptModels() if local else load_pipeline
+
     def run_case(case: "JobSpec") -> None:
         err.print(case.output, style="dim", markup=False)
         with display(err, quiet=as_json) as watch:
-            run_job(case, local=local, watch=watch)
+            run_job(case, local=local, load=load, watch=watch)
 
     found = run_evaluation(output, spec_data(spec, overrides), options, run_case)
     problems = [

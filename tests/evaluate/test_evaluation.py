@@ -9,17 +9,20 @@ from PIL import Image
 
 from stereo_jobs.baselines import FILLS
 from stereo_jobs.data.images import encode_png
+from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError
 from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
 from stereo_jobs.evaluate.evaluation import Options, evaluate
+from stereo_jobs.evaluate.models import KeptModels
 from stereo_jobs.evaluate.pictures import worst_mean_best
 from stereo_jobs.evaluate.scenes import write_manifests
 from stereo_jobs.job import driver
 from stereo_jobs.job.plan import load_job
 from stereo_jobs.job.verify import verify
+from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.truth import score
-from stereo_jobs.spec import StorageSpec
+from stereo_jobs.spec import Recipe, StorageSpec
 from tests.evaluate.test_datasets import write_middlebury
 
 SIZE = 64
@@ -27,8 +30,11 @@ SHORT = {"recipe": {"method": {"steps": 3}}, "runtime": {"batch_size": 2, "lease
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+KEPT = KeptModels()
+
+
 def run_here(spec):
-    return driver.run(spec, local=True)
+    return driver.run(spec, local=True, load=KEPT)
 
 
 def run(output, **options):
@@ -175,6 +181,16 @@ def test_the_cost_is_counted_by_mode(tmp_path):
     assert float(evaluations["leave_blank", "image"]["mean"]) == 0
     if ("best", "depth") not in evaluations:  # the embedded models may lack a depth-conditioned one
         assert "depth" in found.problems["cost/depth"][0].id
+
+
+def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
+    image = resolve_recipe(Recipe(mode="image"))
+    first = KEPT(image, "cpu", 2)
+    other = KEPT(image.model_copy(update={"seed": 5}), "cpu", 1)
+    assert other.sd is first.sd
+    assert (other.recipe.seed, other.batch_size, other.inputs) == (5, 1, INPUTS["image"])
+    text = KEPT(resolve_recipe(Recipe(mode="text")), "cpu", 2)
+    assert text.sd is first.sd
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from stereo_jobs.job.plan import load_job
 from stereo_jobs.records import IMAGE_COLUMNS
 from stereo_jobs.report import page
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
+from stereo_jobs.spec import parse_spec
 from tests import standin
 from tests.datasets import rows
 
@@ -40,12 +42,22 @@ class Tags(HTMLParser):
             assert self.open.pop() == tag
 
 
-@pytest.fixture
-def spec(make_spec, make_manifest):
-    manifest = make_manifest(rows=7, prompt=["<b>bold</b>", *["fine"] * 5, "boom"])
-    made = make_spec(manifest, recipe={"quality": {"enabled": True}}, max_failure_ratio=0.5)
-    driver.run(made, local=True, load=standin.load)
-    return made
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    """Six pairs in three shards, and a row that failed."""
+    folder = tmp_path_factory.mktemp("report")
+    prompts = ["boom", "<b>bold</b>", *["fine"] * 5]
+    pq.write_table(pa.table({"id": [f"row-{i:04d}" for i in range(7)], "prompt": prompts}), folder / "m.parquet")
+    return made(folder, str(folder / "m.parquet"), {"enabled": True})
+
+
+def made(folder, manifest, quality):
+    """A dataset of the stand-in, in shards of three."""
+    runtime = {"shard_rows": 3, "batch_size": 2, "lease_ttl_s": 0, "max_failure_ratio": 1.0}
+    parts = {"manifest": manifest, "output": str(folder / "out"), "recipe": {"quality": quality}, "runtime": runtime}
+    spec = parse_spec(parts)
+    driver.run(spec, local=True, load=standin.load)
+    return spec
 
 
 def report(spec, pairs=4):
@@ -95,20 +107,18 @@ def test_worst_and_best_are_apart_and_in_order(spec):
     assert len({pair["id"] for pair in [*worst, *best]}) == len(worst) + len(best) == 6
 
 
-def test_without_quality_control_holes_are_decoded_and_nothing_is_ranked(make_spec):
-    made = make_spec()
-    driver.run(made, local=True, load=standin.load)
-    _, facts, tags = report(made, pairs=2)
+def test_without_quality_control_holes_are_decoded_and_nothing_is_ranked(tmp_path, make_manifest):
+    spec = made(tmp_path, str(make_manifest(rows=3)), {"enabled": False})
+    _, facts, tags = report(spec, pairs=2)
     assert facts["ranked_by"] is None
     assert tags.count["article"] == 2
     [holes] = [each for each in facts["distributions"] if each["name"] == "hole_share"]
     assert 0.3 < holes["mean"] < 0.7  # the stand-in's masks are noise
 
 
-def test_an_output_without_pairs_has_a_page(make_spec, make_manifest):
-    made = make_spec(make_manifest(rows=2, prompt=["boom", "boom"]), max_failure_ratio=1.0)
-    driver.run(made, local=True, load=standin.load)
-    _, facts, tags = report(made)
+def test_an_output_without_pairs_has_a_page(tmp_path, make_manifest):
+    manifest = make_manifest(rows=2, prompt=["boom", "boom"])
+    _, facts, tags = report(made(tmp_path, str(manifest), {"enabled": False}))
     assert facts["distributions"] == []
     assert "article" not in tags.count
 
@@ -136,10 +146,10 @@ def test_rows_are_found_by_shard_and_position(spec):
 def test_large_datasets_are_sampled_by_shards(spec):
     storage = open_storage(spec.output)
     assert len(list(storage.list(layout.DATA_PREFIX))) == 3
-    assert set(read_scalars(storage, most_rows=4)[SHARD].to_pylist()) == {0, 2}
+    assert set(read_scalars(storage, most_rows=5)[SHARD].to_pylist()) == {0, 2}
 
 
 def test_failed_rows_are_read_with_their_messages(spec):
     assert [(error.id, error.error_message) for error in read_errors(open_storage(spec.output))] == [
-        ("row-0006", "boom in row-0006")
+        ("row-0000", "boom in row-0000")
     ]
