@@ -59,11 +59,9 @@ def test_a_pixel_baseline_is_its_fill_of_the_protocols_disparity(loaded, view, n
     disparity = view.disparity
     if geometry == "relative":  # min-max to 8 % of the width, truncated
         span = (disparity - disparity.min()) / (disparity.max() - disparity.min())
-        wanted = np.trunc(span * np.float32(0.08 * SIZE))
-    else:
-        wanted = np.round(disparity)
-    np.testing.assert_array_equal(pair.disparity, wanted)
-    right, holes = FILLS[name](view.left, wanted, subpixel=False)
+        disparity = np.trunc(span * np.float32(0.08 * SIZE))
+    np.testing.assert_array_equal(pair.disparity, np.round(disparity))
+    right, holes = FILLS[name](view.left, disparity, subpixel=False)
     np.testing.assert_array_equal(pair.right, right)
     np.testing.assert_array_equal(pair.mask_hole_right, holes)
     np.testing.assert_array_equal(pair.left, view.left)

@@ -94,12 +94,13 @@ class Cases:
     def spec(
         self, key: str, manifests: Sequence[str], recipe: Mapping[str, Any], switches: Mapping[str, Any]
     ) -> JobSpec:
-        """A job: what the user set stands over what is ours, but not over the method's own switches."""
-        ours = {
-            "recipe": {"quality": {"enabled": False}, "scale_percent": 8.0, **recipe},
+        """A job: the user's own fields stand over our defaults, and what makes this case over both."""
+        defaults = {
+            "recipe": {"quality": {"enabled": False}, "scale_percent": 8.0},
             "runtime": {"max_failure_ratio": 1.0, "shard_rows": 16},
         }
-        merged = _merged(_merged(ours, self.base), {"recipe": {"method": dict(switches)}})
+        case = {"recipe": {"variants": {"seeds": 1, "scale_percent": []}, **recipe, "method": dict(switches)}}
+        merged = _merged(_merged(defaults, self.base), case)
         return parse_spec({**merged, "manifest": list(manifests), "output": self.storage.locate(key)})
 
     def scores(self, case: Case) -> Rows:
@@ -141,8 +142,9 @@ class Cases:
         for uri in case.spec.manifests:
             storage, name = split_uri(uri, self.settings)
             columns = ["id", "image", "true_right", "true_disparity"]
-            rows = pq.read_table(io.BytesIO(storage.read(name)), columns=columns).to_pylist()
-            found |= {row["id"]: row for row in rows if row["id"] in scenes}
+            wanted = [("id", "in", list(scenes))]
+            rows = pq.read_table(io.BytesIO(storage.read(name)), columns=columns, filters=wanted).to_pylist()
+            found |= {row["id"]: row for row in rows}
         return found
 
 

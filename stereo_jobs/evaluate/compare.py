@@ -119,7 +119,7 @@ def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], sou
     for kind, scene in scenes.items():
         given = [("left", decode(truths[scene]["image"])), ("true right", decode(truths[scene]["true_right"]))]
         made = [
-            (f"{case.method.name}: {row['ssim']:.3f}, {row['lpips']:.3f}", rights[case.key][scene])
+            (f"{row['ssim']:.3f}, {row['lpips']:.3f} {case.method.name}", rights[case.key][scene])
             for case in cases
             for row in [scores[case.key][scene]]
         ]

@@ -60,7 +60,7 @@ def _case(source: Cases, mode: Mode, method: Method, *, pairs: int, size: int, d
     key, manifest = f"cost/{mode}/{slug(method.name)}", f"cost/scenes/{mode}-{pairs}-{size}.parquet"
     recipe: dict[str, Any] = {"mode": mode, "size": {"width": size, "height": size}}
     if mode == "depth" and depth_model:
-        recipe["models"] = {"stable_diffusion": {"path": depth_model}}
+        recipe["models"] = {"stable_diffusion": {"path": depth_model, "revision": None}}
     spec = source.spec(key, [source.storage.locate(manifest)], recipe, {**method.switches, "geometry": "relative"})
     single = spec.runtime.model_copy(update={"batch_size": 1})
     resolve_recipe(spec.recipe)  # a model that cannot be used is told before anything is rendered

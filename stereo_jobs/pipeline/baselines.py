@@ -31,11 +31,13 @@ class _Shift:
     """One picture's shift at its own size, on the CPU. B = 1.
 
     Attributes:
-        applied: H,W float32 pixels.
+        disparity: H,W float32 pixels, as a fill takes it; where it rounds, the fraction still tells which is nearer.
+        applied: H,W float32 pixels, what the pixels really do.
         warp: by it.
         columns: from where each hole continues the background.
     """
 
+    disparity: NDArray[np.float32]
     applied: NDArray[np.float32]
     warp: ForwardWarp
     columns: Tensor
@@ -84,24 +86,25 @@ class BaselineMaker:
     def _shift(self, values: Tensor, row: Row) -> _Shift:
         """The shift in the picture. Whole pixels as published comparisons have them: truncated, known ones rounded."""
         full = requested_disparity(sharpen_edges(values[None], self.method.edge_px)[0], row, self.method)
-        if not self.subpixel:
-            full = np.trunc(full) if self.method.geometry == "relative" else np.round(full)
+        if not self.subpixel and self.method.geometry == "relative":
+            full = np.trunc(full)
         blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts
         warp = warp_of(blank, full, self.subpixel)
         at_target = warp(torch.from_numpy(full)[None, None])[:, 0]
-        return _Shift(full, warp, background_columns(warp.filled, at_target, sign_of(full)))
+        columns = background_columns(warp.filled, at_target, sign_of(full))
+        return _Shift(full, full if self.subpixel else np.round(full), warp, columns)
 
     def _fill(self, scene: Scene, left: Image, shift: _Shift) -> Image:
         if self.method.right_view == "given":
             assert scene.given_right is not None
             return scene.given_right
-        return FILLS[self.method.right_view](left, shift.applied, subpixel=self.subpixel)[0]
+        return FILLS[self.method.right_view](left, shift.disparity, subpixel=self.subpixel)[0]
 
     def _repaint(self, lefts: Lefts, shifts: list[_Shift], guidance: float) -> tuple[list[Image], Tensor, int]:
         """RePaint on the latents of the blank right views: images, which hold no NaN, evaluations of each."""
         scenes = lefts.scenes
         blanks = [
-            leave_blank(left, shift.applied, subpixel=self.subpixel)[0]
+            leave_blank(left, shift.disparity, subpixel=self.subpixel)[0]
             for left, shift in zip(lefts.images, shifts, strict=True)
         ]
         pictures = [scene.fit.into(to_tensor(blank)) for scene, blank in zip(scenes, blanks, strict=True)]
