@@ -13,7 +13,7 @@ from PIL import Image
 from stereo_jobs.data.images import decode_disparity
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.job import layout
-from stereo_jobs.report.gallery import colour
+from stereo_jobs.report.page import colour
 from stereo_jobs.views import anaglyph
 
 ZOOM, GAP = 2, 6

@@ -219,13 +219,93 @@ def report(
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an HTML page with the first pairs: views, anaglyph, disparity, holes."""
+    """Write an HTML page, and JSON: distributions of all metrics, verdicts, worst, best and first pairs."""
     from stereo_jobs.job import progress
-    from stereo_jobs.report.gallery import build
+    from stereo_jobs.report.page import build
 
     _, storage, job = _locate(output, endpoint_url)
-    uri = build(storage, progress.status(job, progress.totals(storage, job)), pairs)
-    _print({"report": uri}, [uri], as_json)
+    page, data = build(storage, job, progress.status(job, progress.totals(storage, job)), pairs)
+    _print({"report": page, "data": data}, [page], as_json)
+
+
+# --- Measuring ---
+
+
+@app.command()
+def evaluate(
+    output: Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3:// prefix for jobs and tables.")],
+    *,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="Folder of Middlebury 2014 or KITTI 2015 (training); repeatable.")
+    ] = None,
+    toyscapes: Annotated[int, typer.Option(min=0, help="How many rendered scenes.")] = 0,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="paper (min-max disparity) or metric (true pixels); left out: both.")
+    ] = None,
+    table: Annotated[
+        list[str] | None, typer.Option(help="methods, techniques, switches or cost; repeatable; default methods.")
+    ] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Only these methods of the tables; repeatable.")] = None,
+    sweep: Annotated[
+        list[str] | None, typer.Option(metavar="FIELD=V,V,...", help="A switch at several values; of --method or best.")
+    ] = None,
+    folder: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=DIR", help="Right views of another program, named by row id.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(min=64, help="Of the pictures; default 512, ToyScapes 128.")] = None,
+    slow_scenes: Annotated[int, typer.Option(min=1, help="Scenes that null-text inversion and RePaint see.")] = 32,
+    cost_pairs: Annotated[int, typer.Option(min=1, help="Pairs of each cell of the table cost.")] = 4,
+    depth_model: Annotated[
+        str | None, typer.Option(help="Depth-conditioned Stable Diffusion, for the mode depth of the table cost.")
+    ] = None,
+    spec: Annotated[Path | None, typer.Option(help="Job spec whose models and runtime hold for all.")] = None,
+    overrides: Set = None,
+    local: Local = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score methods on scenes with truth, as the paper's tables do; goes on where it stopped."""
+    from typing import cast
+
+    from stereo_jobs.display import display
+    from stereo_jobs.evaluate.evaluation import Options
+    from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
+    from stereo_jobs.evaluate.methods import PROTOCOLS, Protocol
+    from stereo_jobs.evaluate.models import KeptModels
+    from stereo_jobs.evaluate.tables import markdown
+    from stereo_jobs.job.driver import run as run_job
+    from stereo_jobs.job.worker import load_pipeline
+    from stereo_jobs.spec import spec_data
+
+    options = Options(
+        data=tuple(data or ()),
+        toyscapes=toyscapes,
+        protocols=tuple(cast(Protocol, _one_of("protocol", name, PROTOCOLS)) for name in protocol or PROTOCOLS),
+        tables=tuple(table or (["methods"] if not sweep else ())),
+        methods=tuple(method or ()),
+        sweeps=tuple(sweep or ()),
+        folders=tuple(folder or ()),
+        size=size,
+        slow_scenes=slow_scenes,
+        cost_pairs=cost_pairs,
+        depth_model=depth_model,
+    )
+
+    load = KeptModels() if local else load_pipeline
+
+    def run_case(case: "JobSpec") -> None:
+        err.print(case.output, style="dim", markup=False)
+        with display(err, quiet=as_json) as watch:
+            run_job(case, local=local, load=load, watch=watch)
+
+    found = run_evaluation(output, spec_data(spec, overrides), options, run_case)
+    problems = [
+        {"of": key, "id": problem.id, "message": problem.message}
+        for key, listed in found.problems.items()
+        for problem in listed
+    ]
+    without = [f"without a score: {p['of']}: {p['id']}: {p['message']}" for p in problems]
+    lines = [*map(markdown, found.tables), *without, found.files[-1]]
+    _print({"files": found.files, "problems": problems}, lines, as_json)
 
 
 # --- On a cluster ---

@@ -17,6 +17,7 @@ from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.notebook import NotebookCalls
+from stereo_jobs.pipeline.baselines import BaselineMaker
 from stereo_jobs.pipeline.inputs import Scene, read_scene
 from stereo_jobs.pipeline.lefts import LeftMaker
 from stereo_jobs.pipeline.rights import RightMaker
@@ -142,13 +143,14 @@ class StereoPipeline(NotebookCalls):
         unique = list({left_of(scene.row): scene for scene in scenes}.values())
         index = {left_of(scene.row): i for i, scene in enumerate(unique)}
         lefts = LeftMaker(self.sd, self.depth, self.recipe).make(_padded(unique, self.batch_size), guidance)
-        rights = RightMaker(self.sd, self.recipe)
+        rights = (RightMaker if self.method.diffuses_pair else BaselineMaker)(self.sd, self.recipe)
         results: list[StereoPair | RowError] = []
         for start in range(0, len(scenes), self.batch_size):
             part = [scene.row for scene in scenes[start : start + self.batch_size]]
             chosen = _padded([index[left_of(row)] for row in part], self.batch_size)
             results += self._with_depth(list(rights.make(part, lefts.take(chosen), guidance)))
-        return [self._checked(result) for result in results]
+        truths = {scene.row.id: scene for scene in scenes}
+        return [self._checked(_with_truth(result, truths[result.id])) for result in results]
 
     def _with_depth(self, results: list[StereoPair | RowError]) -> list[StereoPair | RowError]:
         """The same pairs with what the estimator sees in their finished left views, for quality control."""
@@ -181,7 +183,7 @@ class StereoPipeline(NotebookCalls):
         """Guidance of one row; with equal prompts both halves say the same, unless one of them is optimised."""
         photo = self.recipe.mode in ("image", "inpaint")
         scale = self.method.photo_guidance_scale if photo else self.method.guidance_scale
-        optimised = photo and self.method.inversion == "null_text"
+        optimised = photo and self.method.diffuses_pair and self.method.inversion == "null_text"
         return 1.0 if row.prompt == row.negative_prompt and not optimised else scale
 
     def _report_unread(self, row: Row) -> None:
@@ -207,6 +209,13 @@ class StereoPipeline(NotebookCalls):
 def choose_device(name: str) -> str:
     """`auto` is CUDA where there is a GPU."""
     return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _with_truth(result: StereoPair | RowError, scene: Scene) -> StereoPair | RowError:
+    """The same pair with what its row says of the true right view."""
+    if isinstance(result, RowError) or scene.true_right is None:
+        return result
+    return dataclasses.replace(result, true_right=scene.true_right, true_hole_right=scene.true_hole_right)
 
 
 def _padded(items: list[T], size: int) -> list[T]:

@@ -93,6 +93,8 @@ class StereoPair:
         depth: H,W float32, inverse depth that the estimator sees in the finished left view; None where quality
             control is off.
         mirrored_depth: the same of the mirrored left view, as the estimator gives it.
+        true_right: what a camera saw there, where the row says so.
+        true_hole_right: right pixels that the left view does not show in truth; None where that is not known.
     """
 
     id: str
@@ -111,6 +113,8 @@ class StereoPair:
     scale_sign: Literal[1, -1] = 1
     depth: NDArray[np.float32] | None = None
     mirrored_depth: NDArray[np.float32] | None = None
+    true_right: NDArray[np.uint8] | None = None
+    true_hole_right: NDArray[np.bool_] | None = None
 
 
 class Mean(BaseModel):

@@ -175,6 +175,12 @@ class Recipe(_Model):
             raise ValueError("method.geometry metric needs known disparities, and mode text has none; use relative")
         return self
 
+    @model_validator(mode="after")
+    def _given_to_photos(self) -> Self:
+        if self.method.right_view == "given" and self.mode != "image":
+            raise ValueError(f"method.right_view given goes with photos: set mode to image, not {self.mode}")
+        return self
+
     @field_validator("scale_percent")
     @classmethod
     def _units(cls, value: float | ScaleRange) -> float | ScaleRange:
@@ -317,6 +323,11 @@ def load_spec(path: str | Path | None, overrides: list[str] | None = None, **fie
     Raises:
         SpecError: with the field's path, the rule and the value.
     """
+    return parse_spec(spec_data(path, overrides) | fields)
+
+
+def spec_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
+    """The same as plain data, before anything is checked but its form. Raises SpecError."""
     data: Any = {}
     if path is not None:
         try:
@@ -329,8 +340,7 @@ def load_spec(path: str | Path | None, overrides: list[str] | None = None, **fie
         raise SpecError(f"spec {path}: must be a mapping with manifest, output, recipe and runtime")
     for override in overrides or []:
         _apply(data, override)
-    data.update(fields)
-    return parse_spec(data)
+    return data
 
 
 def parse_spec(data: dict[str, Any]) -> JobSpec:

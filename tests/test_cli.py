@@ -23,6 +23,7 @@ VERBS = [
     "status",
     "verify",
     "report",
+    "evaluate",
     "spec",
     "manifest",
     "submit",

@@ -2,11 +2,15 @@
 
 import importlib.util
 import re
+import types
+from pathlib import Path
 
 import yaml
 from typer.main import get_command
 
 from stereo_jobs import cli, errors
+from stereo_jobs.evaluate.methods import METHODS, PROTOCOLS, TABLES
+from stereo_jobs.evaluate.tables import METRICS as SCORES
 from stereo_jobs.job.metrics import METRICS, exported
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
@@ -18,6 +22,14 @@ def read(name: str) -> str:
     return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
+def load(name: str) -> types.ModuleType:
+    """A script of the docs as a module."""
+    loader = importlib.util.spec_from_file_location(Path(name).stem, REPOSITORY / name)
+    module = importlib.util.module_from_spec(loader)
+    loader.loader.exec_module(module)
+    return module
+
+
 def test_every_verb_is_in_the_readme():
     readme = read("README.md")
     for verb in get_command(cli.app).commands:
@@ -25,10 +37,7 @@ def test_every_verb_is_in_the_readme():
 
 
 def test_the_spec_reference_is_current():
-    loader = importlib.util.spec_from_file_location("make_reference", REPOSITORY / "docs/make_reference.py")
-    module = importlib.util.module_from_spec(loader)
-    loader.loader.exec_module(module)
-    assert read("docs/spec.md") == module.reference(), "run python docs/make_reference.py"
+    assert read("docs/spec.md") == load("docs/make_reference.py").reference(), "run python docs/make_reference.py"
 
 
 def test_every_column_is_documented():
@@ -51,6 +60,27 @@ def test_every_metric_is_documented():
     for name, metric in METRICS.items():
         labels = f"{{{','.join(metric.labels)}}}" if metric.labels else ""
         assert f"`{exported(name)}{labels}`" in page, name
+
+
+def test_everything_that_is_compared_is_explained():
+    page = read("docs/benchmarks.md")
+    for name in [*TABLES, *PROTOCOLS, *(method.name for method in METHODS if method.disparity == "true")]:
+        assert f"`{name}`" in page, name
+    for metric in SCORES.values():
+        assert metric.title.split()[0] in page, metric.title
+
+
+def test_tables_of_the_docs_are_filled_from_evaluations(tmp_path):
+    module = load("docs/fill_benchmarks.py")
+    page = read("docs/benchmarks.md")
+    places = re.findall("<!-- table (.*) -->", page)
+    assert len(places) == len(set(places)) == page.count("<!-- end -->") > 0
+    (tmp_path / "tables").mkdir()
+    (tmp_path / f"tables/{places[1]}.md").write_text("### New\n")
+    filled = module.filled(page, [tmp_path])
+    assert f"<!-- table {places[1]} -->\n### New\n<!-- end -->" in filled
+    assert re.findall("<!-- table (.*) -->", filled) == places
+    assert module.filled(page, []) == page
 
 
 def test_every_exit_code_is_in_readme_and_help():

@@ -304,6 +304,7 @@ CHANGES = {
     "negative_prompt": "blurry",
     "mode": "image",
     "method.preset": "official",
+    "method.right_view": "stretch",
     "models.safety_checker": True,
     "quality.enabled": False,
     "quality.drop_rejected": True,

@@ -1,5 +1,9 @@
 """Right views without diffusion, all behind one signature: the pixel baselines of Table 1."""
 
-from stereo_jobs.baselines.fills import FILLS, Fill, identity, leave_blank, stretch
+from stereo_jobs.baselines.fills import Fill, identity, leave_blank, sign_of, stretch, warp_of
+from stereo_jobs.baselines.layered import layered
 
-__all__ = ["FILLS", "Fill", "identity", "leave_blank", "stretch"]
+FILLS: dict[str, Fill] = {"identity": identity, "leave_blank": leave_blank, "stretch": stretch, "layered": layered}
+"""By the name that tables and specs use."""
+
+__all__ = ["FILLS", "Fill", "identity", "layered", "leave_blank", "sign_of", "stretch", "warp_of"]

@@ -32,47 +32,44 @@ class Fill(Protocol):
 
 def identity(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = True) -> Result:
     """The left image itself, for reference: what a metric says of a pair without any depth."""
-    warp = _warp(left, disparity, subpixel)
+    warp = warp_of(left, disparity, subpixel)
     return left.copy(), ~warp.filled[0].numpy()
 
 
 def leave_blank(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = True) -> Result:
     """The forward warp with its holes left black (Table 1, "leave blank")."""
-    warp = _warp(left, disparity, subpixel)
-    return _to_image(warp(_to_tensor(left))), ~warp.filled[0].numpy()
+    warp = warp_of(left, disparity, subpixel)
+    return to_image(warp(to_tensor(left))), ~warp.filled[0].numpy()
 
 
 def stretch(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = True) -> Result:
     """The forward warp, each hole filled with the pixel beside it on the background's side (Table 1, "stretching")."""
-    warp = _warp(left, disparity, subpixel)
+    warp = warp_of(left, disparity, subpixel)
     at_target = warp(torch.from_numpy(disparity)[None, None])[:, 0]
-    columns = background_columns(warp.filled, at_target, _sign(disparity))
-    return _to_image(extend_background(warp(_to_tensor(left)), columns)), ~warp.filled[0].numpy()
+    columns = background_columns(warp.filled, at_target, sign_of(disparity))
+    return to_image(extend_background(warp(to_tensor(left)), columns)), ~warp.filled[0].numpy()
 
 
-FILLS: dict[str, Fill] = {"identity": identity, "leave_blank": leave_blank, "stretch": stretch}
-"""By the name that tables and specs use."""
-
-
-def _warp(left: Image, disparity: NDArray[np.float32], subpixel: bool) -> ForwardWarp:
+def warp_of(left: Image, disparity: NDArray[np.float32], subpixel: bool) -> ForwardWarp:
+    """The forward warp that every fill begins with, of H,W pixels; arguments and errors as of `Fill`."""
     if left.shape[:2] != disparity.shape:
         raise ValueError(f"disparity: must have the image's size {left.shape[:2]}, got {disparity.shape}")
     if not np.isfinite(disparity).all():
         raise ValueError("disparity: must be finite everywhere; fill its gaps first")
     values = torch.from_numpy(disparity if subpixel else np.round(disparity))[None]
-    return forward_warp(values, _sign(disparity), subpixel=subpixel)
+    return forward_warp(values, sign_of(disparity), subpixel=subpixel)
 
 
-def _sign(disparity: NDArray[np.float32]) -> torch.Tensor:
-    """-1 where the right view lies to the other side: then all disparities are negative."""
+def sign_of(disparity: NDArray[np.float32]) -> torch.Tensor:
+    """Of shape 1: -1 where the right view lies to the other side: then all disparities are negative."""
     return torch.tensor([-1.0 if disparity.max() <= 0 and disparity.min() < 0 else 1.0])
 
 
-def _to_tensor(image: Image) -> torch.Tensor:
+def to_tensor(image: Image) -> torch.Tensor:
     """H,W,3 uint8 -> 1,3,H,W float32 in [0, 255]."""
     return torch.from_numpy(image).permute(2, 0, 1)[None].float()
 
 
-def _to_image(pixels: torch.Tensor) -> Image:
+def to_image(pixels: torch.Tensor) -> Image:
     """1,3,H,W in [0, 255] -> H,W,3 uint8."""
     return np.asarray(pixels[0].permute(1, 2, 0).round().to(torch.uint8).numpy(), np.uint8)

@@ -35,12 +35,12 @@ REQUIRED = {
 INPUTS = {
     "text": (),
     "depth": ("image", "depth"),
-    "image": ("image", "depth", "disparity"),
+    "image": ("image", "depth", "disparity", "given_right", "true_right", "true_disparity"),
     "inpaint": ("image", "mask", "depth", "disparity"),
 }
 """Image columns that a mode reads, where the row has them."""
 
-_MAPS = ("depth", "disparity")
+_MAPS = ("depth", "disparity", "true_disparity")
 
 MAX_PROMPT = 2000
 """Characters; CLIP reads about 300 of them."""
@@ -60,6 +60,7 @@ _KINDS = {
     "baseline": "number",
     "doffs_px": "number",
     "disparity": _IMAGE_TYPES,
+    "given_right": _IMAGE_TYPES,
     "true_right": _IMAGE_TYPES,
     "true_disparity": _IMAGE_TYPES,
     "true_nonocc_left": _IMAGE_TYPES,
@@ -147,11 +148,12 @@ def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFi
     storage, name = split_uri(uri, settings)
     file = open_file(uri, settings)
     schema = file.schema_arrow
-    for column in REQUIRED[recipe.mode]:
+    given = ("given_right",) if recipe.method.right_view == "given" else ()
+    for column in (*REQUIRED[recipe.mode], *given):
         if column not in schema.names:
+            needing = "method.right_view given" if column in given else f"mode {recipe.mode}"
             raise ManifestError(
-                f"manifest {uri}: mode {recipe.mode} needs the column {column!r}; it has "
-                f"{', '.join(schema.names) or 'none'}"
+                f"manifest {uri}: {needing} needs the column {column!r}; it has {', '.join(schema.names) or 'none'}"
             )
     for column in schema.names:
         # pyarrow finds no column by a name that two share.

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +53,22 @@ def encode_pair(pair: StereoPair) -> dict[str, Any]:
         "left_psnr": pair.left_psnr,
         "unsafe": pair.unsafe,
         **{name: {"bytes": data, "path": f"{pair.id}.{name}.{suffix}"} for name, (suffix, data) in images.items()},
+        **_true_cells(pair),
     }
+
+
+def _true_cells(pair: StereoPair) -> dict[str, float | None]:
+    """The columns `true_*`: the right view against the true one, where the row came with it; NaN becomes null."""
+    if pair.true_right is None:
+        return {}
+    import torch  # which verbs that read shards do without
+
+    from stereo_jobs.quality.truth import score
+
+    torch.set_num_threads(1)  # of this thread: the last bits of LPIPS depend on it
+    hole = pair.mask_hole_right if pair.true_hole_right is None else pair.true_hole_right
+    scores = vars(score(pair.right, pair.true_right, hole))
+    return {f"true_{name}": value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def write_shard(

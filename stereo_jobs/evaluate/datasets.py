@@ -1,23 +1,25 @@
-"""Stereo scenes with truth, as their authors lay them out in folders: Middlebury 2014, KITTI 2015."""
+"""Stereo scenes with truth: Middlebury 2014 and KITTI 2015 as their authors lay them out, ToyScapes as rendered."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stereo_jobs.data.images import decode_rgb
+from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.errors import StereoJobsError
+from stereo_jobs.records import ID_RULE, valid_id
 from stereo_jobs.stereo.fill import fill_sparse
+from stereo_jobs.toyscapes.render import render
+from stereo_jobs.toyscapes.scenes import Level, draw_scene
 
 Image = NDArray[np.uint8]
 F32 = NDArray[np.float32]
-Protocol = Literal["paper", "metric"]
 _MAX_PIXELS = 200_000_000
 
 
@@ -35,15 +37,16 @@ class Scene:
     left: Image
     right: Image
     disparity: F32
+    level: str | None = None
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A scene as a protocol shows it to the methods: one size, and a complete disparity in its pixels.
+    """A scene as the methods see it: one size, and a complete disparity in its pixels.
 
     Attributes:
-        disparity: what the methods shift by.
-        true_disparity: metric, NaN where unknown.
+        disparity: without gaps.
+        true_disparity: the same, NaN where unknown.
     """
 
     id: str
@@ -51,65 +54,139 @@ class Prepared:
     right: Image
     disparity: F32
     true_disparity: F32
+    level: str | None = None
 
 
-def middlebury(folder: Path) -> Iterator[Scene]:
+class Problem(NamedTuple):
+    """A scene that cannot be scored, and why: data, so that the others are."""
+
+    id: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Scenes under one name.
+
+    Attributes:
+        name: in tables and folders.
+        ids: all scenes, in order.
+        read: a scene by its id; raises DatasetError where it cannot be used.
+        identity: changes with the scenes.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    read: Callable[[str], Scene]
+    identity: tuple[str, ...]
+
+    def prepared(self, ids: Sequence[str], size: int) -> Iterator[Prepared | Problem]:
+        """Scenes at one size; in place of those that cannot be used stand their problems."""
+        for name in ids:
+            try:
+                if not valid_id(name):
+                    raise DatasetError(f"its name must be {ID_RULE}; rename it")
+                yield prepare(self.read(name), size)
+            except (DatasetError, InputError) as error:
+                yield Problem(name, str(error))
+
+
+def open_dataset(folder: Path) -> Dataset:
+    """The data set of a folder, told by its layout. Raises DatasetError where it is none."""
+    if (folder / "image_2").is_dir():
+        return kitti(folder)
+    return middlebury(folder)
+
+
+def middlebury(folder: Path) -> Dataset:
     """Middlebury 2014: a folder per scene with im0.png, im1.png and disp0.pfm (inf where unknown).
 
-    scikit-image's copy of one scene (`NAME_left.png`, `NAME_right.png`, `NAME_disp.npz`) is read, too.
+    scikit-image's copy of one scene (`NAME_left.png`, `NAME_right.png`, `NAME_disp.npz`) is read, too. A scene that
+    lacks one of its files has a problem; a folder without any scene raises DatasetError.
     """
-    scenes = sorted(path.parent for path in folder.glob("*/im0.png"))
-    for scene in scenes:
-        yield _read(scene.name, scene / "im0.png", scene / "im1.png", scene / "disp0.pfm")
-    copies = sorted(folder.glob("*_left.png"))
-    for left in copies:
+    files = {
+        path.parent.name: tuple(path.parent / name for name in ("im0.png", "im1.png", "disp0.pfm"))
+        for pattern in ("im0.png", "im1.png", "disp0.pfm")
+        for path in folder.glob(f"*/{pattern}")
+    }
+    for left in folder.glob("*_left.png"):
         name = left.name.removesuffix("_left.png")
-        yield _read(name, left, folder / f"{name}_right.png", folder / f"{name}_disp.npz")
-    if not scenes and not copies:
-        raise DatasetError(f"{folder}: no Middlebury scene in it; it needs folders with im0.png, im1.png and disp0.pfm")
+        files[name] = (left, folder / f"{name}_right.png", folder / f"{name}_disp.npz")
+    if not files:
+        raise DatasetError(
+            f"{folder}: no scene in it; Middlebury 2014 has folders with im0.png, im1.png and disp0.pfm, KITTI 2015 "
+            "(its folder `training`) has image_2, image_3 and disp_occ_0"
+        )
+    return _of_files("middlebury", files)
 
 
-def kitti(folder: Path) -> Iterator[Scene]:
+def kitti(folder: Path) -> Dataset:
     """KITTI 2015: image_2, image_3 and disp_occ_0 (16-bit PNG of 256ths, 0 where unknown), frames `*_10.png`."""
-    names = sorted(path.name for path in (folder / "image_2").glob("*_10.png"))
+    parts = ("image_2", "image_3", "disp_occ_0")
+    names = {path.name for part in parts for path in (folder / part).glob("*_10.png")}
     if not names:
         raise DatasetError(f"{folder}: no KITTI scene in it; it needs image_2, image_3 and disp_occ_0 (its `training`)")
-    for name in names:
-        yield _read(name.removesuffix(".png"), *(folder / part / name for part in ("image_2", "image_3", "disp_occ_0")))
+    return _of_files("kitti", {Path(name).stem: tuple(folder / part / name for part in parts) for name in names})
 
 
-def prepare(scene: Scene, protocol: Protocol, size: int = 512, scale_percent: float = 8.0) -> Prepared:
-    """A scene under a protocol: centre square crop, images resized (bilinear) to `size`.
+def toyscapes(count: int, size: int) -> Dataset:
+    """Held-out ToyScapes (docs/toyscapes.md), plain and structured in turn, rendered at `size`."""
+    levels: tuple[Level, Level] = ("plain", "structured")
+    drawn = [(i // 2, levels[i % 2]) for i in range(count)]
+    names = {f"{level}-{seed:04d}": (seed, level) for seed, level in drawn}
 
-    `paper`: the disparity is min-max normalised after the crop, scaled to `scale_percent` of the width, truncated: what
-    the paper's Table 1 measures. `metric`: true pixels. In both, gaps are first filled from the left neighbour in their
-    row, and disparities are resized by the nearest pixel.
+    def read(name: str) -> Scene:
+        seed, level = names[name]
+        view = render(draw_scene(seed, "test", level), size, size)
+        return Scene(name, view.left, view.right, view.disparity, level)
+
+    return Dataset("toyscapes", tuple(names), read, (str(count),))
+
+
+def prepare(scene: Scene, size: int) -> Prepared:
+    """A scene as published comparisons show it: centre square crop, images resized (bilinear) to `size`.
+
+    Gaps of the disparity are first filled from the left neighbour in their row; then it is resized by the nearest
+    pixel, and scaled with the picture. What a protocol makes of it (docs/benchmarks.md) is the recipe's geometry.
+
+    Raises:
+        DatasetError: no disparity is known inside the crop.
     """
     side = min(scene.left.shape[:2])
     top, start = (scene.left.shape[0] - side) // 2, (scene.left.shape[1] - side) // 2
     window = np.s_[top : top + side, start : start + side]
-    true = _nearest(scene.disparity[window], size) * np.float32(size / side)
     full = fill_sparse(torch.from_numpy(scene.disparity[window].copy())[None])[0].numpy()
     if not np.isfinite(full).all():
-        raise DatasetError(f"{scene.id}: its disparity has no valid pixel inside the centre crop")
-    complete = _nearest(full, size) * np.float32(size / side)
-    if protocol == "paper":
-        span = max(float(np.ptp(complete)), 1e-6)
-        complete = np.trunc((complete - complete.min()) / span * (scale_percent / 100 * size)).astype(np.float32)
+        raise DatasetError("its disparity has no valid pixel inside the centre crop")
     left, right = (
         cv2.resize(view[window], (size, size), interpolation=cv2.INTER_LINEAR) for view in (scene.left, scene.right)
     )
-    return Prepared(scene.id, left.astype(np.uint8), right.astype(np.uint8), complete, true)
+    scale = np.float32(size / side)
+    return Prepared(
+        scene.id,
+        left.astype(np.uint8),
+        right.astype(np.uint8),
+        _nearest(full, size) * scale,
+        _nearest(scene.disparity[window], size) * scale,
+        scene.level,
+    )
 
 
 def _nearest(values: F32, size: int) -> F32:
     return np.asarray(cv2.resize(values, (size, size), interpolation=cv2.INTER_NEAREST), np.float32)
 
 
+def _of_files(name: str, files: dict[str, tuple[Path, ...]]) -> Dataset:
+    """Scenes in files: left, right and disparity of each."""
+    ids = tuple(sorted(files))
+    sizes = tuple(f"{p.name} {p.stat().st_size if p.is_file() else 0}" for i in ids for p in files[i])
+    return Dataset(name, ids, lambda name: _read(name, *files[name]), (*ids, *sizes))
+
+
 def _read(name: str, left: Path, right: Path, disparity: Path) -> Scene:
     for path in (left, right, disparity):
         if not path.is_file():
-            raise DatasetError(f"{name}: {path.name} is missing in {path.parent}")
+            raise DatasetError(f"{path.name} is missing in {path.parent.name}")
     views = [decode_rgb(path.read_bytes(), _MAX_PIXELS, path.name) for path in (left, right)]
     if disparity.suffix == ".npz":
         values = np.load(disparity)["arr_0"].astype(np.float32)
@@ -118,5 +195,6 @@ def _read(name: str, left: Path, right: Path, disparity: Path) -> Scene:
         values = decode_disparity_px(disparity.read_bytes(), disparity.name)
     sizes = {view.shape[:2] for view in views} | {values.shape}
     if len(sizes) != 1:
-        raise DatasetError(f"{name}: views and disparity must have one size, got {sorted(sizes)}")
+        shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise DatasetError(f"both views and the disparity must have one size, got {shown}")
     return Scene(name, views[0], views[1], values)

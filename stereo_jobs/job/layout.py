@@ -7,6 +7,7 @@ LEASE = "_job/lease.json"
 PROBE = "_job/probe"
 PROGRESS = "_job/progress.json"
 REPORT = "_job/report/index.html"
+REPORT_DATA = "_job/report/report.json"
 
 DATA_PREFIX = "data/"
 RECORDS_PREFIX = "_job/commits/"

@@ -1,19 +1,22 @@
 """What a row gives to the method: pictures and maps, decoded and checked, and how they fit the working size."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_depth, decode_disparity_px, decode_mask
 from stereo_jobs.pipeline.fit import Fit
+from stereo_jobs.quality.lpips import SMALLEST_SIDE as LPIPS_SIDE
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import metric_disparity
 from stereo_jobs.stereo.fill import fill_sparse
+from stereo_jobs.stereo.warp import forward_warp
 
 SMALLEST_SIDE = 16
 """Pixels of a photo; below, not even one latent lies wholly inside."""
@@ -33,6 +36,9 @@ class Scene:
             towards the viewer (relative); None: the estimator finds it.
         mask: H,W bool, True where the photo is to be filled.
         given_photo: the photo as it came, which a reconstruction is measured against.
+        given_right: H,W,3 uint8, a right view that another program made.
+        true_right: H,W,3 uint8, the true right view.
+        true_hole_right: H,W bool, right pixels that the left view does not show, by the true disparity.
     """
 
     row: Row
@@ -42,6 +48,9 @@ class Scene:
     map: NDArray[np.float32] | None = None
     mask: NDArray[np.bool_] | None = None
     given_photo: NDArray[np.uint8] | None = None
+    given_right: NDArray[np.uint8] | None = None
+    true_right: NDArray[np.uint8] | None = None
+    true_hole_right: NDArray[np.bool_] | None = None
 
     @property
     def given(self) -> NDArray[np.uint8]:
@@ -75,7 +84,46 @@ def read_scene(row: Row, recipe: Recipe, multiple: int) -> Scene:
         raise InputError(f"image: {width}x{height} pixels; it needs at least {SMALLEST_SIDE} each way")
     fit = Fit.of_area((height, width), size[0] * size[1], multiple)
     mask = decode_mask(row.inputs["mask"], (height, width)) if recipe.mode == "inpaint" else None
-    return Scene(row, fit, photo, None, _read_map(row, recipe, (height, width)), mask, photo)
+    scene = Scene(row, fit, photo, None, _read_map(row, recipe, (height, width)), mask, photo)
+    return scene if recipe.mode == "inpaint" else _with_right_views(scene, recipe)
+
+
+def _with_right_views(scene: Scene, recipe: Recipe) -> Scene:
+    """The same with the right views that its row brings: one to be judged, the true one to be measured against."""
+    inputs, size = scene.row.inputs, scene.given.shape[:2]
+    given = true = hole = None
+    if recipe.method.right_view == "given":
+        if "given_right" not in inputs:
+            raise InputError("given_right: this row has none; method.right_view given needs a right view in every row")
+        given = _read_right(inputs["given_right"], "given_right", size)
+    if "true_right" in inputs:
+        true = _read_right(inputs["true_right"], "true_right", size)
+        if min(size) < LPIPS_SIDE:
+            raise InputError(f"true_right: {size[1]}x{size[0]} pixels; LPIPS needs at least {LPIPS_SIDE} each way")
+        if "true_disparity" in inputs:
+            disparity = _complete_map(decode_disparity_px(inputs["true_disparity"], "true_disparity"), size)
+            hole = ~forward_warp(disparity, torch.ones(1), subpixel=True).filled[0].numpy()
+    return replace(scene, given_right=given, true_right=true, true_hole_right=hole)
+
+
+def _read_right(data: bytes, column: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
+    right = decode_rgb(data, _MAX_PIXELS, column)
+    if right.shape[:2] != size:
+        raise InputError(
+            f"{column}: {right.shape[1]}x{right.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
+            "both views must have one size"
+        )
+    return right
+
+
+def _complete_map(values: NDArray[np.float32], size: tuple[int, ...]) -> Tensor:
+    """A true disparity without gaps, 1,H,W."""
+    if values.shape != size:
+        raise InputError(
+            f"true_disparity: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
+            "a map must have the size of its image"
+        )
+    return fill_sparse(torch.from_numpy(values)[None])
 
 
 def _check_metric(row: Row) -> None:

@@ -26,7 +26,7 @@ class Lefts:
 
     Attributes:
         scenes: what they were made from.
-        trajectory: their latents.
+        trajectory: their latents; None for photos of a baseline, which needs none.
         images: H,W,3 uint8 each, at the picture's size.
         maps: H,W float32 each: inverse depth or disparity of the picture, whatever the geometry asks for.
         conditional: B,n,c text embeddings.
@@ -37,7 +37,7 @@ class Lefts:
     """
 
     scenes: list[Scene]
-    trajectory: Trajectory
+    trajectory: Trajectory | None
     images: list[Image]
     maps: list[Tensor]
     conditional: Tensor
@@ -46,12 +46,18 @@ class Lefts:
     usable: Tensor
     evaluations: Tensor
 
+    @property
+    def denoised(self) -> Trajectory:
+        """The latents, where the method needs them."""
+        assert self.trajectory is not None
+        return self.trajectory
+
     def take(self, indices: list[int]) -> "Lefts":
         """The same for some of them, in another order, also repeatedly."""
         at = torch.tensor(indices, device=self.conditional.device)
         return Lefts(
             [self.scenes[i] for i in indices],
-            self.trajectory.take(at),
+            None if self.trajectory is None else self.trajectory.take(at),
             [self.images[i] for i in indices],
             [self.maps[i] for i in indices],
             self.conditional[at],
@@ -88,6 +94,7 @@ class LeftMaker:
         usable = torch.ones(len(scenes), dtype=torch.bool, device=self.sd.device)
         if self.mode == "inpaint":
             scenes, usable = self._fill_masks(scenes, model, solver)
+        trajectory: Trajectory | None = None
         if all(scene.photo is None for scene in scenes):
             trajectory = denoise(model, solver, stack_noise(self.sd, scenes), condition)
             images, usable = decode(self.sd, trajectory.final, scenes)
@@ -95,16 +102,19 @@ class LeftMaker:
                 scenes = [replace(scene, photo=image) for scene, image in zip(scenes, images, strict=True)]
         photos = [scene.photo for scene in scenes if scene.photo is not None]
         if photos:
+            images = photos
+        if photos and self.method.diffuses_pair:
             x_0 = self.sd.encode(
                 stack(self.sd, [s.fit.into(to_tensor(p)) for s, p in zip(scenes, photos, strict=True)])
             )
             trajectory, unconditional, spent = self._invert(x_0, model, solver, condition)
-            images = photos
             if self.method.inversion != "direct":
                 images, decoded = decode(self.sd, trajectory.final, scenes)
                 usable = usable & decoded
         maps = self._maps(scenes, images)
-        known = torch.stack([torch.isfinite(values).all() for values in maps]).to(usable.device)
+        usable = usable & torch.stack([torch.isfinite(values).all() for values in maps]).to(usable.device)
+        if trajectory is not None:
+            usable = usable & finite(trajectory.final)
         return Lefts(
             scenes,
             trajectory,
@@ -113,7 +123,7 @@ class LeftMaker:
             conditional,
             unconditional,
             condition,
-            usable & known & finite(trajectory.final),
+            usable,
             spent + model.evaluations,
         )
 

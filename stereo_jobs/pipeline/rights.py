@@ -16,6 +16,7 @@ from stereo_jobs.pipeline.pixels import Image, finite, psnr, to_image, to_tensor
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.composite import composite
+from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
 from stereo_jobs.stereo.fill import background_columns, extend_background
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
@@ -80,7 +81,7 @@ class RightMaker:
         latents = denoise_pair(
             model,
             solver,
-            lefts.trajectory,
+            lefts.denoised,
             method=method,
             to_right=self._view_shift(lefts, shifts),
             to_left=self._view_shift(lefts, back) if back else None,
@@ -96,7 +97,7 @@ class RightMaker:
                 yield RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
                 continue
             scene, spent = lefts.scenes[i], int(lefts.evaluations[i]) + model.evaluations
-            requested = self._requested(lefts.maps[i], row)
+            requested = requested_disparity(lefts.maps[i], row, method)
             yield self._pair(row, scene, (left[i], right[i]), shift=shifts[i], requested=requested, evaluations=spent)
 
     # --- The shift ---
@@ -144,7 +145,7 @@ class RightMaker:
             seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, pictures, strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
         elif method.warp == "subpixel" or method.fill == "background":
-            clean = extend_background(warp(lefts.trajectory.final), columns)
+            clean = extend_background(warp(lefts.denoised.final), columns)
         noise = stack_noise(self.sd, scenes, stream=1)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
 
@@ -200,12 +201,13 @@ class RightMaker:
             scale_sign=-1 if self.method.geometry == "relative" and row.scale_percent < 0 else 1,
         )
 
-    def _requested(self, values: Tensor, row: Row) -> NDArray[np.float32]:
-        """Disparity of the left view before anything was sharpened, quantised or cut: H,W px."""
-        if self.method.geometry == "relative":
-            scale = torch.tensor([row.scale_percent], dtype=torch.float64)
-            values = scaled_disparity(relative_disparity(values[None]), scale)[0]
-        return np.asarray(values.cpu().numpy(), np.float32)
+
+def requested_disparity(values: Tensor, row: Row, method: MethodConfig) -> NDArray[np.float32]:
+    """Disparity of the left view before anything is sharpened, quantised or cut: H,W px, from its map H,W."""
+    if method.geometry == "relative":
+        scale = torch.tensor([row.scale_percent], dtype=torch.float64)
+        values = scaled_disparity(relative_disparity(values[None]), scale)[0]
+    return np.asarray(values.cpu().numpy(), np.float32)
 
 
 def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool) -> ForwardWarp:

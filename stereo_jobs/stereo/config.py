@@ -46,6 +46,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 
+RightView = Literal["stereodiffusion", "identity", "leave_blank", "stretch", "layered", "repaint", "given"]
+
 Fraction = int | float
 
 
@@ -62,6 +64,12 @@ class MethodConfig(BaseModel):
         "best",
         description="Fills in every field that is not given: `official` is the paper's published arithmetic, "
         "`best` ours.",
+    )
+    right_view: RightView = Field(
+        "stereodiffusion",
+        description="What makes the right view: this method, or a baseline of Table 1 on the same left view and "
+        "disparity (docs/benchmarks.md), which of the switches below reads geometry, edge_px, warp (integer: whole "
+        "pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
     )
     scheduler: Literal["ddim", "dpm++"] = Field(
         "ddim",
@@ -179,6 +187,11 @@ class MethodConfig(BaseModel):
         return within and step % self.recopy_interval == 0
 
     @property
+    def diffuses_pair(self) -> bool:
+        """Whether the right view is denoised beside the left one, which then needs latents of every step."""
+        return self.right_view == "stereodiffusion"
+
+    @property
     def changes_left(self) -> bool:
         """Whether the left view is denoised again together with the right one, and differs from the first."""
-        return self.attention == "bi" or self.shift_both
+        return self.diffuses_pair and (self.attention == "bi" or self.shift_both)

@@ -377,6 +377,7 @@ def test_image_columns_are_read_when_the_mode_needs_them():
 PNG = encode_png(np.zeros((2, 2, 3), np.uint8))
 MAP = encode_disparity(np.ones((2, 2), np.float32))
 COLUMNS = {"id": "row", "prompt": "a circle", "image": PNG, "mask": PNG, "depth": MAP, "disparity": MAP}
+COLUMNS |= {"given_right": PNG, "true_right": PNG, "true_disparity": MAP}
 
 
 def row_in(mode, method=None, leave_out=(), **cells):
@@ -396,6 +397,15 @@ def test_each_mode_has_its_required_columns(write, mode):
         others = {name: values for name, values in cells.items() if name != column} | {"note": ["x"]}
         with pytest.raises(ManifestError, match=f"mode {mode} needs the column '{column}'; it has"):
             inspect(write(others), Recipe(mode=mode), LOCAL)
+
+
+def test_right_views_of_another_program_need_their_column(write):
+    recipe = Recipe(mode="image", method={"right_view": "given"})
+    cells = {"id": ["a"], "image": [PNG]}
+    with pytest.raises(ManifestError, match="right_view given needs the column 'given_right'; it has id, image"):
+        inspect(write(cells), recipe, LOCAL)
+    file, carried = inspect(write(cells | {"given_right": [PNG]}), recipe, LOCAL)
+    assert (file.rows, len(carried)) == (1, 0)
 
 
 @pytest.mark.parametrize(("mode", "column"), [(mode, column) for mode, names in INPUTS.items() for column in names])

@@ -1,0 +1,159 @@
+"""What is compared: methods of Table 1, techniques of Table 2, single switches, by the names that tables use."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import ValidationError
+
+from stereo_jobs.errors import SpecError
+from stereo_jobs.stereo.config import MethodConfig
+
+Protocol = Literal["paper", "metric"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+GEOMETRY = {"paper": "relative", "metric": "metric"}
+"""A protocol is a geometry: min-max normalised disparity times 8 % of the width, or true pixels."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row of a table.
+
+    Attributes:
+        name: unique.
+        switches: of MethodConfig, without its geometry.
+        disparity: which one it is given: the true one, or none, so that it is estimated.
+        slow: takes hundreds of U-Net evaluations or more a pair, and sees fewer scenes.
+        folder: where another program's right views are.
+    """
+
+    name: str
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    disparity: Literal["true", "estimated"] = "true"
+    slow: bool = False
+    folder: str | None = None
+
+    def of(self, name: str, **switches: Any) -> "Method":
+        """The same with other switches, as `<this name>, <name>`."""
+        slow = self.slow and switches.get("inversion", "null_text") == "null_text"
+        return Method(f"{self.name}, {name}", {**self.switches, **switches}, self.disparity, slow)
+
+    def estimated(self) -> "Method":
+        """The same on estimated disparity ("pseudo" in the paper)."""
+        return Method(f"{self.name}, estimated disparity", self.switches, "estimated", self.slow)
+
+
+_WHOLE_PIXELS = {"edge_px": 0, "warp": "integer"}
+_BASELINES = {
+    name: Method(name, {**_WHOLE_PIXELS, "right_view": name})
+    for name in ("identity", "leave_blank", "stretch", "layered")
+}
+REPAINT = Method("repaint", {**_WHOLE_PIXELS, "right_view": "repaint", "composite": False}, slow=True)
+PAPER = Method("stereodiffusion", {"preset": "official"}, slow=True)
+BEST = Method("best")
+
+METHODS = (*_BASELINES.values(), REPAINT, PAPER, PAPER.estimated(), BEST, BEST.estimated())
+"""Table 1, with `identity` for reference and our preset."""
+
+_PLAIN = PAPER.of("no technique", attention="off", recopy_interval=0)
+TECHNIQUES: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
+    method.name: (method, techniques)
+    for method, techniques in (
+        (_PLAIN.estimated(), (False, False, False)),
+        (PAPER.of("SPSMD", attention="off").estimated(), (False, True, False)),
+        (PAPER.of("attention", recopy_interval=0).estimated(), (True, False, False)),
+        (PAPER, (True, True, False)),
+        (PAPER.of("deblur", fill="noise"), (True, True, True)),
+        (PAPER.of("deblur", fill="noise").estimated(), (True, True, True)),
+        (PAPER.estimated(), (True, True, False)),
+    )
+}
+"""Table 2, in its order: method, and whether it modifies attention, has SPSMD, has deblur."""
+
+_OFFICIAL = Method("official", {"preset": "official", "inversion": "direct"})
+SWITCHES = (
+    *_BASELINES.values(),
+    *(method.of("sub-pixel", warp="subpixel") for method in _BASELINES.values() if method.name != "identity"),
+    # The published arithmetic, and each of our choices alone on top of it. The inversion is ours in all but the first.
+    PAPER,
+    _OFFICIAL,
+    _OFFICIAL.of("ddim inversion", inversion="ddim"),
+    _OFFICIAL.of("guidance 1", photo_guidance_scale=1.0),
+    _OFFICIAL.of("attention off", attention="off"),
+    _OFFICIAL.of("attention bi", attention="bi"),
+    _OFFICIAL.of("no re-copy", recopy_interval=0),
+    _OFFICIAL.of("deblur", fill="noise"),
+    _OFFICIAL.of("sub-pixel", warp="subpixel"),
+    _OFFICIAL.of("pixel", warp="pixel"),
+    _OFFICIAL.of("background", fill="background"),
+    _OFFICIAL.of("composite", composite=True),
+    _OFFICIAL.of("dpm++ 20", scheduler="dpm++", steps=20),
+    # Ours, and each choice taken back alone.
+    BEST,
+    BEST.estimated(),
+    BEST.of("attention off", attention="off"),
+    BEST.of("attention bi", attention="bi"),
+    BEST.of("no re-copy", recopy_interval=0),
+    BEST.of("sub-pixel", warp="subpixel"),
+    BEST.of("integer", warp="integer"),
+    BEST.of("noise", fill="noise"),
+    BEST.of("no composite", composite=False),
+    BEST.of("shift at 0.2", shift_step=0.2),
+    BEST.of("shift at 0.6", shift_step=0.6),
+    BEST.of("shift at 0.8", shift_step=0.8),
+    BEST.of("edges 0", edge_px=0),
+    BEST.of("dpm++ 20", scheduler="dpm++", steps=20),
+)
+"""Our own switches, one at a time."""
+
+COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, BEST)
+"""Table 3."""
+
+TABLES: dict[str, tuple[Method, ...]] = {
+    "methods": METHODS,
+    "techniques": tuple(method for method, _ in TECHNIQUES.values()),
+    "switches": SWITCHES,
+    "cost": COST,
+}
+
+
+def folders(texts: Sequence[str]) -> list[Method]:
+    """Methods whose right views lie in folders, from `NAME=DIR`; files are named by row id. Raises SpecError."""
+    found = []
+    for text in texts:
+        name, separator, folder = text.partition("=")
+        if not separator or not name.strip() or not folder:
+            raise SpecError(f"--folder {text!r}: write it as NAME=DIR")
+        found.append(Method(name.strip(), {**_WHOLE_PIXELS, "right_view": "given"}, folder=folder))
+    return found
+
+
+def sweep(text: str, base: Method) -> list[Method]:
+    """A method at each value of one switch, from `FIELD=VALUE,VALUE,...` (Fig. 3). Raises SpecError."""
+    name, separator, values = text.partition("=")
+    name = name.strip()
+    if not separator or name not in MethodConfig.model_fields or name in ("preset", "geometry"):
+        raise SpecError(f"--sweep {text!r}: write it as FIELD=VALUE,VALUE with a field of recipe.method (docs/spec.md)")
+    methods = []
+    for value in values.split(","):
+        switches = {**base.switches, name: yaml.safe_load(value)}
+        try:
+            MethodConfig(**switches)
+        except ValidationError as error:
+            raise SpecError(f"--sweep {name}={value}: {error.errors()[0]['msg']}") from None
+        methods.append(Method(f"{base.name}, {name} {value.strip()}", switches, base.disparity, base.slow))
+    return methods
+
+
+def chosen(table: str, names: Sequence[str]) -> list[Method]:
+    """The methods of a table, or those of them that are named."""
+    return [method for method in TABLES[table] if not names or method.name in names]
+
+
+def by_name(name: str) -> Method:
+    """A method of any table. Raises SpecError."""
+    known = {method.name: method for methods in TABLES.values() for method in methods}
+    if name not in known:
+        raise SpecError(f"method {name!r}: not known; there are: {'; '.join(known)}")
+    return known[name]

@@ -1,0 +1,48 @@
+"""The worst, the mean and the best scene of a method beside what the others make of it (the paper's Fig. 4)."""
+
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Pixels = NDArray[np.uint8]
+_SIDE = 320
+"""Larger pictures are made smaller; those less than half of it twice as large."""
+_GAP, _LINE, _LETTER = 8, 13, 6
+_CAPTION_LINES = 3
+
+
+def worst_mean_best(scores: Mapping[str, float]) -> dict[str, str]:
+    """The scenes with the lowest score, the one nearest to the mean, and the highest; scores are finite."""
+    mean = sum(scores.values()) / len(scores)
+    return {
+        "worst": min(scores, key=lambda scene: scores[scene]),
+        "mean": min(scores, key=lambda scene: abs(scores[scene] - mean)),
+        "best": max(scores, key=lambda scene: scores[scene]),
+    }
+
+
+def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Pixels]]]]) -> bytes:
+    """PNG of captioned pictures in rows. Each row: its heading, and captions with H,W,3 pictures of one size."""
+    height, width = rows[0][1][0][1].shape[:2]
+    scale = min(2.0 if 2 * max(height, width) <= _SIDE else 1.0, _SIDE / max(height, width))
+    width, height = round(width * scale), round(height * scale)
+    below = height + (2 + _CAPTION_LINES) * _LINE
+    columns = max(len(cells) for _, cells in rows)
+    page = Image.new("RGB", (columns * (width + _GAP) + _GAP, len(rows) * below + _GAP), "white")
+    draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
+    for r, (heading, cells) in enumerate(rows):
+        top = _GAP + r * below
+        draw.text((_GAP, top), heading, "black", font)
+        for c, (caption, picture) in enumerate(cells):
+            left, at = _GAP + c * (width + _GAP), top + _LINE + 4
+            page.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), (left, at))
+            lines = textwrap.wrap(caption, max(8, width // _LETTER))[:_CAPTION_LINES]
+            for n, line in enumerate(lines):
+                draw.text((left, at + height + 2 + n * _LINE), line, "black", font)
+    buffer = io.BytesIO()
+    page.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

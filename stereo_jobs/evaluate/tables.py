@@ -1,0 +1,215 @@
+"""Figures as the paper prints them, in Markdown, CSV and LaTeX."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Metric(NamedTuple):
+    """How a column of figures is headed, printed, and read."""
+
+    title: str
+    larger_is_better: bool | None = None
+    digits: int = 3
+
+    @property
+    def head(self) -> str:
+        """The title with an arrow to what is better."""
+        return self.title + {True: " ↑", False: " ↓", None: ""}[self.larger_is_better]
+
+
+METRICS = {
+    "psnr": Metric("PSNR", True),
+    "ssim": Metric("SSIM", True),
+    "lpips": Metric("LPIPS", False),
+    "psnr_nonocc": Metric("PSNR visible", True, 2),
+    "ssim_nonocc": Metric("SSIM visible", True),
+    "lpips_nonocc": Metric("LPIPS visible", False),
+    "psnr_occ": Metric("PSNR holes", True, 2),
+    "ssim_occ": Metric("SSIM holes", True),
+    "lpips_occ": Metric("LPIPS holes", False),
+    "sharpness": Metric("sharpness"),
+    "change": Metric("change", None, 1),
+    "bad_1": Metric("bad 1 px", False),
+    "left_psnr": Metric("left PSNR", True, 2),
+    "seconds": Metric("seconds", False, 2),
+    "evaluations": Metric("U-Net evaluations", False, 0),
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One cell.
+
+    Attributes:
+        mean: over `count` scenes.
+        count: of scenes.
+        best: offset of the best scene from the mean, and of the worst one, signed.
+        worst: likewise.
+        interval: half the 95 % interval of the paired difference to the table's reference.
+        beyond: what of the mean goes beyond making the left view.
+        paper: what the paper has here.
+    """
+
+    mean: float
+    count: int
+    best: float | None = None
+    worst: float | None = None
+    interval: float | None = None
+    beyond: float | None = None
+    paper: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of figures.
+
+    Attributes:
+        name: of its files.
+        title: one line.
+        labels: heads of the label columns.
+        rows: labels of each row.
+        columns: heading of the group (a data set, a mode) and metric of each column.
+        cells: by row and column; a missing one stays empty.
+        notes: lines below.
+    """
+
+    name: str
+    title: str
+    labels: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    columns: list[tuple[str, str]]
+    cells: dict[tuple[int, int], Figure] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def has_paper(self) -> bool:
+        """Whether the paper has any of the figures."""
+        return any(cell.paper is not None for cell in self.cells.values())
+
+
+def figure(
+    values: Mapping[str, float],
+    metric: str,
+    *,
+    reference: Mapping[str, float] | None = None,
+    offsets: bool = False,
+    paper: float | None = None,
+) -> Figure | None:
+    """The cell of some scenes' values; None where there are none.
+
+    Args:
+        values: by scene; NaN does not count.
+        metric: a name of `METRICS`.
+        reference: values of the method that differences are taken to, scene by scene.
+        offsets: with those of the best and worst scene, as the paper prints them, where there are several.
+        paper: what the paper has here.
+    """
+    known = {scene: value for scene, value in values.items() if not math.isnan(value)}
+    if not known:
+        return None
+    numbers = np.array(list(known.values()), np.float64)
+    mean = float(numbers.mean())
+    best, worst = float(numbers.max()) - mean, float(numbers.min()) - mean
+    if METRICS[metric].larger_is_better is False:
+        best, worst = worst, best
+    offsets = offsets and len(known) > 1
+    interval = None
+    if reference is not None:
+        pairs = [value - reference[s] for s, value in known.items() if not math.isnan(reference.get(s, math.nan))]
+        if len(pairs) > 1:
+            interval = 1.96 * float(np.std(pairs, ddof=1)) / len(pairs) ** 0.5
+    return Figure(
+        mean, len(known), best if offsets else None, worst if offsets else None, interval=interval, paper=paper
+    )
+
+
+def markdown(table: Table) -> str:
+    """The table with its title and notes."""
+    heads = [*table.labels, *(_head(table, group, metric) for group, metric in table.columns)]
+    lines = [f"### {table.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for i, labels in enumerate(table.rows):
+        cells = [_text(table.cells.get((i, j)), metric) for j, (_, metric) in enumerate(table.columns)]
+        lines.append(f"| {' | '.join([*labels, *cells])} |")
+    return "\n".join([*lines, "", *(f"{note}  " for note in table.notes), ""])
+
+
+def latex(table: Table) -> str:
+    """The table as a `tabular` of booktabs."""
+    groups = [group for group, _ in table.columns]
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        f"\\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * len(table.columns)}}}",
+        "\\toprule",
+    ]
+    spans = [(group, sum(1 for g in groups if g == group)) for group in dict.fromkeys(groups)]
+    if any(group for group, _ in spans):
+        wide = [f"\\multicolumn{{{count}}}{{c}}{{{_escaped(group)}}}" for group, count in spans]
+        lines.append(" & ".join([*[""] * len(table.labels), *wide]) + r" \\")
+    heads = [*table.labels, *(METRICS[metric].head for _, metric in table.columns)]
+    lines += [" & ".join(_escaped(head) for head in heads) + r" \\", "\\midrule"]
+    for i, labels in enumerate(table.rows):
+        cells = [_text(table.cells.get((i, j)), metric) for j, (_, metric) in enumerate(table.columns)]
+        lines.append(" & ".join([*map(_escaped, labels), *(_tex(cell) for cell in cells)]) + r" \\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", *(f"% {note}" for note in table.notes), ""])
+
+
+def comma_separated(table: Table) -> str:
+    """One line for each figure, with everything known of it."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*table.labels, "of", "metric", *Figure.__dataclass_fields__])
+    for (i, j), cell in sorted(table.cells.items()):
+        values = ["" if value is None else value for value in vars(cell).values()]
+        writer.writerow([*table.rows[i], *table.columns[j], *values])
+    return buffer.getvalue()
+
+
+FORMATS = {"md": markdown, "csv": comma_separated, "tex": latex}
+"""By the ending of the file."""
+
+
+def counts(table: Table) -> Iterator[str]:
+    """How many scenes stand behind the figures: a note, or one for each row where they differ."""
+    rows = [0] * len(table.rows)
+    for (i, _), cell in table.cells.items():
+        rows[i] = max(rows[i], cell.count)
+    if len(set(rows)) == 1:
+        yield f"{rows[0]} {'scene' if rows[0] == 1 else 'scenes'}."
+    else:
+        yield "Scenes, row by row: " + ", ".join(map(str, rows)) + "."
+
+
+def _head(table: Table, group: str, metric: str) -> str:
+    several = len({group for group, _ in table.columns}) > 1
+    return f"{group} {METRICS[metric].head}" if several else METRICS[metric].head
+
+
+def _text(cell: Figure | None, metric: str) -> str:
+    """As the paper prints it: mean, offsets above and below; the paper's own in brackets."""
+    if cell is None:
+        return ""
+    digits = METRICS[metric].digits
+    text = f"{cell.mean:.{digits}f}"
+    if cell.best is not None and cell.worst is not None:
+        text = f"${text}^{{{cell.best:+.{digits}f}}}_{{{cell.worst:+.{digits}f}}}$"
+    if cell.interval is not None:
+        text += f" ±{cell.interval:.{digits}f}"
+    if cell.beyond is not None:
+        text += f" ({cell.beyond:.{digits}f})"
+    return text if cell.paper is None else f"{text} [{cell.paper:.{digits}f}]"
+
+
+def _tex(cell: str) -> str:
+    return cell.replace("±", r"\,$\pm$\,")
+
+
+def _escaped(text: str) -> str:
+    for plain, special in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):
+        text = text.replace(plain, special)
+    return text.replace("✓", r"$\checkmark$")

@@ -1,0 +1,160 @@
+"""Right views by the baselines of Table 1, or by another program, on the left views and disparities of the method."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+
+from stereo_jobs.baselines import FILLS, leave_blank, sign_of, warp_of
+from stereo_jobs.models.stable_diffusion import StableDiffusion
+from stereo_jobs.pipeline.inputs import Scene
+from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack
+from stereo_jobs.pipeline.pixels import Image, psnr, to_image, to_tensor
+from stereo_jobs.pipeline.rights import SEAM_PX, requested_disparity
+from stereo_jobs.records import Row, RowError, StereoPair
+from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.composite import composite
+from stereo_jobs.stereo.disparity import relative_disparity, resize, sharpen_edges
+from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.repaint import repaint
+from stereo_jobs.stereo.sampler import GuidedUNet
+from stereo_jobs.stereo.solver import Solver
+from stereo_jobs.stereo.warp import ForwardWarp, border_holes
+
+
+@dataclass(frozen=True)
+class _Shift:
+    """One picture's shift at its own size, on the CPU. B = 1.
+
+    Attributes:
+        disparity: H,W float32 pixels, as a fill takes it; where it rounds, the fraction still tells which is nearer.
+        applied: H,W float32 pixels, what the pixels really do.
+        warp: by it.
+        columns: from where each hole continues the background.
+    """
+
+    disparity: NDArray[np.float32]
+    applied: NDArray[np.float32]
+    warp: ForwardWarp
+    columns: Tensor
+
+
+class BaselineMaker:
+    """Makes the right views of one batch after the other, as `RightMaker` does.
+
+    Args:
+        sd: Stable Diffusion, for `repaint`.
+        recipe: resolved.
+    """
+
+    def __init__(self, sd: StableDiffusion, recipe: Recipe) -> None:
+        self.sd = sd
+        self.method = recipe.method
+        self.subpixel = recipe.method.warp != "integer"
+
+    def make(self, rows: list[Row], lefts: Lefts, guidance: float) -> Iterator[StereoPair | RowError]:
+        """One pair, or an error, for each of `rows`; `lefts` goes with them and may be padded further."""
+        padded = rows + rows[-1:] * (len(lefts.scenes) - len(rows))
+        shifts = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(padded)]
+        usable, spent = lefts.usable, 0
+        raws: list[Image | None] = [None] * len(rows)
+        if self.method.right_view == "repaint":
+            rights, usable, spent = self._repaint(lefts, shifts, guidance)
+            if self.method.composite:
+                raws = [*rights]
+                rights = [
+                    self._composite(lefts.images[i], raw, shift)
+                    for i, (raw, shift) in enumerate(zip(rights, shifts, strict=True))
+                ]
+        else:
+            rights = [
+                self._fill(scene, left, shift)
+                for scene, left, shift in zip(lefts.scenes, lefts.images, shifts, strict=True)
+            ]
+        for i, row in enumerate(rows):
+            if not usable[i]:
+                yield RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+                continue
+            evaluations = int(lefts.evaluations[i]) + spent
+            pair = self._pair(row, lefts, i, rights[i], shift=shifts[i], evaluations=evaluations)
+            yield replace(pair, raw_right=raws[i])
+
+    def _shift(self, values: Tensor, row: Row) -> _Shift:
+        """The shift in the picture. Whole pixels as published comparisons have them: truncated, known ones rounded."""
+        full = requested_disparity(sharpen_edges(values[None], self.method.edge_px)[0], row, self.method)
+        if not self.subpixel and self.method.geometry == "relative":
+            full = np.trunc(full)
+        blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts
+        warp = warp_of(blank, full, self.subpixel)
+        at_target = warp(torch.from_numpy(full)[None, None])[:, 0]
+        columns = background_columns(warp.filled, at_target, sign_of(full))
+        return _Shift(full, full if self.subpixel else np.round(full), warp, columns)
+
+    def _fill(self, scene: Scene, left: Image, shift: _Shift) -> Image:
+        if self.method.right_view == "given":
+            assert scene.given_right is not None
+            return scene.given_right
+        return FILLS[self.method.right_view](left, shift.disparity, subpixel=self.subpixel)[0]
+
+    def _repaint(self, lefts: Lefts, shifts: list[_Shift], guidance: float) -> tuple[list[Image], Tensor, int]:
+        """RePaint on the latents of the blank right views: images, which hold no NaN, evaluations of each."""
+        scenes = lefts.scenes
+        blanks = [
+            leave_blank(left, shift.disparity, subpixel=self.subpixel)[0]
+            for left, shift in zip(lefts.images, shifts, strict=True)
+        ]
+        pictures = [scene.fit.into(to_tensor(blank)) for scene, blank in zip(scenes, blanks, strict=True)]
+        holes = [scene.fit.map_into((~s.warp.filled).float()) for scene, s in zip(scenes, shifts, strict=True)]
+        known = self.sd.encode(stack(self.sd, pictures))
+        # A latent is known only where all of its pixels are.
+        mask = functional.adaptive_max_pool2d(stack(self.sd, holes), grid_of(self.sd, scenes)) > 0
+        model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
+        solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
+        streams = [torch.Generator().manual_seed((scene.row.seed + 2) % 2**63) for scene in scenes]
+
+        def noise() -> Tensor:
+            shape = (1, *known.shape[1:])
+            return stack(self.sd, [torch.randn(shape, generator=stream) for stream in streams])
+
+        condition = self._condition(lefts, shifts)
+        latents = repaint(model, solver, known, mask, noise, condition=condition)
+        images, usable = decode(self.sd, latents, scenes)
+        return images, usable & lefts.usable, model.evaluations
+
+    def _condition(self, lefts: Lefts, shifts: list[_Shift]) -> Tensor | None:
+        """Depth of the right views for a depth-conditioned U-Net: B,1,h,w in [-1, 1]."""
+        if lefts.condition is None:
+            return None
+        moved = [
+            scene.fit.map_into(extend_background(shift.warp(values.cpu()[None, None]), shift.columns)[:, 0])
+            for scene, values, shift in zip(lefts.scenes, lefts.maps, shifts, strict=True)
+        ]
+        grid = grid_of(self.sd, lefts.scenes)
+        return 2 * relative_disparity(stack(self.sd, [resize(values, grid) for values in moved]))[:, None] - 1
+
+    def _composite(self, left: Image, raw: Image, shift: _Shift) -> Image:
+        warped = shift.warp(to_tensor(left))
+        return to_image(composite(warped, shift.warp.filled, to_tensor(raw), shift.columns, SEAM_PX))
+
+    def _pair(self, row: Row, lefts: Lefts, i: int, right: Image, *, shift: _Shift, evaluations: int) -> StereoPair:
+        """One finished pair with its labels."""
+        requested = requested_disparity(lefts.maps[i].cpu(), row, self.method)
+        filled, given = shift.warp.filled, lefts.scenes[i].given_photo
+        return StereoPair(
+            id=row.id,
+            left=lefts.images[i],
+            right=right,
+            disparity=shift.applied,
+            disparity_requested=None if np.array_equal(requested, shift.applied) else requested,
+            disparity_of="left",
+            mask_nonocc_left=shift.warp.visible[0].numpy(),
+            mask_hole_right=~filled[0].numpy(),
+            mask_border_right=border_holes(filled)[0].numpy(),
+            unet_evaluations=evaluations,
+            left_psnr=None if given is None else psnr(lefts.images[i], given),
+            scale_sign=-1 if self.method.geometry == "relative" and row.scale_percent < 0 else 1,
+        )

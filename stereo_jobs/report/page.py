@@ -1,0 +1,158 @@
+"""One HTML page and one JSON object about a dataset: verdicts, distributions, worst, best and first pairs."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import resources
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from PIL import Image
+
+from stereo_jobs.data.images import decode_disparity, encode_png
+from stereo_jobs.data.storage import Storage
+from stereo_jobs.job import layout
+from stereo_jobs.job.plan import Job
+from stereo_jobs.job.progress import Status
+from stereo_jobs.quality.config import QualityConfig
+from stereo_jobs.report.columns import POSITION, SHARD, read_rows, read_scalars
+from stereo_jobs.report.statistics import Distribution, distribution, distributions, numbers, rank, reasons
+from stereo_jobs.views import anaglyph
+
+MOST_ROWS = 1_000_000
+"""Of larger datasets, evenly spaced shards are read: distributions are estimates then, verdicts stay exact."""
+DECODED_PAIRS = 256
+"""Pairs whose disparities and holes are decoded; evenly spaced."""
+ENDS = 6
+"""Worst and best pairs that are shown."""
+
+_COLUMNS = ["id", "prompt", "seed", "scale_percent", "left", "right", "disparity", "mask_hole_right"]
+
+
+def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, str]:
+    """Write page and JSON below the output; returns their URIs.
+
+    Args:
+        storage: of the output.
+        job: its plans; the recipe has the thresholds.
+        status: counts and verdicts.
+        pairs: how many of the first pairs are shown.
+    """
+    scalars = read_scalars(storage, MOST_ROWS)
+    quality = QualityConfig.model_validate(job.plans[0].recipe["quality"])
+    found = distributions(scalars, quality)
+    disparity, holes = _decoded(storage, scalars)
+    if holes is not None and not any(each.name == "qc_hole_share" for each in found):
+        found.append(holes)
+    ranking = rank(scalars, ENDS)
+    why = reasons(scalars)
+    facts: dict[str, Any] = {
+        "output": storage.uri,
+        "status": status.as_json(),
+        "read_pairs": len(scalars),
+        "rejected": {reason: {"count": len(ids), "first": ids[:5]} for reason, ids in why.items()},
+        "distributions": [asdict(each) for each in found],
+        "disparity_px": None if disparity is None else asdict(disparity),
+        "ranked_by": ranking.column if ranking else None,
+        "worst": _ends(scalars, ranking.column, ranking.worst) if ranking else [],
+        "best": _ends(scalars, ranking.column, ranking.best) if ranking else [],
+    }
+    page = _template().render(
+        facts=facts,
+        status=status,
+        plots=[*([disparity] if disparity else []), *found],
+        worst=_entries(storage, scalars, ranking.worst if ranking else [], ranking.column if ranking else ""),
+        best=_entries(storage, scalars, ranking.best if ranking else [], ranking.column if ranking else ""),
+        first=_entries(storage, scalars, range(min(pairs, len(scalars)))),
+    )
+    storage.replace(layout.REPORT_DATA, json.dumps(facts, allow_nan=False).encode())
+    storage.replace(layout.REPORT, page.encode())
+    return storage.locate(layout.REPORT), storage.locate(layout.REPORT_DATA)
+
+
+def _template() -> jinja2.Template:
+    text = resources.files("stereo_jobs.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True).from_string(text)
+
+
+def _places(scalars: pa.Table, indices: Sequence[int]) -> list[tuple[int, int]]:
+    rows = scalars.select([SHARD, POSITION]).take(list(indices)) if indices else scalars.slice(0, 0)
+    return list(zip(rows[SHARD].to_pylist(), rows[POSITION].to_pylist(), strict=True)) if len(rows) else []
+
+
+def _decoded(storage: Storage, scalars: pa.Table) -> tuple[Distribution | None, Distribution | None]:
+    """Disparities in pixels, and shares of holes, of evenly spaced pairs: no column has them."""
+    chosen = sorted({int(i) for i in np.linspace(0, len(scalars) - 1, min(DECODED_PAIRS, len(scalars)))})
+    pixels: list[NDArray[np.float32]] = []
+    holes: list[float] = []
+    for row in read_rows(storage, _places(scalars, chosen), ("disparity", "mask_hole_right")):
+        disparity = decode_disparity(row["disparity"]["bytes"]).ravel()
+        pixels.append(disparity[:: max(1, disparity.size // 10_000)])
+        holes.append(float((_pixels(row["mask_hole_right"]["bytes"]) > 0).mean()))
+    if not pixels:
+        return None, None
+    return distribution("disparity", np.concatenate(pixels)), distribution("hole_share", np.array(holes))
+
+
+def _ends(scalars: pa.Table, column: str, indices: Sequence[int]) -> list[dict[str, Any]]:
+    ids, values = scalars["id"], numbers(scalars, column)
+    return [{"id": ids[i].as_py(), column: float(values[i])} for i in indices]
+
+
+def _entries(
+    storage: Storage, scalars: pa.Table, indices: Sequence[int], column: str | None = None
+) -> list[dict[str, Any]]:
+    """Rows as the page shows them, with one value of theirs."""
+    values = numbers(scalars, column) if column else None
+    rows = read_rows(storage, _places(scalars, indices), _COLUMNS)
+    why = scalars["reject_reason"] if "reject_reason" in scalars.column_names else None
+    return [
+        {
+            **_entry(row),
+            "note": "" if values is None else f"{column} {values[i]:.4g}",
+            "reject_reason": why[i].as_py() if why is not None else None,
+        }
+        for i, row in zip(indices, rows, strict=True)
+    ]
+
+
+def _entry(row: dict[str, Any]) -> dict[str, Any]:
+    left, right, hole = (_pixels(row[name]["bytes"]) for name in ("left", "right", "mask_hole_right"))
+    disparity = decode_disparity(row["disparity"]["bytes"])
+    return {
+        "id": row["id"],
+        "prompt": row["prompt"],
+        "seed": row["seed"],
+        "scale_percent": row["scale_percent"],
+        "largest": float(disparity.max()) if disparity.size else 0.0,
+        "holes": 100 * float((hole > 0).mean()),
+        "images": [
+            ("left", _inline(row["left"]["bytes"])),
+            ("right", _inline(row["right"]["bytes"])),
+            ("anaglyph", _inline(encode_png(anaglyph(left, right)))),
+            ("disparity", _inline(encode_png(colour(disparity)))),
+            ("holes of the right view", _inline(row["mask_hole_right"]["bytes"])),
+        ],
+    }
+
+
+def colour(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Disparity as H,W,3 uint8: dark blue is far, yellow is near."""
+    low, high = float(disparity.min()), float(disparity.max())
+    near = (disparity - low) / (high - low) if high > low else np.zeros_like(disparity)
+    stops = np.array([[30, 20, 90], [30, 120, 160], [80, 190, 110], [250, 230, 60]])
+    at = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(near, at, stops[:, c]) for c in range(3)], axis=-1).astype(np.uint8)
+
+
+def _pixels(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+def _inline(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

@@ -1,0 +1,132 @@
+"""Distributions of a dataset's columns, and its worst and best pairs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from stereo_jobs.quality.config import QualityConfig
+from stereo_jobs.records import QUALITY_PREFIX
+
+BINS = 32
+TRUE_PREFIX = "true_"
+OTHERS = ("left_psnr", "scale_percent", "unet_evaluations", "run_seconds")
+"""Columns that are shown beside the metrics."""
+
+RANKINGS = (("true_lpips", False), ("qc_raw_backwarp_lpips", False), ("qc_backwarp_lpips", False), ("qc_siou", True))
+"""What pairs are ranked by, the first that a dataset has; whether larger is better."""
+
+_NOT_OF_THE_COLUMN = {"max_bad_2"}
+"""Thresholds on something else than the column that they sound like: this one is beyond the control."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Values of one column.
+
+    Attributes:
+        name: of the column.
+        count: of values; null and NaN do not count.
+        mean: of all values, as the next two.
+        smallest: likewise.
+        largest: likewise.
+        quantiles: at 5, 25, 50, 75 and 95 %.
+        edges: of `bins`, ascending; values beyond the outer ones count in the outermost bins.
+        bins: how many values lie in each.
+        limits: thresholds of quality control on this column.
+    """
+
+    name: str
+    count: int
+    mean: float
+    smallest: float
+    largest: float
+    quantiles: tuple[float, ...]
+    edges: tuple[float, ...]
+    bins: tuple[int, ...]
+    limits: tuple[float, ...] = ()
+
+
+def distribution(name: str, values: NDArray[np.floating], limits: tuple[float, ...] = ()) -> Distribution | None:
+    """The distribution of finite values; None without any. The outer 0.5 % do not stretch the bins."""
+    known = values[np.isfinite(values)].astype(np.float64)
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [0.005, 0.995])
+    if low == high:
+        low, high = low - 0.5, high + 0.5
+    bins, edges = np.histogram(known.clip(low, high), BINS, (low, high))
+    return Distribution(
+        name,
+        len(known),
+        float(known.mean()),
+        float(known.min()),
+        float(known.max()),
+        tuple(float(q) for q in np.quantile(known, [0.05, 0.25, 0.5, 0.75, 0.95])),
+        tuple(float(edge) for edge in edges),
+        tuple(int(n) for n in bins),
+        limits,
+    )
+
+
+def distributions(scalars: pa.Table, quality: QualityConfig) -> list[Distribution]:
+    """Of every metric that the dataset has, in the order of its columns, with the thresholds that stand on it."""
+    names = [n for n in scalars.column_names if n.startswith((QUALITY_PREFIX, TRUE_PREFIX)) or n in OTHERS]
+    found = (distribution(name, numbers(scalars, name), limits_of(name, quality)) for name in names)
+    return [each for each in found if each is not None]
+
+
+def limits_of(column: str, quality: QualityConfig) -> tuple[float, ...]:
+    """Thresholds of a column: fields are called after what they limit, `min_siou` after `qc_siou`."""
+    fields = (f"{side}_{column.removeprefix(QUALITY_PREFIX)}" for side in ("min", "max"))
+    values = (getattr(quality, field, None) for field in fields if field not in _NOT_OF_THE_COLUMN)
+    return tuple(float(value) for value in values if value is not None) if quality.enabled else ()
+
+
+def numbers(scalars: pa.Table, column: str) -> NDArray[np.float64]:
+    """A column as float64, null as NaN; empty where the dataset has no such column."""
+    if column not in scalars.column_names:
+        return np.empty(0)
+    return np.asarray(pc.cast(scalars[column], pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The pairs at both ends of a column.
+
+    Attributes:
+        column: which they are ranked by.
+        worst: indices of rows, the worst first.
+        best: likewise, the best first.
+    """
+
+    column: str
+    worst: list[int]
+    best: list[int]
+
+
+def rank(scalars: pa.Table, count: int) -> Ranking | None:
+    """The `count` worst and best pairs, no pair in both; None where no column of `RANKINGS` has a value."""
+    for column, larger_is_better in RANKINGS:
+        values = numbers(scalars, column)
+        known = np.flatnonzero(np.isfinite(values))
+        if len(known):
+            ascending = known[np.argsort(values[known], kind="stable")]
+            from_worst = [int(i) for i in (ascending if larger_is_better else ascending[::-1])]
+            worst = from_worst[: min(count, len(known) // 2)]
+            return Ranking(column, worst, from_worst[::-1][: min(count, len(known) - len(worst))])
+    return None
+
+
+def reasons(scalars: pa.Table) -> Mapping[str, list[Any]]:
+    """Ids of rejected pairs that are in the data, by `reject_reason`."""
+    found: dict[str, list[Any]] = {}
+    if "reject_reason" in scalars.column_names:
+        rejected = scalars.filter(pc.is_valid(scalars["reject_reason"]))
+        for name, reason in zip(rejected["id"].to_pylist(), rejected["reject_reason"].to_pylist(), strict=True):
+            found.setdefault(reason, []).append(name)
+    return found

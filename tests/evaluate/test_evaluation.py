@@ -1,0 +1,210 @@
+"""`evaluate` from scenes to tables, on few small ToyScapes: figures, resuming, and scenes that cannot be scored."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from stereo_jobs.baselines import FILLS
+from stereo_jobs.data.images import encode_png
+from stereo_jobs.data.manifest import INPUTS
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.errors import SpecError
+from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
+from stereo_jobs.evaluate.evaluation import Options, evaluate
+from stereo_jobs.evaluate.models import KeptModels
+from stereo_jobs.evaluate.pictures import worst_mean_best
+from stereo_jobs.evaluate.scenes import write_manifests
+from stereo_jobs.job import driver
+from stereo_jobs.job.plan import load_job
+from stereo_jobs.job.verify import verify
+from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.quality.truth import score
+from stereo_jobs.spec import Recipe, StorageSpec
+from tests.evaluate.test_datasets import write_middlebury
+
+SIZE = 64
+SHORT = {"recipe": {"method": {"steps": 3}}, "runtime": {"batch_size": 2, "lease_ttl_s": 0}}
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+KEPT = KeptModels()
+
+
+def run_here(spec):
+    return driver.run(spec, local=True, load=KEPT)
+
+
+def run(output, **options):
+    given = {"toyscapes": 3, "size": SIZE, "protocols": ("metric",), "methods": ("leave_blank", "stretch")}
+    return evaluate(str(output), SHORT, Options(**given | options), run_here)
+
+
+def figures(output, table):
+    """Means by method and metric, from the CSV."""
+    rows = csv.DictReader(io.StringIO((output / f"tables/{table}.csv").read_text()))
+    return {(row["method"], row["metric"]): float(row["mean"]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory, one_thread):
+    """An evaluation of two pixel baselines and one diffusion, on two protocols."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    run(folder, protocols=("paper", "metric"), methods=("leave_blank", "stretch", "best", "best, estimated disparity"))
+    return folder
+
+
+def test_the_figures_are_those_of_the_pictures(output):
+    dataset = toyscapes(3, SIZE)
+    for name in ("leave_blank", "stretch"):
+        wanted = []
+        for scene in dataset.prepared(dataset.ids, SIZE):
+            right, _ = FILLS[name](scene.left, scene.disparity, subpixel=False)
+            wanted.append(score(right, scene.right, np.zeros(right.shape[:2], bool)))
+        found = figures(output, "methods-metric")
+        for metric in ("psnr", "ssim", "lpips"):
+            assert found[name, metric] == pytest.approx(np.mean([vars(w)[metric] for w in wanted]), rel=1e-6)
+
+
+def test_every_table_has_its_forms_and_methods(output):
+    tables = {path.name for path in (output / "tables").iterdir()}
+    for name in ("methods-paper", "methods-metric", "methods-metric-toyscapes-plain"):
+        assert {f"{name}.{suffix}" for suffix in ("md", "csv", "tex")} <= tables
+    page = (output / "tables/README.md").read_text()
+    paper, metric = page.split("### Methods, protocol metric")[0], (output / "tables/methods-metric.md").read_text()
+    assert "best, estimated disparity" in paper
+    assert "estimated" not in metric  # an estimator knows no pixels
+    assert "±" in (output / "tables/methods-metric-toyscapes.md").read_text()
+
+
+def test_pictures_are_drawn(output):
+    for protocol in ("paper", "metric"):
+        picture = Image.open(output / f"pictures/methods-{protocol}-toyscapes.png")
+        assert picture.size[0] > 5 * SIZE
+        assert np.asarray(picture).std() > 20
+
+
+def test_each_case_is_a_whole_job(output):
+    for case in ("paper/best", "metric/stretch"):
+        storage = open_storage(str(output / "toyscapes" / case))
+        assert verify(storage, load_job(storage), StorageSpec()).ok
+
+
+def test_a_second_call_makes_nothing_again(output):
+    before = {path: path.read_bytes() for path in output.glob("toyscapes/metric/*/data/*")}
+    scenes = {path: path.stat().st_mtime_ns for path in output.glob("toyscapes/scenes/*/*")}
+    page = (output / "tables/methods-metric.md").read_text()
+    run(output, methods=("leave_blank", "stretch", "best"))
+    assert before == {path: path.read_bytes() for path in output.glob("toyscapes/metric/*/data/*")}
+    assert scenes == {path: path.stat().st_mtime_ns for path in output.glob("toyscapes/scenes/*/*")}
+    assert (output / "tables/methods-metric.md").read_text() == page
+
+
+def test_other_scenes_need_another_output(output):
+    with pytest.raises(DatasetError, match="begun with other scenes"):
+        run(output, toyscapes=4)
+
+
+def test_switches_come_with_details(tmp_path):
+    found = run(tmp_path, toyscapes=2, tables=("switches",), methods=("stretch", "best, no composite"))
+    assert not found.problems
+    figure = figures(tmp_path, "switches-metric-toyscapes")
+    assert figure["stretch", "change"] < 8 < 100 * figure["best, no composite", "change"]
+    assert {("stretch", "sharpness"), ("stretch", "bad_1")} <= set(figure)
+    assert list((tmp_path / "details/toyscapes/metric").iterdir())
+
+
+def test_slow_methods_see_fewer_scenes(tmp_path):
+    storage, dataset = open_storage(str(tmp_path)), toyscapes(3, SIZE)
+    found = write_manifests(storage, dataset, size=SIZE, slow_scenes=2)
+    assert (len(found.first), len(found.all)) == (1, 2)
+    few = write_manifests(open_storage(str(tmp_path / "few")), dataset, size=SIZE, slow_scenes=32)
+    assert few.first == few.all
+
+
+def test_a_folder_with_gaps_is_scored_where_it_can_be(tmp_path):
+    images = tmp_path / "images"
+    images.mkdir()
+    dataset = toyscapes(3, SIZE)
+    first, second, _ = dataset.prepared(dataset.ids, SIZE)
+    (images / f"{first.id}.png").write_bytes(encode_png(first.right))
+    (images / f"{second.id}.png").write_bytes(encode_png(second.right[:32]))
+    found = run(tmp_path / "out", methods=("identity",), folders=(f"Other Program={images}",))
+    problems = {problem.id: problem.message for problem in found.problems["toyscapes/metric/other-program"]}
+    assert set(problems) == {"structured-0000", "plain-0001"}
+    assert "given_right: 64x32 pixels, but the image has 64x64" in problems["structured-0000"]
+    assert "given_right: this row has none" in problems["plain-0001"]
+    assert figures(tmp_path / "out", "methods-metric")["Other Program", "psnr"] == 100
+    page = (tmp_path / "out/tables/README.md").read_text()
+    assert "### Without a score" in page
+    assert "plain-0001: given_right: this row has none" in page
+
+
+def test_a_folder_without_any_right_view_is_named(tmp_path):
+    with pytest.raises(DatasetError, match=r"no image in it is named by the id of a scene, such as plain-0000\.png"):
+        run(tmp_path / "out", folders=(f"other={tmp_path}",))
+
+
+def test_scenes_without_truth_are_named_and_the_rest_is_scored(tmp_path):
+    scene = next(iter(toyscapes(1, 96).prepared(("plain-0000",), 96)))
+    write_middlebury(tmp_path / "data/Good", scene, scene.disparity)
+    write_middlebury(tmp_path / "data/Invalid", scene, np.full_like(scene.disparity, np.inf))
+    write_middlebury(tmp_path / "data/Untrue", scene, scene.disparity)
+    (tmp_path / "data/Untrue/im1.png").unlink()
+    found = run(tmp_path / "out", data=(tmp_path / "data",), toyscapes=0, methods=("stretch",))
+    assert [problem.id for problem in found.problems["middlebury"]] == ["Invalid", "Untrue"]
+    assert figures(tmp_path / "out", "methods-metric")["stretch", "psnr"] > 20
+    (tmp_path / "data/Good/im0.png").unlink()
+    with pytest.raises(DatasetError, match=r"middlebury: no scene can be used; the first: Good: im0\.png is missing"):
+        run(tmp_path / "none", data=(tmp_path / "data",), toyscapes=0)
+
+
+def test_a_sweep_is_a_table_and_a_picture(tmp_path):
+    found = run(tmp_path, toyscapes=1, tables=(), methods=(), sweeps=("shift_step=0,1",))
+    [table] = found.tables
+    assert table.rows == [("best, shift_step 0",), ("best, shift_step 1",)]
+    assert (tmp_path / "pictures/sweep-shift_step-best-metric-toyscapes.png").is_file()
+
+
+def test_the_cost_is_counted_by_mode(tmp_path):
+    base = SHORT | {"recipe": {"method": {"steps": 3, "guidance_scale": 1.0}}}
+    options = Options(tables=("cost",), methods=("leave_blank", "best"), size=SIZE, cost_pairs=1)
+    found = evaluate(str(tmp_path), base, options, run_here)
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "tables/cost.csv").read_text())))
+    evaluations = {(r["method"], r["of"]): r for r in rows if r["metric"] == "evaluations"}
+    # Text: three steps for the left view, then one for the right one beside the left's keys and values.
+    assert float(evaluations["leave_blank", "text"]["mean"]) == 3
+    assert float(evaluations["best", "text"]["mean"]) == 3 + 2
+    assert float(evaluations["best", "text"]["beyond"]) == 2
+    assert float(evaluations["leave_blank", "image"]["mean"]) == 0
+    if ("best", "depth") not in evaluations:  # the embedded models may lack a depth-conditioned one
+        assert "depth" in found.problems["cost/depth"][0].id
+
+
+def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
+    image = resolve_recipe(Recipe(mode="image"))
+    first = KEPT(image, "cpu", 2)
+    other = KEPT(image.model_copy(update={"seed": 5}), "cpu", 1)
+    assert other.sd is first.sd
+    assert (other.recipe.seed, other.batch_size, other.inputs) == (5, 1, INPUTS["image"])
+    text = KEPT(resolve_recipe(Recipe(mode="text")), "cpu", 2)
+    assert text.sd is first.sd
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"tables": ("nope",)}, "table 'nope': not known; there are: methods"),
+        ({"methods": ("nope",)}, "method 'nope': not known"),
+        ({"toyscapes": 0}, "nothing to evaluate on"),
+    ],
+)
+def test_wrong_options_are_named(tmp_path, options, complaint):
+    with pytest.raises(SpecError, match=complaint):
+        run(tmp_path, **options)
+
+
+def test_worst_mean_and_best_are_told_by_their_scores():
+    assert worst_mean_best({"a": 0.1, "b": 0.5, "c": 0.55, "d": 0.9}) == {"worst": "a", "mean": "b", "best": "d"}
