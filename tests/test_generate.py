@@ -16,7 +16,14 @@ from tests.datasets import assert_same
 
 SIZE = 64
 SHORT = {"preset": "official", "steps": 6, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
-PROMPTS = ("a red circle", "a blue box on a field", "two green cones", "a yellow ball", "a grey wall", "a red box")
+PROMPTS = (
+    "a red dotted circle in the middle, sand tiled floor, blue brick wall",
+    "a blue striped square on the left, green plank floor, pink tiled wall",
+    "a green triangle on the right, grey tiled floor, beige wall with pictures",
+    "a yellow star",
+    "grey wall",
+    "a red square",
+)
 ROWS = [Row(f"row-{i}", prompt, "blurry" if i % 2 else "", 100 + i, 12.0) for i, prompt in enumerate(PROMPTS)]
 
 
@@ -70,7 +77,7 @@ def test_no_method_lets_neighbours_in(pipeline, method):
 
 def test_the_seed_and_the_prompts_make_the_image(pipeline, base):
     row = ROWS[0]
-    others = [dataclasses.replace(row, seed=7), dataclasses.replace(row, prompt="a cone")]
+    others = [dataclasses.replace(row, seed=7), dataclasses.replace(row, prompt="a triangle")]
     others.append(dataclasses.replace(row, negative_prompt="a red circle"))
     lefts = {base[row.id].left.tobytes(), *(pipeline.generate([other])[0].left.tobytes() for other in others)}
     assert len(lefts) == 4
