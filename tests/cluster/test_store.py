@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -54,17 +55,15 @@ def check(spec, told, make_spec, make_manifest, tmp_path, monkeypatch) -> int:
     return generated.total() - 30
 
 
-def during(told: Path, seconds: float, spoil, heal) -> threading.Thread:
-    """Spoil something for a while, once the job is at work."""
+def once_at_work(told: Path, act: Callable[[], None]) -> threading.Thread:
+    """Do something when the first rows have been generated."""
 
-    def act() -> None:
+    def wait_and_act() -> None:
         while not told.exists() or len(told.read_text().split()) < 4:
             time.sleep(0.1)
-        spoil()
-        time.sleep(seconds)
-        heal()
+        act()
 
-    thread = threading.Thread(target=act, daemon=True)
+    thread = threading.Thread(target=wait_and_act, daemon=True)
     thread.start()
     return thread
 
@@ -72,9 +71,15 @@ def during(told: Path, seconds: float, spoil, heal) -> threading.Thread:
 @pytest.mark.slow
 def test_a_store_that_is_away_for_20_seconds(job, proxy, make_spec, make_manifest, tmp_path, monkeypatch):
     spec, told = job
-    outage = during(told, 20, lambda: setattr(proxy, "away", True), proxy.heal)
+
+    def outage() -> None:
+        proxy.away = True
+        time.sleep(20)
+        proxy.heal()
+
+    striking = once_at_work(told, outage)
     run(spec, local=True, load=standin.load)
-    outage.join()
+    striking.join()
     assert proxy.refused
     assert check(spec, told, make_spec, make_manifest, tmp_path, monkeypatch) == 0, "shards waited for the store"
 
@@ -98,16 +103,18 @@ def test_a_store_that_asks_for_patience(job, proxy, make_spec, make_manifest, tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_store_that_stays_away_is_an_interruption(job, proxy, make_spec, make_manifest, tmp_path, monkeypatch):
     spec, told = job
-    # One try of a shard: the outage is noticed by the lease or by the worker, whichever is first.
-    spec = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"shard_attempts": 1})})
+    spec = spec.model_copy(
+        update={"runtime": spec.runtime.model_copy(update={"shard_attempts": 1, "lease_ttl_s": 30.0})}
+    )
     monkeypatch.setattr(worker, "STORE_PATIENCE_S", 5.0)
-    outage = during(told, 90, lambda: setattr(proxy, "away", True), lambda: None)
+    once_at_work(told, lambda: setattr(proxy, "away", True))
     with pytest.raises(InterruptedRunError) as end:
         run(spec, local=True, load=standin.load)
     assert end.value.exit_code == 75
-    outage.join()
     proxy.heal()
+    # Its lease could not be given back either, and has to grow stale.
     run(spec, local=True, load=standin.load)
     assert check(spec, told, make_spec, make_manifest, tmp_path, monkeypatch) <= 4

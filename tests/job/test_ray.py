@@ -183,6 +183,7 @@ def test_a_shard_whose_workers_always_die_ends_the_run(pids, make_spec, monkeypa
         run(make_spec(actors=1), load=load_dying_outside_batches)
 
 
+@pytest.mark.slow
 def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
     prompts = ["fine", "fine", "hang", "fine"]
     spec = make_spec(make_manifest(rows=4, prompt=prompts), shard_rows=4, batch_timeout_s=6.0, max_failure_ratio=0.5)
@@ -219,7 +220,9 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
     return OnASickGpu(batch_size)
 
 
-@pytest.mark.parametrize(("load", "most_failed"), [(load_on_a_bad_gpu, 0), (load_on_a_sick_gpu, 3 + 2)])
+@pytest.mark.parametrize(
+    ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
+)
 def test_a_gpu_where_all_fails_is_left_alone(pids, make_spec, make_manifest, caplog, load, most_failed):
     manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
@@ -242,6 +245,7 @@ def load_on_a_spot_machine(recipe, device, batch_size):
     return OnASpotMachine(batch_size)
 
 
+@pytest.mark.slow
 def test_nothing_more_is_dealt_after_a_spot_notice(pids, make_spec, make_manifest, caplog):
     notice = pids / "notice"
     notice.touch()
