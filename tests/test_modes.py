@@ -33,7 +33,7 @@ SHORT = {"steps": STEPS, "shift_step": 1, "attention_step": 2}
 SIZES = [(64, 64), (60, 64), (48, 90), (131, 40), (64, 61), (32, 32)]
 """Heights and widths; the first two and the fifth share a working size."""
 SCENES = [render(draw_scene(10 + i), width, height) for i, (height, width) in enumerate(SIZES)]
-PROMPTS = ("", "a red ball", "", "a blue box", "a green cone", "")
+PROMPTS = ("", "a red circle", "", "a blue square", "a green triangle", "")
 
 
 def photo_row(i, id_=None, **inputs):
@@ -186,10 +186,10 @@ def test_other_inversions_record_how_well_they_did(pipeline, inversion):
 def test_null_text_leads_closer_to_the_photo_than_ddim(pipeline):
     found = {}
     for inversion in ("ddim", "null_text"):
-        method = {"inversion": inversion, "photo_guidance_scale": 7.5, "null_text_iterations": 5, "attention": "off"}
-        found[inversion] = variant(pipeline, batch_size=1, **method).generate([ROWS[3]])[0]
+        method = {"inversion": inversion, "photo_guidance_scale": 7.5, "null_text_iterations": 10, "attention": "off"}
+        found[inversion] = variant(pipeline, batch_size=1, steps=10, **method).generate([ROWS[3]])[0]
     print({name: f"{pair.left_psnr:.1f} dB" for name, pair in found.items()})
-    assert found["null_text"].left_psnr > found["ddim"].left_psnr
+    assert found["null_text"].left_psnr > found["ddim"].left_psnr + 5
     assert found["null_text"].unet_evaluations > found["ddim"].unet_evaluations
 
 
