@@ -1,6 +1,7 @@
 """Shared fixtures: small manifests, specs, a private home for Ray, a real S3 server."""
 
 import os
+import secrets
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+# A process decides once, at its first use of Ray, whether it speaks with a token.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = str(REPOSITORY)
 

@@ -35,9 +35,11 @@ def local_folder(path: str, part: str) -> Path | None:
 
 
 def part_folder(folder: Path, name: str) -> Path:
-    """Folder of one part of a checkpoint. The demo models' `sd_depth` takes the parts that it lacks from `sd`."""
-    own, beside = folder / name, folder.parent / "sd" / name
-    return beside if folder.name == "sd_depth" and beside.is_dir() and not own.is_dir() else own
+    """Folder of one part of a checkpoint. The embedded `sd_depth` takes the parts that it lacks from `sd`."""
+    own = folder / name
+    if folder == DEMO_FOLDER / "sd_depth" and not own.is_dir():
+        return DEMO_FOLDER / "sd" / name
+    return own
 
 
 def fetch(spec: StableDiffusionSpec | DepthSpec, mode: str = "text", safety_checker: bool = False) -> Path:

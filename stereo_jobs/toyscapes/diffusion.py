@@ -5,6 +5,7 @@ is zero its weights do nothing, so without them the same network is the plain te
 """
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -226,7 +227,7 @@ def depth_condition(scene: ToyScape) -> NDArray[np.float32]:
 
 
 def export(networks: nn.Module, models: Path) -> None:
-    """Write `sd` and `sd_depth`: U-Nets of four and of five channels, text encoder, tokenizer, scheduler, float16."""
+    """Write `sd` and `sd_depth`: U-Nets of four and of five channels, all else (a VAE that is there, too) alike."""
     unet: UNet2DConditionModel = networks.unet
     unet.half().save_pretrained(models / "sd_depth/unet")
     plain = UNet2DConditionModel.from_config(unet.config, in_channels=4).half()
@@ -239,6 +240,9 @@ def export(networks: nn.Module, models: Path) -> None:
     new_scheduler().save_pretrained(models / "sd/scheduler")
     for folder, pipeline in (("sd", "StableDiffusionPipeline"), ("sd_depth", "StableDiffusionDepth2ImgPipeline")):
         (models / folder / "model_index.json").write_text(json.dumps(_index(pipeline), indent=2) + "\n")
+    for part in (models / "sd").iterdir():
+        if part.is_dir() and part.name != "unet":
+            shutil.copytree(part, models / "sd_depth" / part.name, dirs_exist_ok=True)
     networks.float()
 
 

@@ -171,6 +171,7 @@ def test_wrong_and_missing_tokens(stereo_jobs, spec_file, monkeypatch):
     assert (code, "RAY_AUTH_TOKEN is not the token" in err) == (2, True)
     assert "0" * 64 not in err
     monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.delenv("RAY_AUTH_MODE")
     code, _, err = stereo_jobs("submit", spec)
     assert (code, "set RAY_AUTH_TOKEN" in err) == (2, True)
 
