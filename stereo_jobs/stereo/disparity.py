@@ -55,17 +55,19 @@ def metric_disparity(depth: Tensor, focal_px: float, baseline: float, doffs_px: 
     return focal_px * baseline / depth - doffs_px
 
 
-def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.08) -> Tensor:
+def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.12, near: float = 0.25) -> Tensor:
     """Give the pixels of a blurred depth edge to one of its sides (border hygiene before the shift).
 
     Estimators blur their edges and resizing does, too; shifted, such a ramp tears the object's rim over the hole.
     Where the values within `radius` span more than `threshold` of the map's range, each pixel takes the smallest or
-    the largest of them, whichever is closer (toggle mapping, Kramer and Bruckner 1975). Surfaces stay as they are.
+    the largest of them (toggle mapping, Kramer and Bruckner 1975). Most of a ramp goes to the near side: an object's
+    outline that stays behind on the background is seen, a rim of background that moves with the object is not.
 
     Args:
         maps: B,h,w inverse depth or disparity.
         radius: pixels; 0 changes nothing.
-        threshold: share of the map's range that makes an edge.
+        threshold: share of the map's range that makes an edge; floors that recede span less.
+        near: share of the way up from which on a pixel belongs to the near side.
     """
     if radius == 0:
         return maps
@@ -75,4 +77,4 @@ def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.08) -> Tensor:
     flat = maps.flatten(1)
     span = (flat.amax(1) - flat.amin(1))[:, None, None]
     edge = high - low > threshold * span
-    return torch.where(edge, torch.where(high - maps < maps - low, high, low), maps)
+    return torch.where(edge, torch.where(maps - low > near * (high - low), high, low), maps)
