@@ -74,7 +74,7 @@ class QualityConfig(BaseModel):
         None, gt=0, description="`depth_doubt`: difference of the depth of the left view and of its mirror image."
     )
     min_depth_rank: float | None = Field(
-        0.36,
+        0.5,
         gt=-1,
         le=1,
         description="`other_depth`: rank correlation of the label's steps with the left view's depth.",

@@ -21,7 +21,7 @@ def judge(metrics: Metrics, config: QualityConfig) -> Verdict:
 
 
 def _rules(m: Metrics, c: QualityConfig) -> Iterator[tuple[str, bool]]:
-    """Rules in order: first those that need no label, then those that ask what is wrong with it."""
+    """Rules in order: first those that need no label, then what is wrong with it, then with the holes it makes."""
     yield "vertical_shift", _over(m.vertical_px, c.max_vertical_px)
     yield "color_cast", _over(m.color_delta, c.max_color_delta)
     yield "unmatched", c.min_density is not None and (m.density is None or m.density < c.min_density)
@@ -36,12 +36,12 @@ def _rules(m: Metrics, c: QualityConfig) -> Iterator[tuple[str, bool]]:
     yield "backwarp", _over(m.backwarp_lpips, c.max_backwarp_lpips)
     yield "backwarp", _over(m.raw_backwarp_lpips, c.max_backwarp_lpips)
     yield "siou", _under(m.siou, c.min_siou)
+    yield "other_depth", _under(m.depth_rank, c.min_depth_rank)
     yield "holes", _over(m.hole_share, c.max_hole_share)
     yield "empty_holes", _over(m.seam, c.max_empty_seam)
     yield "blurred_holes", _under(m.hole_sharpness, c.min_hole_sharpness)
     yield "seam", _over(m.seam, c.max_seam)
     yield "depth_doubt", _over(m.depth_confidence, c.max_depth_confidence)
-    yield "other_depth", _under(m.depth_rank, c.min_depth_rank)
 
 
 def _over(value: float | None, limit: float | None) -> bool:
