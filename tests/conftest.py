@@ -18,7 +18,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
-# A process decides once, at its first use of Ray, whether it speaks with a token.
+# A process decides once, at its first use of Ray, whether it speaks with a token and stays on loopback.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 REPOSITORY = Path(__file__).parent.parent

@@ -74,6 +74,9 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
 
     if ray.is_initialized():
         return ray, False
+    if not address:
+        # Ray read that setting when it was imported, which others in this process may have done before.
+        ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
     if address:
