@@ -45,9 +45,7 @@ def leave_blank(left: Image, disparity: NDArray[np.float32], *, subpixel: bool =
 def stretch(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = True) -> Result:
     """The forward warp, each hole filled with the pixel beside it on the background's side (Table 1, "stretching")."""
     warp = warp_of(left, disparity, subpixel)
-    at_target = warp(torch.from_numpy(disparity)[None, None])[:, 0]
-    columns = background_columns(warp.filled, at_target, sign_of(disparity))
-    return to_image(extend_background(warp(to_tensor(left)), columns)), ~warp.filled[0].numpy()
+    return to_image(extend_background(warp(to_tensor(left)), columns_of(warp, disparity))), ~warp.filled[0].numpy()
 
 
 def warp_of(left: Image, disparity: NDArray[np.float32], subpixel: bool) -> ForwardWarp:
@@ -58,6 +56,12 @@ def warp_of(left: Image, disparity: NDArray[np.float32], subpixel: bool) -> Forw
         raise ValueError("disparity: must be finite everywhere; fill its gaps first")
     values = torch.from_numpy(disparity if subpixel else np.round(disparity))[None]
     return forward_warp(values, sign_of(disparity), subpixel=subpixel)
+
+
+def columns_of(warp: ForwardWarp, disparity: NDArray[np.float32]) -> torch.Tensor:
+    """From where each hole of a warp by H,W pixels continues the background: 1,H,W of `background_columns`."""
+    at_target = warp(torch.from_numpy(disparity)[None, None])[:, 0]
+    return background_columns(warp.filled, at_target, sign_of(disparity))
 
 
 def sign_of(disparity: NDArray[np.float32]) -> torch.Tensor:

@@ -2,11 +2,9 @@
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from stereo_jobs.baselines.fills import Image, Result, sign_of, to_image, to_tensor, warp_of
-from stereo_jobs.stereo.fill import background_columns
+from stereo_jobs.baselines.fills import Image, Result, columns_of, sign_of, to_image, to_tensor, warp_of
 from stereo_jobs.stereo.warp import ForwardWarp
 
 _RADIUS_PX = 3
@@ -38,14 +36,12 @@ def _hidden(front: ForwardWarp, disparity: NDArray[np.float32]) -> NDArray[np.ui
     A hole as wide as k pixels shows k pixels of background behind its object's edge. More than twice as many are left
     open: the inpainting starts from all sides, and what will be seen must be out of the object's reach.
     """
-    at_target = front(torch.from_numpy(disparity)[None, None])[:, 0]
-    sign = sign_of(disparity)
-    beside = background_columns(front.filled, at_target, sign)
+    beside = columns_of(front, disparity)
     rows, holes = np.nonzero(~front.filled[0].numpy())
     background = beside[0].numpy()[rows, holes]
     source = front.source[0].numpy()[rows, background]
     reach = background - holes  # signed: the background may stand on either side
-    nearness = disparity * float(sign)
+    nearness = disparity * float(sign_of(disparity))
     height, width = disparity.shape
     hidden = np.zeros((height, width), np.uint8)
     beyond = (2 * reach + np.sign(reach) * margin for margin in range(-1, 2 * _RADIUS_PX + 1))

@@ -8,7 +8,7 @@
 | `lease` | is another run at work on this output |
 | `worker` | rows -> pairs -> one committed shard, in one process |
 | `pool` | what the driver asks of workers; the one worker of a run in this process |
-| `ray_pool` | workers as Ray actors (with `submit`, all that imports ray) |
+| `ray_pool`, `actors` | workers as Ray actors: how the driver keeps them, and what runs in them |
 | `notice` | is this machine about to be taken away |
 | `driver` | deals shards until all are done |
 | `progress` | how far is it, from records alone |

@@ -31,7 +31,8 @@ from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.metrics import Metrics
 from stereo_jobs.job.plan import Job
-from stereo_jobs.job.pool import Loss, Outcome, Pool, open_pool
+from stereo_jobs.job.pool import LocalPool, Loss, Outcome, Pool
+from stereo_jobs.job.ray_pool import RayPool
 from stereo_jobs.job.shardset import ShardSet
 from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
 from stereo_jobs.models.resolve import resolve_recipe
@@ -282,6 +283,13 @@ def run(
                 finally:
                     pool.close()
             return _finish(state, recipe)
+
+
+def open_pool(
+    spec: JobSpec, recipe: Recipe, load: Load, *, local: bool, shards: int, ended: Callable[[], bool]
+) -> Pool:
+    """Workers with their models loaded, in this process or on Ray. See the classes for the arguments."""
+    return LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=shards, ended=ended)
 
 
 def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch: Watch) -> None:

@@ -4,7 +4,6 @@ The driver hands out tasks and collects outcomes; images pass neither through it
 store, only task numbers and records do.
 """
 
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 from typing import Literal, NamedTuple, Protocol
@@ -123,14 +122,3 @@ class LocalPool:
         """See Pool. Threads cannot be killed: they leave at the next batch."""
         self.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def open_pool(
-    spec: JobSpec, recipe: Recipe, load: Load, *, local: bool, shards: int, ended: Callable[[], bool]
-) -> Pool:
-    """Workers with their models loaded, in this process or on Ray. See the classes for the arguments."""
-    if local:
-        return LocalPool(spec, recipe, load)
-    from stereo_jobs.job.ray_pool import RayPool
-
-    return RayPool(spec, recipe, load, shards=shards, ended=ended)

@@ -2,10 +2,9 @@
 
 Ray restarts nothing by itself: whatever becomes of an actor (killed, on a node that died or answers no more, over
 a deadline), the pool gives it up, returns its shards and starts another, which waits for room and, on a cluster
-that grows on demand, makes it grow. Ray is imported here and in `submit` alone.
+that grows on demand, makes it grow.
 """
 
-import contextlib
 import logging
 import os
 import secrets
@@ -16,24 +15,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
-from stereo_jobs import logs
 from stereo_jobs.errors import (
     ClusterError,
-    DeviceLostError,
     InterruptedRunError,
     ModelError,
     SpecError,
     StereoJobsError,
 )
-from stereo_jobs.job import notice
+from stereo_jobs.job.actors import ActorWorker, Board, News, Place
 from stereo_jobs.job.layout import ShardKey
-from stereo_jobs.job.metrics import Metrics
-from stereo_jobs.job.plan import Plan, load_plan
 from stereo_jobs.job.pool import IN_FLIGHT, Blame, Loss, Outcome
-from stereo_jobs.job.worker import Load, ShardTask, ShardWorker
-from stereo_jobs.records import ShardRecord
+from stereo_jobs.job.worker import Load, ShardTask
 from stereo_jobs.spec import ActorRange, JobSpec, Recipe
 
 log = logging.getLogger(__name__)
@@ -95,98 +89,6 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
         # Ray puts a handler of its own in the way of draining.
         signal.signal(signal.SIGTERM, on_sigterm)
     return ray, True
-
-
-# --- In the actors ---
-
-
-class Place(NamedTuple):
-    """Where an actor is; `gpus` tells those of one node apart."""
-
-    node: str
-    gpus: str
-    name: str
-
-    @property
-    def label(self) -> str:
-        """Node and GPU, for comparing and for people."""
-        return f"{self.node[:12]}/{self.gpus or 'cpu'}"
-
-
-class News(NamedTuple):
-    """Actors, by number, that something is to be done about."""
-
-    late: list[int]
-    leaving: list[int]
-
-
-class Board:
-    """An actor beside the driver that remembers what every worker is generating, beyond that worker's death."""
-
-    def __init__(self) -> None:
-        self._batches: dict[int, tuple[ShardKey, list[int], float]] = {}
-        self._leaving: set[int] = set()
-
-    def report(self, number: int, key: ShardKey, rows: list[int]) -> None:
-        """Called by a worker before each batch, and without rows after the last one of a shard."""
-        if rows:
-            self._batches[number] = key, rows, time.monotonic()
-        else:
-            self._batches.pop(number, None)
-
-    def leave(self, number: int) -> None:
-        """Called by a worker whose machine is about to be taken away."""
-        self._leaving.add(number)
-
-    def take(self, number: int) -> tuple[ShardKey, list[int]] | None:
-        """The batch that a lost worker was at; forgotten then."""
-        key, rows, _ = self._batches.pop(number, (None, [], 0.0))
-        return (key, rows) if key else None
-
-    def news(self, batch_timeout_s: float) -> News:
-        """Workers that are at one batch for too long, and workers about to go."""
-        oldest = time.monotonic() - batch_timeout_s
-        return News([n for n, (_, _, since) in self._batches.items() if since < oldest], sorted(self._leaving))
-
-
-class ActorWorker:
-    """A ShardWorker as a Ray actor."""
-
-    def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, board: Any, number: int) -> None:
-        import ray
-
-        logs.configure(spec.runtime.log_format)
-
-        def report(key: ShardKey, rows: list[int]) -> None:
-            # Waited for: the report must be out before the batch can kill this process.
-            with contextlib.suppress(ray.exceptions.RayActorError):
-                ray.get(board.report.remote(number, key, rows))
-
-        self._plans: dict[int, Plan] = {}
-        self._worker = ShardWorker(spec, recipe, load, report, Metrics(spec.output, on_ray=True).stage)
-        notice.watch(spec.runtime.spot_notice, lambda: board.leave.remote(number))
-
-    def ready(self) -> Place:
-        """Answers once the models are loaded."""
-        import ray
-
-        context = ray.get_runtime_context()
-        gpus = ",".join(context.get_accelerator_ids().get("GPU", []))
-        return Place(context.get_node_id(), gpus, self._worker.name)
-
-    def run(self, key: ShardKey, one_by_one: bool, quarantined: frozenset[int]) -> ShardRecord:
-        """See ShardWorker.run. The plan is read here: it may be long, and is the same for all its shards."""
-        generation, shard = key
-        if generation not in self._plans:
-            self._plans[generation] = load_plan(self._worker.storage, generation)
-        try:
-            return self._worker.run(ShardTask(self._plans[generation], shard, one_by_one, quarantined))
-        except DeviceLostError:
-            log.exception("leaving this process, for another to take its place")
-            os._exit(DeviceLostError.exit_code)
-
-
-# --- In the driver ---
 
 
 @dataclass
@@ -432,11 +334,8 @@ class RayPool:
     def _news(self) -> News:
         if not self._serving():
             return News([], [])  # and the board may still be on its way
-        try:
-            news: News = self._ray.get(self._board.news.remote(self._runtime.batch_timeout_s), timeout=ANSWER_WITHIN_S)
-            return news
-        except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
-            return News([], [])  # the board was lost, and is made again empty
+        news: News | None = self._ask_board(self._board.news.remote(self._runtime.batch_timeout_s))
+        return news or News([], [])
 
     def _greet(self, timeout_s: float) -> None:
         """Note which actors have loaded their models since the last call."""
@@ -520,11 +419,14 @@ class RayPool:
             self._lost.append(Outcome(task, loss=loss, wasted_s=self._take_off(ref)))
 
     def _last_batch(self, actor: _Actor) -> tuple[ShardKey | None, list[int]]:
+        return self._ask_board(self._board.take.remote(actor.number)) or (None, [])
+
+    def _ask_board(self, answer: Any) -> Any:
+        """What the board answers; None where it was lost, and is made again empty."""
         try:
-            last = self._ray.get(self._board.take.remote(actor.number), timeout=ANSWER_WITHIN_S)
+            return self._ray.get(answer, timeout=ANSWER_WITHIN_S)
         except (self._ray.exceptions.RayActorError, self._ray.exceptions.GetTimeoutError):
-            last = None
-        return last or (None, [])
+            return None
 
     def _note_failure(self, actor: _Actor, key: ShardKey) -> None:
         """Bench a place where shard after shard fails, as long as there is one where they do not."""

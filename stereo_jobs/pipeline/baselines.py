@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from stereo_jobs.baselines import FILLS, leave_blank, sign_of, warp_of
+from stereo_jobs.baselines import FILLS, columns_of, leave_blank, warp_of
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack
@@ -19,7 +19,7 @@ from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.composite import composite
 from stereo_jobs.stereo.disparity import relative_disparity, resize, sharpen_edges
-from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.fill import extend_background
 from stereo_jobs.stereo.repaint import repaint
 from stereo_jobs.stereo.sampler import GuidedUNet
 from stereo_jobs.stereo.solver import Solver
@@ -90,9 +90,7 @@ class BaselineMaker:
             full = np.trunc(full)
         blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts
         warp = warp_of(blank, full, self.subpixel)
-        at_target = warp(torch.from_numpy(full)[None, None])[:, 0]
-        columns = background_columns(warp.filled, at_target, sign_of(full))
-        return _Shift(full, full if self.subpixel else np.round(full), warp, columns)
+        return _Shift(full, full if self.subpixel else np.round(full), warp, columns_of(warp, full))
 
     def _fill(self, scene: Scene, left: Image, shift: _Shift) -> Image:
         if self.method.right_view == "given":

@@ -49,8 +49,7 @@ class Solver:
             levels = torch.cat([alphas[timesteps], alphas[:1]])
         elif sampler == "dpm++":
             levels = _karras(alphas, steps)
-            timesteps = (alphas[None] / (1 - alphas[None])).log().sub((levels / (1 - levels)).log()[:, None])
-            timesteps = timesteps.abs().argmin(1)[:-1]
+            timesteps = (_log_snr(alphas) - _log_snr(levels[:-1])[:, None]).abs().argmin(1)  # the nearest trained
         else:
             raise ValueError(f"sampler: must be ddim or dpm++, got {sampler!r}")
         return cls(sampler, timesteps, levels, config.get("prediction_type", "epsilon"))
@@ -111,8 +110,11 @@ class Solver:
         return (x - signal * clean) / spread
 
     def _half_log_snr(self, i: int) -> Tensor:
-        alpha = self.alphas[i]
-        return 0.5 * (alpha.log() - (1 - alpha).log())
+        return 0.5 * _log_snr(self.alphas[i])
+
+
+def _log_snr(alphas: Tensor) -> Tensor:
+    return alphas.log() - (1 - alphas).log()
 
 
 def _karras(alphas: Tensor, steps: int) -> Tensor:
