@@ -7,10 +7,10 @@ import argparse
 import io
 
 import numpy as np
-import pyarrow.parquet as pq
 from PIL import Image
 
 from stereo_jobs.data.images import decode_disparity
+from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.job import layout
 from stereo_jobs.report.page import colour
@@ -39,7 +39,7 @@ def main() -> None:
     storage = open_storage(arguments.output)
     rows: list[dict] = []
     for info in storage.list(layout.DATA_PREFIX):
-        rows += pq.read_table(io.BytesIO(storage.read(info.key))).to_pylist()
+        rows += read_table(storage.read(info.key)).to_pylist()
         if len(rows) >= arguments.pairs:
             break
     strips = [strip(row) for row in rows[: arguments.pairs]]

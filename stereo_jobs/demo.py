@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import AlreadyExistsError, open_storage
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.spec import JobSpec, parse_spec
@@ -14,7 +15,7 @@ from stereo_jobs.spec import JobSpec, parse_spec
 def demo_spec(output: str, rows: int = 16) -> JobSpec:
     """The spec of `stereo-jobs demo`: the first `rows` rows of manifests/demo.parquet, copied to the output."""
     buffer = io.BytesIO()
-    pq.write_table(pq.read_table(_demo_manifest()).slice(0, rows), buffer)
+    pq.write_table(read_table(_demo_manifest().read_bytes()).slice(0, rows), buffer)
     storage, name = open_storage(output), f"manifest/demo-{rows}.parquet"
     others = [info.key for info in storage.list("manifest/") if info.key != name]
     if others:

@@ -114,6 +114,18 @@ def write_shard(
     return buffer.getvalue()
 
 
+def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of a Parquet file that lies in memory.
+
+    `pq.read_table` would leave a thread of Arrow's behind that still has to let go of a Python object; a process that
+    ends just then aborts (apache/arrow#33975).
+
+    Raises:
+        pa.ArrowInvalid: not Parquet.
+    """
+    return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
+
+
 def read_footer(source: Any) -> Footer:
     """The footer of a shard.
 
@@ -124,7 +136,7 @@ def read_footer(source: Any) -> Footer:
         ValueError: not Parquet, or not a shard of this package.
     """
     try:
-        parquet = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(io.BytesIO(source))
+        parquet = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(pa.BufferReader(source))
         footer = json.loads((parquet.schema_arrow.metadata or {})[FOOTER_KEY])
         errors = [RowError(**error) for error in footer["errors"]]
         return Footer(ShardRecord(**footer["record"]), errors, footer["recipe"])

@@ -1,6 +1,5 @@
 """A case: one method on one data set under one protocol, run as a job and read back as scores."""
 
-import io
 import json
 import math
 import re
@@ -10,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from stereo_jobs.data.images import decode_rgb
 from stereo_jobs.data.manifest import split_uri
 from stereo_jobs.data.maps import decode_disparity_px
+from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.evaluate.datasets import Dataset, Problem
 from stereo_jobs.evaluate.methods import GEOMETRY, Method, Protocol
@@ -142,8 +143,8 @@ class Cases:
         for uri in case.spec.manifests:
             storage, name = split_uri(uri, self.settings)
             columns = ["id", "image", "true_right", "true_disparity"]
-            wanted = [("id", "in", list(scenes))]
-            rows = pq.read_table(io.BytesIO(storage.read(name)), columns=columns, filters=wanted).to_pylist()
+            table = read_table(storage.read(name), columns)
+            rows = table.filter(pc.is_in(table["id"], pa.array(scenes))).to_pylist()
             found |= {row["id"]: row for row in rows}
         return found
 

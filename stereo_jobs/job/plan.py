@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestFile
+from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
 from stereo_jobs.errors import DriftError, ManifestError, StorageError
 from stereo_jobs.job import layout
@@ -295,7 +296,7 @@ def planned_hashes(plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
 def known_hashes(storage: Storage, plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
     """The same, sorted, from the output's ids file; from the manifest where that is missing or stale."""
     try:
-        table = pq.read_table(io.BytesIO(storage.read(layout.ids(plan.generation))))
+        table = read_table(storage.read(layout.ids(plan.generation)))
         if (table.schema.metadata or {}).get(b"fingerprint") == plan.fingerprint.encode():
             return np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1)
     except (NotFoundError, pa.ArrowInvalid):

@@ -4,7 +4,6 @@ Needs the output only: planned ids are known by their hashes, so the manifest ma
 """
 
 import hashlib
-import io
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -12,10 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from stereo_jobs.data.shards import read_footer
+from stereo_jobs.data.shards import read_footer, read_table
 from stereo_jobs.data.storage import NotFoundError, Storage
 from stereo_jobs.job import layout
 from stereo_jobs.job.commits import committed
@@ -100,7 +98,7 @@ def _check_object(
         data = storage.read(name)
         footer = read_footer(data)
         record = footer.record
-        table = pq.read_table(io.BytesIO(data))
+        table = read_table(data)
         ids = table["id"].to_pylist()
         if (record.generation, record.shard) != key or record.fingerprint != plan.fingerprint:
             raise ValueError("belongs to another plan")
