@@ -51,6 +51,8 @@ class StorageError(StereoJobsError):
 class StorageUnavailableError(StorageError):
     """The store does not answer, or not now; may go away by itself, unlike the other storage errors."""
 
+    exit_code = 75
+
 
 class ClusterError(StereoJobsError):
     """A Ray cluster cannot be used: not reached, no access, an id used before."""

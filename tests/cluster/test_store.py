@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import InterruptedRunError
+from stereo_jobs.errors import InterruptedRunError, StorageUnavailableError
 from stereo_jobs.job import layout, worker
 from stereo_jobs.job.driver import run
 from stereo_jobs.spec import StorageSpec
@@ -114,6 +114,9 @@ def test_a_store_that_stays_away_is_an_interruption(job, proxy, make_spec, make_
     with pytest.raises(InterruptedRunError) as end:
         run(spec, local=True, load=standin.load)
     assert end.value.exit_code == 75
+    with pytest.raises(StorageUnavailableError) as end_at_once:
+        run(spec, local=True, load=standin.load)
+    assert end_at_once.value.exit_code == 75
     proxy.heal()
     # Its lease could not be given back either, and has to grow stale.
     run(spec, local=True, load=standin.load)
