@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -112,6 +113,12 @@ def write_shard(
         if len(table):  # `datasets` cannot read a row group of 0 rows
             writer.write_table(table, row_group_size=max(1, _ROW_GROUP_BYTES // per_row))
     return buffer.getvalue()
+
+
+def load_codecs() -> None:
+    """Load what Arrow (pandas) and Pillow (its formats) load at first use, a quarter of a second of imports."""
+    PIL.Image.init()
+    _parquet_schema(pa.schema({"id": pa.string()}))
 
 
 def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

@@ -21,7 +21,7 @@ from stereo_jobs.batches import Generator, batches
 from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.reader import InputReader
-from stereo_jobs.data.shards import encode_pair, write_shard
+from stereo_jobs.data.shards import encode_pair, load_codecs, write_shard
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import (
     DeviceLostError,
@@ -137,7 +137,9 @@ class ShardWorker:
         self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        self.generator = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size).result()
+        loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
+        load_codecs()
+        self.generator = loading.result()
 
     def run(self, task: ShardTask) -> ShardRecord:
         """Make and commit one shard; if it was committed meanwhile, that one stands.
