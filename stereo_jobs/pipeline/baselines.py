@@ -13,11 +13,11 @@ from stereo_jobs.baselines import FILLS, columns_of, leave_blank, warp_of
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack
-from stereo_jobs.pipeline.pixels import Image, psnr, to_image, to_tensor
-from stereo_jobs.pipeline.rights import SEAM_PX, requested_disparity
+from stereo_jobs.pipeline.pictures import PictureWarp, composites
+from stereo_jobs.pipeline.pixels import Image, psnr, to_tensor
+from stereo_jobs.pipeline.rights import requested_disparity
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
-from stereo_jobs.stereo.composite import composite
 from stereo_jobs.stereo.disparity import relative_disparity, resize, sharpen_edges
 from stereo_jobs.stereo.fill import extend_background
 from stereo_jobs.stereo.repaint import repaint
@@ -66,10 +66,10 @@ class BaselineMaker:
             rights, usable, spent = self._repaint(lefts, shifts, guidance)
             if self.method.composite:
                 raws = [*rights]
-                rights = [
-                    self._composite(lefts.images[i], raw, shift)
-                    for i, (raw, shift) in enumerate(zip(rights, shifts, strict=True))
-                ]
+                pictures = [PictureWarp(shift.warp, shift.columns) for shift in shifts]
+                rights = composites(
+                    self.sd, lefts.scenes, pictures, lefts=lefts.images, diffused=rights, grain=self.method.grain
+                )
         else:
             rights = [
                 self._fill(scene, left, shift)
@@ -133,10 +133,6 @@ class BaselineMaker:
         ]
         grid = grid_of(self.sd, lefts.scenes)
         return 2 * relative_disparity(stack(self.sd, [resize(values, grid) for values in moved]))[:, None] - 1
-
-    def _composite(self, left: Image, raw: Image, shift: _Shift) -> Image:
-        warped = shift.warp(to_tensor(left))
-        return to_image(composite(warped, shift.warp.filled, to_tensor(raw), shift.columns, SEAM_PX))
 
     def _pair(self, row: Row, lefts: Lefts, i: int, right: Image, *, shift: _Shift, evaluations: int) -> StereoPair:
         """One finished pair with its labels."""

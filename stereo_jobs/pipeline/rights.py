@@ -1,7 +1,7 @@
 """The right view of each left one, and its labels: applied disparity and masks are facts of the shift."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,32 +12,19 @@ from torch.nn import functional
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
-from stereo_jobs.pipeline.pixels import Image, finite, psnr, to_image, to_tensor
+from stereo_jobs.pipeline.pictures import PictureWarp, composites, encode
+from stereo_jobs.pipeline.pixels import Image, finite, psnr
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
-from stereo_jobs.stereo.composite import composite
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
-from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
 
-SEAM_PX = 6.0
-"""Reach of the composite's colour correction into a hole."""
-
-
-@dataclass(frozen=True)
-class _PictureWarp:
-    """A picture's sub-pixel warp at its own size. B = 1.
-
-    Attributes:
-        warp: of its pixels.
-        columns: from where each hole continues the background.
-    """
-
-    warp: ForwardWarp
-    columns: Tensor
+SURFACE_PX = 1.0
+"""What is nearer than a hole's edge by more than this, in picture pixels, is not the background mirrored there."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +40,7 @@ class _Shift:
 
     latents: ForwardWarp
     columns: Tensor
-    picture: _PictureWarp | None
+    picture: PictureWarp | None
     applied: Tensor
 
 
@@ -77,13 +64,14 @@ class RightMaker:
         half = 0.5 if method.shift_both else 1.0
         shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(padded)]
         back = [self._shift(lefts, i, row, -half) for i, row in enumerate(padded)] if method.shift_both else None
+        to_right = self._view_shift(lefts, shifts)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         latents = denoise_pair(
             model,
             solver,
             lefts.denoised,
             method=method,
-            to_right=self._view_shift(lefts, shifts),
+            to_right=to_right,
             to_left=self._view_shift(lefts, back) if back else None,
             conditions=self._conditions(lefts, shifts),
         )
@@ -91,6 +79,7 @@ class RightMaker:
         if method.changes_left:
             left, left_finite = decode(self.sd, latents.left, lefts.scenes)
         right, right_finite = decode(self.sd, latents.right, lefts.scenes)
+        finished = self._composites(lefts, shifts, right, to_right) if method.composite else right
         usable = lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right)
         for i, row in enumerate(rows):
             if not usable[i]:
@@ -98,7 +87,10 @@ class RightMaker:
                 continue
             scene, spent = lefts.scenes[i], int(lefts.evaluations[i]) + model.evaluations
             requested = requested_disparity(lefts.maps[i], row, method)
-            yield self._pair(row, scene, (left[i], right[i]), shift=shifts[i], requested=requested, evaluations=spent)
+            pair = self._pair(
+                row, scene, (left[i], finished[i]), shift=shifts[i], requested=requested, evaluations=spent
+            )
+            yield replace(pair, raw_right=right[i]) if method.composite else pair
 
     # --- The shift ---
 
@@ -121,30 +113,33 @@ class RightMaker:
             # Relative shifts are truncated as in the published code; known pixels are worth rounding.
             on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
         latents = _warp_within(on_grid, -(-fit.inner[1] // factor), sign, subpixel=method.warp != "integer")
-        columns = background_columns(latents.filled, latents(on_grid[:, None])[:, 0], sign)
+        columns = self._columns(latents, on_grid, sign, SURFACE_PX * fit.zoom / factor)
         if method.warp != "pixel" and not method.composite:
             applied = fit.map_back(upsample(on_grid * factor, factor)) / fit.zoom
             return _Shift(latents, columns, None, applied / share)
         pixels = forward_warp(full, sign, subpixel=True)
-        picture = _PictureWarp(pixels, background_columns(pixels.filled, pixels(full[:, None])[:, 0], sign))
+        picture = PictureWarp(pixels, self._columns(pixels, full, sign, SURFACE_PX))
         return _Shift(latents, columns, picture, full / share)
+
+    def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> Tensor:
+        """From where each hole of a warp by `disparity` continues the background."""
+        moved = warp(disparity[:, None])[:, 0]
+        if self.method.fill == "mirror":
+            return mirrored_columns(warp.filled, moved, sign, step)
+        return background_columns(warp.filled, moved, sign)
 
     def _view_shift(self, lefts: Lefts, shifts: list[_Shift]) -> ViewShift:
         """The shifts of a batch as the sampler takes them."""
         method, scenes = self.method, lefts.scenes
         warp, columns = _stacked(shifts)
         filled, clean = warp.filled, None
-        pictures = [shift.picture for shift in shifts if shift.picture is not None]
         if method.warp == "pixel":
-            moved = [
-                scene.fit.into(extend_background(picture.warp(to_tensor(image).to(columns.device)), picture.columns))
-                for scene, image, picture in zip(scenes, lefts.images, pictures, strict=True)
-            ]
-            clean = self.sd.encode(torch.cat(moved))
+            pictures = _pictures(shifts)
+            clean = encode(self.sd, scenes, [p.continued(left) for p, left in zip(pictures, lefts.images, strict=True)])
             # A latent is given only where all of its pixels are.
             seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, pictures, strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
-        elif method.warp == "subpixel" or method.fill == "background":
+        elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.denoised.final), columns)
         noise = stack_noise(self.sd, scenes, stream=1)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
@@ -161,6 +156,19 @@ class RightMaker:
 
     # --- The pair ---
 
+    def _composites(
+        self, lefts: Lefts, shifts: list[_Shift], diffused: list[Image], to_right: ViewShift
+    ) -> list[Image]:
+        return composites(
+            self.sd,
+            lefts.scenes,
+            _pictures(shifts),
+            lefts=lefts.images,
+            diffused=diffused,
+            grain=self.method.grain,
+            encoded=to_right.clean if self.method.warp == "pixel" else None,
+        )
+
     def _pair(
         self,
         row: Row,
@@ -173,17 +181,12 @@ class RightMaker:
     ) -> StereoPair:
         """One finished pair with its labels."""
         left, right = views
-        raw = None
         if shift.picture is None:
             grids = (shift.latents.visible, shift.latents.filled, border_holes(shift.latents.filled))
             seen, filled, border = (scene.fit.map_back(upsample(grid, self.sd.latent_factor)) for grid in grids)
         else:
             seen, filled = shift.picture.warp.visible, shift.picture.warp.filled
             border = border_holes(filled)
-        if self.method.composite and shift.picture is not None:
-            raw = right
-            warped, diffused = shift.picture.warp(to_tensor(left).to(filled.device)), to_tensor(raw).to(filled.device)
-            right = to_image(composite(warped, filled, diffused, shift.picture.columns, SEAM_PX))
         applied = np.asarray(shift.applied[0].cpu().numpy(), np.float32)
         return StereoPair(
             id=row.id,
@@ -196,7 +199,6 @@ class RightMaker:
             mask_hole_right=~filled[0].cpu().numpy(),
             mask_border_right=border[0].cpu().numpy(),
             unet_evaluations=evaluations,
-            raw_right=raw,
             left_psnr=None if scene.given_photo is None else psnr(left, scene.given_photo),
             scale_sign=-1 if self.method.geometry == "relative" and row.scale_percent < 0 else 1,
         )
@@ -221,6 +223,11 @@ def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool)
         None if warp.beside is None else functional.pad(warp.beside, padding),
         None if warp.share is None else functional.pad(warp.share, padding),
     )
+
+
+def _pictures(shifts: list[_Shift]) -> list[PictureWarp]:
+    """The pictures' warps, of a method that has them."""
+    return [shift.picture for shift in shifts if shift.picture is not None]
 
 
 def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:

@@ -7,30 +7,45 @@ from torch.nn import functional
 from stereo_jobs.stereo.fill import extend_background
 
 
-def composite(warped: Tensor, filled: Tensor, diffused: Tensor, columns: Tensor, reach_px: float) -> Tensor:
-    """Warped pixels where the warp is filled, diffused ones in the holes, without a seam.
+def composite(
+    continued: Tensor,
+    filled: Tensor,
+    diffused: Tensor,
+    columns: Tensor,
+    *,
+    reach_px: float,
+    returned: Tensor | None = None,
+    grain: float = 0.0,
+) -> Tensor:
+    """Warped pixels where the warp is filled, diffused ones in the holes, with neither seam nor blur.
 
-    A VAE never returns colours exactly. What it misses just outside of a hole, on the background's side, is taken
-    off inside, fading with the distance; nothing outside the hole is touched.
+    A VAE never returns a picture as it was. The colours that it misses outside of a hole, on the background's side, are
+    taken off inside, fading with the distance. The fine grain that it loses of the background continued into the hole
+    is given back, in part: what diffusion drew there is not all that background. Nothing outside a hole is touched.
 
     Args:
-        warped: B,3,H,W in [0, 1], the left view warped at full resolution.
-        filled: B,H,W bool.
+        continued: B,3,H,W in [0, 1], the left view warped at full resolution, its holes continued from the background.
+        filled: B,H,W bool, where it is the warp.
         diffused: B,3,H,W in [0, 1], the decoded right view.
-        columns: B,H,W of `background_columns`.
-        reach_px: distance at which the correction has faded to 1/e.
+        columns: B,H,W of `background_columns` or `mirrored_columns`.
+        reach_px: distance of a pixel to its column at which the correction of its colour has faded to 1/e.
+        returned: B,3,H,W in [0, 1], `continued`, encoded and decoded; for `grain` alone.
+        grain: how much of it is given back, from 0 to 1.
 
     Returns:
         B,3,H,W in [0, 1].
     """
-    known = filled[:, None].to(warped.dtype)
-    missed = _blur((warped - diffused) * known) / _blur(known).clamp_min(1e-3)
+    known = filled[:, None].to(continued.dtype)
+    missed = _blur((continued - diffused) * known, 5) / _blur(known, 5).clamp_min(1e-3)
     distance = (columns - torch.arange(columns.shape[-1], device=columns.device)).abs()
-    fade = torch.exp(-distance / reach_px)[:, None].to(warped.dtype)
-    corrected = diffused + extend_background(missed, columns) * fade
-    return torch.where(filled[:, None], warped, corrected).clamp(0, 1)
+    fade = torch.exp(-distance / reach_px)[:, None].to(continued.dtype)
+    hole = diffused + extend_background(missed, columns) * fade
+    if returned is not None and grain:
+        lost = continued - returned
+        hole = hole + grain * (lost - _blur(lost, 3))
+    return torch.where(filled[:, None], continued, hole).clamp(0, 1)
 
 
-def _blur(x: Tensor) -> Tensor:
-    """Mean of 5 x 5 pixels: a single one would draw its noise as a streak."""
-    return functional.avg_pool2d(x, 5, stride=1, padding=2, count_include_pad=True)
+def _blur(x: Tensor, pixels: int) -> Tensor:
+    """Mean of the pixels around: a single one would draw its noise as a streak."""
+    return functional.avg_pool2d(x, pixels, stride=1, padding=pixels // 2, count_include_pad=False)

@@ -27,6 +27,30 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
     return torch.where((chosen < 0) | (chosen >= width), column, chosen)
 
 
+def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step: float) -> Tensor:
+    """For every hole the filled column that mirrors it at the edge of the background.
+
+    Where that is no background (a hole, outside, or over `step` nearer than the edge), it is the edge itself, as in
+    `background_columns`.
+
+    Args:
+        filled: B,h,w bool of a warped view.
+        disparity: B,h,w of the same view; only filled pixels are read.
+        scale_sign: B; where negative, the larger disparity is the farther one.
+        step: in units of `disparity`.
+
+    Returns:
+        B,h,w int64; filled pixels name themselves, rows without any filled pixel too.
+    """
+    edges = background_columns(filled, disparity, scale_sign)
+    width = filled.shape[-1]
+    mirrored = 2 * edges - torch.arange(width, device=filled.device)
+    inside = mirrored.clamp(0, width - 1)
+    sign = torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
+    nearer = (disparity.gather(-1, inside) - disparity.gather(-1, edges)) * sign
+    return torch.where((mirrored == inside) & filled.gather(-1, inside) & (nearer <= step), inside, edges)
+
+
 def extend_background(image: Tensor, columns: Tensor) -> Tensor:
     """Every pixel of B,C,h,w takes the value of its column of `background_columns`: the `stretch` baseline."""
     return image.gather(-1, columns[:, None].expand(-1, image.shape[1], -1, -1))

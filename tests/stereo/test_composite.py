@@ -32,38 +32,38 @@ def columns_of(filled):
 
 def test_outside_of_the_holes_are_exactly_the_warped_pixels(truth, filled):
     diffused = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
-    out = composite(truth, filled, diffused, columns_of(filled), REACH)
+    out = composite(truth, filled, diffused, columns_of(filled), reach_px=REACH)
     known = filled[:, None].expand_as(truth)
     assert torch.equal(out[known], truth[known])
     assert 0 <= out.min() <= out.max() <= 1
 
 
-def test_what_the_warp_holds_in_a_hole_is_never_read(truth, filled):
+def test_what_the_background_holds_in_a_hole_is_not_read_without_grain(truth, filled):
     diffused = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
     outs = [
-        composite(torch.where(filled[:, None], truth, value), filled, diffused, columns_of(filled), REACH)
+        composite(torch.where(filled[:, None], truth, value), filled, diffused, columns_of(filled), reach_px=REACH)
         for value in (0.0, 1.0)
     ]
     assert torch.equal(*outs)
 
 
 def test_identical_images_stay_as_they_are(truth, filled):
-    torch.testing.assert_close(composite(truth, filled, truth, columns_of(filled), REACH), truth)
+    torch.testing.assert_close(composite(truth, filled, truth, columns_of(filled), reach_px=REACH), truth)
 
 
 def test_without_holes_the_result_is_the_warped_image(truth):
     whole = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
-    assert torch.equal(composite(truth, whole, torch.zeros_like(truth), columns_of(whole), REACH), truth)
+    assert torch.equal(composite(truth, whole, torch.zeros_like(truth), columns_of(whole), reach_px=REACH), truth)
 
 
 def test_without_any_warped_pixel_the_result_is_the_diffused_image(truth):
     empty = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
-    assert torch.equal(composite(torch.zeros_like(truth), empty, truth, columns_of(empty), REACH), truth)
+    assert torch.equal(composite(torch.zeros_like(truth), empty, truth, columns_of(empty), reach_px=REACH), truth)
 
 
 def test_a_colour_cast_is_taken_off_beside_the_hole_and_fades(truth, filled):
     cast = torch.tensor([0.1, -0.05, 0.02])[None, :, None, None]
-    left = composite(truth, filled, truth + cast, columns_of(filled), REACH) - truth
+    left = composite(truth, filled, truth + cast, columns_of(filled), reach_px=REACH) - truth
     distance = HOLE.stop - torch.arange(HOLE.start, HOLE.stop)  # from the background on the right
     expected = cast * (1 - torch.exp(-distance / REACH))
     torch.testing.assert_close(left[..., HOLE], expected.expand_as(left[..., HOLE]), rtol=1e-4, atol=1e-5)
@@ -71,12 +71,38 @@ def test_a_colour_cast_is_taken_off_beside_the_hole_and_fades(truth, filled):
     assert (left[..., HOLE.start] / cast[..., 0]).min() > 0.8
 
 
+@pytest.fixture
+def lost():
+    """What the VAE lost of the continued background: a checkerboard, the finest grain there is."""
+    y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
+    return 0.1 * (1 - 2.0 * ((x + y) % 2)).expand(1, 3, HEIGHT, WIDTH)
+
+
+@pytest.mark.parametrize("grain", [0.0, 0.5, 1.0])
+def test_a_hole_gets_its_share_of_the_grain_that_was_lost(truth, filled, lost, grain):
+    out = composite(truth, filled, truth, columns_of(filled), reach_px=REACH, returned=truth - lost, grain=grain)
+    given = (out - truth)[..., 1:-1, HOLE]
+    # The mean of 3 x 3 of a checkerboard is a ninth of it.
+    torch.testing.assert_close(given, grain * 8 / 9 * lost[..., 1:-1, HOLE], rtol=0, atol=1e-6)
+    assert torch.equal(out[..., HOLE.stop :], truth[..., HOLE.stop :])
+
+
+def test_a_colour_that_the_vae_changes_everywhere_is_no_grain(truth, filled):
+    outs = [
+        composite(truth, filled, truth, columns_of(filled), reach_px=REACH, returned=truth - 0.05, grain=grain)
+        for grain in (0.0, 1.0)
+    ]
+    torch.testing.assert_close(*outs, rtol=0, atol=1e-6)
+
+
 def test_samples_do_not_see_each_other(truth, filled):
     warped = torch.cat([truth, 1 - truth])
     diffused = torch.rand(warped.shape, generator=torch.Generator().manual_seed(1))
     masks = torch.cat([filled, filled.roll(7, -1)])
     columns = torch.cat([columns_of(masks[:1]), columns_of(masks[1:])])
-    both = composite(warped, masks, diffused, columns, REACH)
+    parts = warped, masks, diffused, columns
+    grain = {"returned": diffused.flip(-1), "grain": 0.7, "reach_px": REACH}
+    both = composite(*parts, **grain)
     for b in range(2):
-        one = slice(b, b + 1)
-        assert torch.equal(both[one], composite(warped[one], masks[one], diffused[one], columns[one], REACH))
+        one = [part[b : b + 1] for part in parts]
+        assert torch.equal(both[b : b + 1], composite(*one, **grain | {"returned": grain["returned"][b : b + 1]}))
