@@ -117,12 +117,16 @@ def test_of_a_job_that_is_planned_run_and_looked_at(say, spec_file, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "storage",
-    [{"secret_access_key": "${WRONG_KEY}"}, {"access_key_id": "${WRONG_KEY}"}, {"endpoint_url": "http://127.0.0.1:9"}],
+    ("storage", "expected"),
+    [
+        ({"secret_access_key": "${WRONG_KEY}"}, 2),
+        ({"access_key_id": "${WRONG_KEY}"}, 2),
+        ({"endpoint_url": "http://127.0.0.1:9"}, 75),
+    ],
 )
-def test_of_a_store_that_refuses(say, spec_file, storage):
+def test_of_a_store_that_refuses(say, spec_file, storage, expected):
     code, said = say("run", spec_file(**storage), "--local", "--log-format", "json")
-    assert code == 2
+    assert code == expected
     assert not found_in(said), said
 
 

@@ -44,6 +44,10 @@ def test_the_demo_and_the_demo_again(tmp_path):
     assert run(spec).succeeded == 16
     found = verdict(spec)
     assert (found.ok, found.succeeded) == (True, 16)
+    for row in rows(spec).values():
+        disparity = decode_disparity(row["disparity"]["bytes"])
+        assert disparity.max() - disparity.min() >= 4
+        assert row["qc_bad_2"] < 0.1
     before = contents(spec.output)
     started = time.monotonic()
     assert run(demo_spec(str(tmp_path / "demo"))).complete
