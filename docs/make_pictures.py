@@ -29,6 +29,17 @@ def strip(row: dict) -> np.ndarray:
     return np.hstack([part for image in images for part in (image, gap)][:-1])
 
 
+def first_rows(output: str, count: int) -> list[dict]:
+    """The first pairs of a dataset."""
+    storage = open_storage(output)
+    rows: list[dict] = []
+    for info in storage.list(layout.DATA_PREFIX):
+        rows += read_table(storage.read(info.key)).to_pylist()
+        if len(rows) >= count:
+            break
+    return rows[:count]
+
+
 def main() -> None:
     """Two columns of strips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -36,13 +47,7 @@ def main() -> None:
     parser.add_argument("picture")
     parser.add_argument("--pairs", type=int, default=6)
     arguments = parser.parse_args()
-    storage = open_storage(arguments.output)
-    rows: list[dict] = []
-    for info in storage.list(layout.DATA_PREFIX):
-        rows += read_table(storage.read(info.key)).to_pylist()
-        if len(rows) >= arguments.pairs:
-            break
-    strips = [strip(row) for row in rows[: arguments.pairs]]
+    strips = [strip(row) for row in first_rows(arguments.output, arguments.pairs)]
     wide = np.full((GAP, strips[0].shape[1], 3), 255, np.uint8)
     half = -(-len(strips) // 2)
     columns = [
