@@ -19,9 +19,9 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
-    from stereo_jobs.job.driver import Prepared
     from stereo_jobs.job.estimate import Estimate
     from stereo_jobs.job.plan import Job
+    from stereo_jobs.job.prepare import Prepared
     from stereo_jobs.job.progress import Status
     from stereo_jobs.job.submit import Cluster
     from stereo_jobs.spec import JobSpec, StorageSpec
@@ -112,7 +112,7 @@ def plan(
     """Check spec, manifest, models and output, and write the plan."""
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.display import estimate_table
-    from stereo_jobs.job.driver import open_output, prepare
+    from stereo_jobs.job.prepare import open_output, prepare
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, overrides)

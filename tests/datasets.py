@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.job import layout
-from stereo_jobs.job.driver import Prepared, prepare
 from stereo_jobs.job.plan import load_job
+from stereo_jobs.job.prepare import Prepared, prepare
 from stereo_jobs.job.verify import Verdict, verify
 from stereo_jobs.records import RUN_PREFIX, StereoPair
 from stereo_jobs.spec import JobSpec

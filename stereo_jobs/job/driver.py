@@ -8,35 +8,31 @@ import logging
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from stereo_jobs import __version__, logs
-from stereo_jobs.data import card, manifest
+from stereo_jobs.data import card
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import (
     InterruptedRunError,
-    ManifestError,
     OutputHeldError,
     StereoJobsError,
     StorageUnavailableError,
     TooManyFailuresError,
 )
 from stereo_jobs.job import layout, plan, progress
-from stereo_jobs.job.commits import failed_rows, keys_with_errors, repair
+from stereo_jobs.job.commits import repair
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.lease import Lease
 from stereo_jobs.job.metrics import Metrics
 from stereo_jobs.job.plan import Job
 from stereo_jobs.job.pool import LocalPool, Loss, Outcome, Pool
+from stereo_jobs.job.prepare import open_output, plan_retry, prepare
+from stereo_jobs.job.queue import ShardQueue
 from stereo_jobs.job.ray_pool import RayPool
-from stereo_jobs.job.shardset import ShardSet
 from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
-from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.records import REJECTED
 from stereo_jobs.spec import JobSpec, Recipe
 
 log = logging.getLogger(__name__)
@@ -77,131 +73,6 @@ class Tick:
 Watch = Callable[[Tick], None]
 
 
-# --- Planning ---
-
-
-class Prepared(NamedTuple):
-    """An output whose plans agree with the spec."""
-
-    storage: Storage
-    job: Job
-    recipe: Recipe
-
-
-def open_output(spec: JobSpec) -> Storage:
-    """The output's storage, proven to refuse what it must. Raises StorageError."""
-    storage = open_storage(spec.output, spec.runtime.storage)
-    storage.probe(layout.PROBE)
-    return storage
-
-
-def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: bool = True) -> Prepared:
-    """Check the spec against the output, and plan what is new.
-
-    Args:
-        spec: the job.
-        storage: of its output.
-        extend: make a new generation of manifest files that no plan lists yet.
-        publish: False checks everything and writes nothing.
-
-    Raises:
-        StereoJobsError: see `errors`; nothing has been loaded or generated then.
-    """
-    recipe = resolve_recipe(spec.recipe)
-    job = plan.load_job(storage)
-    if job.plans:
-        plan.refuse_drift(job, recipe)
-    new = _unplanned(spec, job, extend)
-    if new:
-        made, hashes = plan.make_plan(spec, recipe, new, job, storage)
-        if publish:
-            if not job.plans:
-                storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))
-            made = plan.publish(storage, made, hashes)
-        job = Job((*job.plans, made))
-    return Prepared(storage, job, recipe)
-
-
-def _unplanned(spec: JobSpec, job: Job, extend: bool) -> list[str]:
-    """Manifest files to make a plan of."""
-    wanted = extend or not job.plans
-    try:
-        found = manifest.find(spec.manifests, spec.runtime.storage)
-    except ManifestError:
-        if wanted:
-            raise
-        found = []  # whether planned files are still needed, and there, is seen later
-    listed = {file.uri for p in job.plans for file in p.files}
-    new = [uri for uri in found if uri not in listed]
-    if new and not wanted:
-        log.warning("%d manifest file(s) not in the plan are ignored, first %s; --extend adds them", len(new), new[0])
-    return new if wanted else []
-
-
-def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
-    """Add a generation over all rows whose latest state is failed; the same job if there are none."""
-    failed: dict[int, list[int]] = {}
-    objects = repair(storage, job.plans)
-    if any(key not in objects for key in job.shard_keys() if job.plans[key[0]].kind == "retry"):
-        log.info("a retry is still unfinished; it goes on")
-        return job
-    with_errors = (key for key in keys_with_errors(storage) if key in objects)
-    for (generation, shard), errors in failed_rows(storage, with_errors):
-        first = shard * job.plans[generation].shard_rows
-        again = [first + error.row for error in errors if error.error_type != REJECTED]
-        failed.setdefault(generation, []).extend(again)
-    made = plan.retry_plan(spec, job, failed)
-    if made is None:
-        return job
-    return Job((*job.plans, plan.publish(storage, made)))
-
-
-# --- Running ---
-
-
-class _Queue:
-    """Shards to deal: those that came back, then the rest of the plans, then those that failed.
-
-    The rest is never listed, only walked through: a million shards take no memory.
-    """
-
-    def __init__(self, job: Job, done: ShardSet) -> None:
-        self._again: deque[ShardTask] = deque()
-        self._later: deque[ShardTask] = deque()
-        self.generations: set[int] = set()
-        self.shards = self.pairs = 0
-        for generation, shard in _open(job, done):
-            self.generations.add(generation)
-            self.shards += 1
-            self.pairs += job.plans[generation].pairs_in(shard)
-        self._rest = (ShardTask(job.plans[generation], shard) for generation, shard in _open(job, done))
-        self._next = next(self._rest, None)
-
-    def __bool__(self) -> bool:
-        return bool(self._again or self._next or self._later)
-
-    def pop(self) -> ShardTask:
-        """The one to deal now."""
-        if self._again:
-            return self._again.popleft()
-        if self._next is None:
-            return self._later.popleft()
-        task, self._next = self._next, next(self._rest, None)
-        return task
-
-    def again(self, task: ShardTask) -> None:
-        """Deal it next: its worker died, which was not its fault, or it must be seen soon whether it was."""
-        self._again.appendleft(task)
-
-    def later(self, task: ShardTask) -> None:
-        """Deal it after all others: whatever failed may pass meanwhile."""
-        self._later.append(task)
-
-
-def _open(job: Job, done: ShardSet) -> Iterator[ShardKey]:
-    return (key for key in job.shard_keys() if key not in done)
-
-
 @dataclass
 class _Run:
     """The state of one run; all of it can be lost."""
@@ -210,7 +81,7 @@ class _Run:
     storage: Storage
     job: Job
     sums: progress.Totals
-    queue: _Queue
+    queue: ShardQueue
     pairs: int
     metrics: Metrics
     started: float = field(default_factory=time.monotonic)
@@ -264,7 +135,7 @@ def run(
         if retry:
             job = plan_retry(spec, storage, job)
         done = repair(storage, job.plans)
-        queue = _Queue(job, done)
+        queue = ShardQueue(job, done)
         plan.refuse_changed_files(job, spec.runtime.storage, queue.generations)
         state = _Run(
             spec=spec,
