@@ -87,7 +87,7 @@ class StereoPair:
         unet_evaluations: U-Net evaluations that went into this pair; a left image shared by several scales
             counts in each of them, so that the number depends on the row alone.
         raw_right: the right view before the composite; None where there was none.
-        left_psnr: photo mode: PSNR in dB of the left view against the photo, at most 100.
+        left_psnr: photo modes: PSNR in dB of the left view against the photo, outside of a mask, at most 100.
         unsafe: verdict of the safety checker; None where it is off.
         scale_sign: -1 where the second view lies to the left, so that the smallest disparity is the nearest.
         depth: H,W float32, inverse depth that the estimator sees in the finished left view; None where quality

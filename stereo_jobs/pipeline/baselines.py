@@ -1,7 +1,7 @@
 """Right views by the baselines of Table 1, or by another program, on the left views and disparities of the method."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,9 +13,9 @@ from stereo_jobs.baselines import FILLS, columns_of, leave_blank, warp_of
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack
+from stereo_jobs.pipeline.pairs import Labels, labelled_pair, requested_disparity
 from stereo_jobs.pipeline.pictures import PictureWarp, composites
-from stereo_jobs.pipeline.pixels import Image, psnr, to_tensor
-from stereo_jobs.pipeline.rights import requested_disparity
+from stereo_jobs.pipeline.pixels import Image, to_tensor
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, sharpen_edges
@@ -79,9 +79,18 @@ class BaselineMaker:
             if not usable[i]:
                 yield RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
                 continue
-            evaluations = int(lefts.evaluations[i]) + spent
-            pair = self._pair(row, lefts, i, rights[i], shift=shifts[i], evaluations=evaluations)
-            yield replace(pair, raw_right=raws[i])
+            warp = shifts[i].warp
+            yield labelled_pair(
+                row,
+                lefts.scenes[i],
+                self.method,
+                lefts.maps[i],
+                left=lefts.images[i],
+                right=rights[i],
+                labels=Labels(shifts[i].applied, warp.visible, warp.filled, border_holes(warp.filled)),
+                evaluations=int(lefts.evaluations[i]) + spent,
+                raw_right=raws[i],
+            )
 
     def _shift(self, values: Tensor, row: Row) -> _Shift:
         """The shift in the picture. Whole pixels as published comparisons have them: truncated, known ones rounded."""
@@ -133,22 +142,3 @@ class BaselineMaker:
         ]
         grid = grid_of(self.sd, lefts.scenes)
         return 2 * relative_disparity(stack(self.sd, [resize(values, grid) for values in moved]))[:, None] - 1
-
-    def _pair(self, row: Row, lefts: Lefts, i: int, right: Image, *, shift: _Shift, evaluations: int) -> StereoPair:
-        """One finished pair with its labels."""
-        requested = requested_disparity(lefts.maps[i].cpu(), row, self.method)
-        filled, given = shift.warp.filled, lefts.scenes[i].given_photo
-        return StereoPair(
-            id=row.id,
-            left=lefts.images[i],
-            right=right,
-            disparity=shift.applied,
-            disparity_requested=None if np.array_equal(requested, shift.applied) else requested,
-            disparity_of="left",
-            mask_nonocc_left=shift.warp.visible[0].numpy(),
-            mask_hole_right=~filled[0].numpy(),
-            mask_border_right=border_holes(filled)[0].numpy(),
-            unet_evaluations=evaluations,
-            left_psnr=None if given is None else psnr(lefts.images[i], given),
-            scale_sign=-1 if self.method.geometry == "relative" and row.scale_percent < 0 else 1,
-        )

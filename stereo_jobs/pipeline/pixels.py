@@ -22,9 +22,10 @@ def to_image(pixels: Tensor) -> Image:
     return np.asarray(rounded.permute(1, 2, 0).cpu().numpy(), np.uint8)
 
 
-def psnr(image: Image, truth: Image) -> float:
-    """Peak signal-to-noise ratio in dB of 8-bit images, at most 100."""
-    return decibels(float(np.mean((image.astype(np.float64) - truth) ** 2)))
+def psnr(image: Image, truth: Image, over: NDArray[np.bool_] | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of 8-bit images, at most 100; `over` some pixels alone, H,W."""
+    squared = (image.astype(np.float64) - truth) ** 2
+    return decibels(float(np.mean(squared if over is None else squared[over])))
 
 
 def finite(x: Tensor) -> Tensor:

@@ -1,22 +1,21 @@
 """The right view of each left one, and its labels: applied disparity and masks are facts of the shift."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
+from stereo_jobs.pipeline.pairs import Labels, labelled_pair
 from stereo_jobs.pipeline.pictures import PictureWarp, composites, encode
-from stereo_jobs.pipeline.pixels import Image, finite, psnr
+from stereo_jobs.pipeline.pixels import Image, finite
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
-from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
@@ -85,12 +84,17 @@ class RightMaker:
             if not usable[i]:
                 yield RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
                 continue
-            scene, spent = lefts.scenes[i], int(lefts.evaluations[i]) + model.evaluations
-            requested = requested_disparity(lefts.maps[i], row, method)
-            pair = self._pair(
-                row, scene, (left[i], finished[i]), shift=shifts[i], requested=requested, evaluations=spent
+            yield labelled_pair(
+                row,
+                lefts.scenes[i],
+                method,
+                lefts.maps[i],
+                left=left[i],
+                right=finished[i],
+                labels=self._labels(lefts.scenes[i], shifts[i]),
+                evaluations=int(lefts.evaluations[i]) + model.evaluations,
+                raw_right=right[i] if method.composite else None,
             )
-            yield replace(pair, raw_right=right[i]) if method.composite else pair
 
     # --- The shift ---
 
@@ -169,47 +173,14 @@ class RightMaker:
             encoded=to_right.clean if self.method.warp == "pixel" else None,
         )
 
-    def _pair(
-        self,
-        row: Row,
-        scene: Scene,
-        views: tuple[Image, Image],
-        *,
-        shift: _Shift,
-        requested: NDArray[np.float32],
-        evaluations: int,
-    ) -> StereoPair:
-        """One finished pair with its labels."""
-        left, right = views
-        if shift.picture is None:
-            grids = (shift.latents.visible, shift.latents.filled, border_holes(shift.latents.filled))
-            seen, filled, border = (scene.fit.map_back(upsample(grid, self.sd.latent_factor)) for grid in grids)
-        else:
-            seen, filled = shift.picture.warp.visible, shift.picture.warp.filled
-            border = border_holes(filled)
+    def _labels(self, scene: Scene, shift: _Shift) -> Labels:
+        """Facts of a shift, at the picture's size."""
         applied = np.asarray(shift.applied[0].cpu().numpy(), np.float32)
-        return StereoPair(
-            id=row.id,
-            left=left,
-            right=right,
-            disparity=applied,
-            disparity_requested=None if np.array_equal(requested, applied) else requested,
-            disparity_of="first_left" if self.method.changes_left else "left",
-            mask_nonocc_left=seen[0].cpu().numpy(),
-            mask_hole_right=~filled[0].cpu().numpy(),
-            mask_border_right=border[0].cpu().numpy(),
-            unet_evaluations=evaluations,
-            left_psnr=None if scene.given_photo is None else psnr(left, scene.given_photo),
-            scale_sign=-1 if self.method.geometry == "relative" and row.scale_percent < 0 else 1,
-        )
-
-
-def requested_disparity(values: Tensor, row: Row, method: MethodConfig) -> NDArray[np.float32]:
-    """Disparity of the left view before anything is sharpened, quantised or cut: H,W px, from its map H,W."""
-    if method.geometry == "relative":
-        scale = torch.tensor([row.scale_percent], dtype=torch.float64)
-        values = scaled_disparity(relative_disparity(values[None]), scale)[0]
-    return np.asarray(values.cpu().numpy(), np.float32)
+        if shift.picture is not None:
+            warp = shift.picture.warp
+            return Labels(applied, warp.visible, warp.filled, border_holes(warp.filled))
+        grids = (shift.latents.visible, shift.latents.filled, border_holes(shift.latents.filled))
+        return Labels(applied, *(scene.fit.map_back(upsample(grid, self.sd.latent_factor)) for grid in grids))
 
 
 def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool) -> ForwardWarp:
