@@ -98,10 +98,19 @@ class Chaos:
         elif code:
             self.start()
 
+    def mend(self) -> None:
+        """Ray ends the nodes that it has given up: put others in their places, as a cluster does that scales."""
+        for node in self.nodes.all[1:]:
+            if not node.alive():
+                node.kill()
+                self.nodes.all.remove(node)
+                self.nodes.add()
+
     # --- Faults ---
 
     def actor_killed(self) -> None:
         def actors() -> list[psutil.Process]:
+            self.mend()
             return [actor for node in self.nodes.all for actor in node.actors()]
 
         wait_until(lambda: actors() or self.driver.poll() is not None, what="an actor")
@@ -119,10 +128,6 @@ class Chaos:
         node.signal(signal.SIGSTOP)
         time.sleep(self.random.uniform(1, 30))
         node.signal(signal.SIGCONT)
-        if not node.actors() and not any(p.name() == "raylet" for p in node.processes()):
-            node.kill()  # Ray ends a node that was given up
-            self.nodes.all.remove(node)
-            self.nodes.add()
 
     def driver_killed(self) -> None:
         self.driver.kill()
@@ -178,6 +183,7 @@ class Chaos:
             (fault,) = self.random.choices(list(kinds), list(kinds.values()))
             time.sleep(self.random.uniform(1, 6))
             self.go_on()
+            self.mend()
             print(f"{sum(struck.values()) + 1}: {fault.__name__}", file=sys.stderr, flush=True)
             fault()
             struck[fault.__name__] += 1
@@ -189,6 +195,7 @@ class Chaos:
         deadline = time.monotonic() + 600
         while self.driver.poll() != 0 and time.monotonic() < deadline and not self.problems():
             self.go_on(finished=True)
+            self.mend()
             time.sleep(0.5)
 
     def problems(self) -> list[str]:

@@ -53,6 +53,14 @@ class Node:
                     found.append(process)
         return found
 
+    def alive(self) -> bool:
+        """Whether its raylet is: it ends itself when the head has given the node up."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if process.name() == "raylet" and process.status() != psutil.STATUS_ZOMBIE:
+                    return True
+        return False
+
     def signal(self, number: int) -> None:
         """Send a signal to all processes of the node at once."""
         for process in self.processes():
