@@ -1,6 +1,8 @@
-"""Puts tables of evaluations into docs/benchmarks.md, each between its `<!-- table NAME -->` and `<!-- end -->`.
+"""Puts tables of evaluations into docs/benchmarks.md, each between its `<!-- table OUT/NAME -->` and `<!-- end -->`.
 
-python docs/fill_benchmarks.py out/toyscapes [out/sweep ...]
+python docs/fill_benchmarks.py out/toyscapes out/switches [...]
+
+OUT is the last part of an evaluation's folder, NAME that of a table in it.
 """
 
 import re
@@ -8,7 +10,7 @@ import sys
 from pathlib import Path
 
 PAGE = Path(__file__).with_name("benchmarks.md")
-_PLACE = re.compile(r"(<!-- table (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_PLACE = re.compile(r"(<!-- table (\S+)/(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(page: str, outputs: list[Path]) -> str:
@@ -16,9 +18,9 @@ def filled(page: str, outputs: list[Path]) -> str:
 
     def table(place: re.Match[str]) -> str:
         for output in outputs:
-            found = output / "tables" / f"{place[2]}.md"
-            if found.is_file():
-                return f"{place[1]}{found.read_text(encoding='utf-8').strip()}\n{place[3]}"
+            found = output / "tables" / f"{place[3]}.md"
+            if output.name == place[2] and found.is_file():
+                return f"{place[1]}{found.read_text(encoding='utf-8').strip()}\n{place[4]}"
         return place[0]
 
     return _PLACE.sub(table, page)
