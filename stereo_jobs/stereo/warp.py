@@ -56,7 +56,7 @@ def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = Fals
         subpixel: False truncates to whole pixels, as the published code does. True keeps the fraction: a target
             takes the two columns it lies between, where both belong to one surface (disparities within half a
             pixel), and the nearer of them alone at the edge of a surface; single columns that a receding surface
-            leaves open are closed.
+            leaves open are closed, also where something behind it shows through.
 
     Returns:
         The warp; applying it costs one gather, or two.
@@ -67,7 +67,7 @@ def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = Fals
     landing = column - disparity
     target = (landing + 0.5).floor().long()
     warp = _see_narrowed(_scatter(target, column, scale_sign), disparity, target)
-    return _blend(_close_cracks(warp, disparity, scale_sign), disparity, landing)
+    return _blend(_close_cracks(warp, disparity, target, scale_sign), disparity, landing)
 
 
 def _scatter(target: Tensor, column: Tensor, scale_sign: Tensor) -> ForwardWarp:
@@ -98,14 +98,24 @@ def _see_narrowed(warp: ForwardWarp, disparity: Tensor, target: Tensor) -> Forwa
     return ForwardWarp(warp.source, warp.filled, warp.visible | shared)
 
 
-def _close_cracks(warp: ForwardWarp, disparity: Tensor, scale_sign: Tensor) -> ForwardWarp:
-    """Fill holes of one column between two neighbours of one surface from the nearer one (`_blend` does the rest)."""
+def _close_cracks(warp: ForwardWarp, disparity: Tensor, target: Tensor, scale_sign: Tensor) -> ForwardWarp:
+    """Fill single columns between two neighbours of one surface from the nearer one (`_blend` does the rest).
+
+    Nothing has landed on such a column, or what lies behind the surface shows through: a surface has no gap of its own
+    where the columns on both sides, and any between them, are its.
+    """
+    mirrored = (scale_sign < 0)[:, None, None].to(disparity.device)
     before, after = warp.source.roll(1, -1), warp.source.roll(-1, -1)
-    near = (disparity.gather(-1, before) - disparity.gather(-1, after)).abs() <= 1
-    crack = ~warp.filled & warp.filled.roll(1, -1) & warp.filled.roll(-1, -1) & near
-    crack[..., 0] = crack[..., -1] = False  # their neighbours would be those of the other edge
-    nearer = torch.where((scale_sign < 0)[:, None, None].to(before.device), after, before)
-    return ForwardWarp(torch.where(crack, nearer, warp.source), warp.filled | crack, warp.visible)
+    here, first, last, between = (disparity.gather(-1, c) for c in (warp.source, before, after, (before + after) // 2))
+    beside = warp.filled.roll(1, -1) & warp.filled.roll(-1, -1) & ((first - last).abs() <= 1)
+    beside[..., 0] = beside[..., -1] = False  # their neighbours would be those of the other edge
+    farther = torch.where(mirrored, here - torch.maximum(first, last), torch.minimum(first, last) - here) > 1
+    whole = ((before - after).abs() <= 2) & ((between - first).abs() <= 1) & ((between - last).abs() <= 1)
+    shown = warp.filled & beside & farther & whole
+    crack = (~warp.filled & beside) | shown
+    nearer = torch.where(mirrored, after, before)
+    hidden = shown.gather(-1, target.clamp(0, disparity.shape[-1] - 1))
+    return ForwardWarp(torch.where(crack, nearer, warp.source), warp.filled | crack, warp.visible & ~hidden)
 
 
 def _blend(warp: ForwardWarp, disparity: Tensor, landing: Tensor) -> ForwardWarp:

@@ -154,10 +154,17 @@ def slow_subpixel(disparity, sign, values):
         visible.append(shown == x or merged)
     closed = {}
     for t in range(1, width - 1):
-        before, after = owner.get(t - 1), owner.get(t + 1)
-        gap = t not in owner and before is not None and after is not None
-        if gap and abs(disparity[before] - disparity[after]) <= 1:
-            closed[t] = before if sign > 0 else after
+        before, after, here = owner.get(t - 1), owner.get(t + 1), owner.get(t)
+        if before is None or after is None or abs(disparity[before] - disparity[after]) > 1:
+            continue
+        sides = [disparity[before], disparity[after]]
+        if here is not None:
+            behind = min(sign * d for d in sides) - sign * disparity[here] > 1
+            own = range(min(before, after), max(before, after) + 1)
+            if not behind or len(own) > 3 or any(abs(disparity[x] - d) > 1 for x in own for d in sides):
+                continue
+            visible = [seen and nearest[x] != t for x, seen in enumerate(visible)]
+        closed[t] = before if sign > 0 else after
     owner |= closed
 
     warped, taps = np.full(width, np.nan), {}
@@ -289,6 +296,26 @@ def test_a_constant_shift_is_linear_interpolation(shift):
             low = int(position)
             high, share = min(low + 1, 19), position - low
             torch.testing.assert_close(out[..., t], (1 - share) * x[..., low] + share * x[..., high])
+
+
+def test_nothing_shows_through_the_crack_of_a_receding_surface():
+    """An object's rim is a pixel nearer than its middle: between the two the wall must not be seen."""
+    disparity = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 5, 5, 4, 4, 4, 0, 0])
+    x = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 0, 0])
+    for sign in (1.0, -1.0):
+        places = (disparity, x) if sign > 0 else (-disparity.flip(-1), x.flip(-1))
+        warp = forward_warp(places[0][None, None], torch.tensor([sign]), subpixel=True)
+        out = warp(places[1][None, None, None], into=-1.0).flatten()
+        out, seen = (out, warp.visible.flatten()) if sign > 0 else (out.flip(-1), warp.visible.flatten().flip(-1))
+        assert out.tolist() == [0, 0, 9, 9, 9, 9, 9, 9, -1, -1, -1, -1, 0, 0]
+        assert seen.tolist() == [x < 2 or x >= 7 for x in range(14)]
+
+
+def test_what_is_behind_a_gap_of_its_own_is_seen():
+    """Two bars: the wall between them is no crack."""
+    disparity = torch.tensor([0.0, 0, 0, 0, 0, 0, 5, 5, 0, 5, 5, 0])
+    warp = forward_warp(disparity[None, None], torch.ones(1), subpixel=True)
+    assert warp.source.flatten()[3].item() == 3
 
 
 def test_the_nearer_surface_wins_and_does_not_mix_with_the_other():
