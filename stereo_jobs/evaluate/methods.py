@@ -104,6 +104,7 @@ SWITCHES = (
     BEST.of("shift at 0.2", shift_step=0.2),
     BEST.of("shift at 0.6", shift_step=0.6),
     BEST.of("shift at 0.8", shift_step=0.8),
+    BEST.of("strength 0", shift_step=0.96),  # one step: all but what it begins with
     BEST.of("edges 0", edge_px=0),
     BEST.of("dpm++ 20", scheduler="dpm++", steps=20),
 )

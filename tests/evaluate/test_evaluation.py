@@ -208,3 +208,12 @@ def test_wrong_options_are_named(tmp_path, options, complaint):
 
 def test_worst_mean_and_best_are_told_by_their_scores():
     assert worst_mean_best({"a": 0.1, "b": 0.5, "c": 0.55, "d": 0.9}) == {"worst": "a", "mean": "b", "best": "d"}
+
+
+@pytest.mark.slow
+def test_an_evaluation_on_ray_has_the_figures_of_a_local_one(output, tmp_path):
+    options = Options(toyscapes=3, size=SIZE, protocols=("metric",), methods=("stretch", "best"))
+    evaluate(str(tmp_path / "ray"), SHORT, options, driver.run)
+    here, there = (figures(folder, "methods-metric") for folder in (output, tmp_path / "ray"))
+    assert there == {key: here[key] for key in there}
+    assert {name for name, _ in there} == {"stretch", "best"}
