@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import signal
 import shlex
 import sys
 from pathlib import Path
@@ -500,6 +501,8 @@ def _size(text: str) -> tuple[int, int]:
 
 def main() -> None:
     """Entry point: the errors this package raises on purpose become one line and their exit code."""
+    # A run has its own handlers while it deals shards; before and after, SIGTERM is what Ctrl-C is.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except StereoJobsError as error:
