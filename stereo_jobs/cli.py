@@ -3,8 +3,8 @@
 import json
 import logging
 import re
-import signal
 import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
