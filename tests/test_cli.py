@@ -281,11 +281,10 @@ def test_sigterm_drains_and_exits_75(spec_file, make_manifest, tmp_path, stereo_
     assert stereo_jobs("verify", path)[0] == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_before_anything_has_begun_is_an_interruption_too(number):
+def test_a_sigterm_before_anything_has_begun_is_an_interruption_too():
     code = (
         "import os\nfrom stereo_jobs import cli\n"
-        f"cli.app = lambda: os.kill(os.getpid(), {int(number)}) or print('went on')\ncli.main()\n"
+        f"cli.app = lambda: os.kill(os.getpid(), {int(signal.SIGTERM)}) or print('went on')\ncli.main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
