@@ -7,7 +7,6 @@ Prints the share of the visible, matched pixels that are more than a pixel off t
 
 import argparse
 import json
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -24,25 +23,20 @@ LEVELS: tuple[Level, Level] = ("plain", "structured")
 QUIET = {"mode": "image", "quality": {"enabled": False}}
 
 
-@dataclass(frozen=True)
-class Made:
-    """Right views of one scene."""
-
-    composite: np.ndarray
-    raw: np.ndarray
-
-
-def make(scenes: list[ToyScape], **method: Any) -> list[Made]:
+def make(scenes: list[ToyScape], **method: Any) -> list[StereoPair]:
     pipeline = StereoPipeline.from_pretrained(**QUIET, method={"geometry": "metric"} | method)
     rows = [
         Row(f"{i}", "", "", i, 8.0, {"image": encode_png(s.left), "disparity": encode_disparity(s.disparity)})
         for i, s in enumerate(scenes)
     ]
-    made = []
-    for pair in pipeline.generate(rows):
-        assert isinstance(pair, StereoPair), pair
-        made.append(Made(pair.right, pair.right if pair.raw_right is None else pair.raw_right))
-    return made
+    pairs = pipeline.generate(rows)
+    assert all(isinstance(pair, StereoPair) for pair in pairs), pairs
+    return pairs
+
+
+def raw(pair: StereoPair) -> np.ndarray:
+    """Its right view before the composite, if it has one."""
+    return pair.right if pair.raw_right is None else pair.raw_right
 
 
 def bad(scenes: list[ToyScape], rights: list[np.ndarray]) -> float:
@@ -61,10 +55,10 @@ def main() -> None:
     official = make(scenes, preset="official", inversion="direct")
     shares = {
         "true pair": bad(scenes, [scene.right for scene in scenes]),
-        "best": bad(scenes, [made.composite for made in best]),
-        "best, before the composite": bad(scenes, [made.raw for made in best]),
-        "integer, before the composite": bad(scenes, [made.raw for made in integer]),
-        "official": bad(scenes, [made.raw for made in official]),
+        "best": bad(scenes, [pair.right for pair in best]),
+        "best, before the composite": bad(scenes, [raw(pair) for pair in best]),
+        "integer, before the composite": bad(scenes, [raw(pair) for pair in integer]),
+        "official": bad(scenes, [raw(pair) for pair in official]),
     }
     report = {name: round(share, 4) for name, share in shares.items()}
     report["raw over integer"] = round(

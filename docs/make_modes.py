@@ -27,7 +27,7 @@ PRESETS = ("official", "best")
 
 
 def write_inpaint(target: Path) -> None:
-    """The photo of an empty corner, and a mask in which the caption's object is to appear."""
+    """The scene's photo, and a mask over its object, in which the caption's is to appear."""
     scene = draw_scene(SEED, "test", "structured")
     mask = np.zeros((128, 128), np.uint8)
     mask[40:112, 24:104] = 255

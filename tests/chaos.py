@@ -118,10 +118,8 @@ class Chaos:
             self.random.choice(actors()).kill()
 
     def node_killed(self) -> None:
-        node = self.random.choice(self.nodes.all[1:])
-        node.kill()
-        self.nodes.all.remove(node)
-        self.nodes.add()
+        self.random.choice(self.nodes.all[1:]).kill()
+        self.mend()
 
     def node_frozen(self) -> None:
         node = self.random.choice(self.nodes.all[1:])

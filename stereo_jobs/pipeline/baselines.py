@@ -67,8 +67,9 @@ class BaselineMaker:
             if self.method.composite:
                 raws = [*rights]
                 pictures = [PictureWarp(shift.warp, shift.columns) for shift in shifts]
+                continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
                 rights = composites(
-                    self.sd, lefts.scenes, pictures, lefts=lefts.images, diffused=rights, grain=self.method.grain
+                    self.sd, lefts.scenes, pictures, continued=continued, diffused=rights, grain=self.method.grain
                 )
         else:
             rights = [

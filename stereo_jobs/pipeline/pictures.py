@@ -46,7 +46,7 @@ def composites(
     scenes: Sequence[Scene],
     warps: Sequence[PictureWarp],
     *,
-    lefts: Sequence[Image],
+    continued: Sequence[Tensor],
     diffused: Sequence[Image],
     grain: float,
     encoded: Tensor | None = None,
@@ -57,12 +57,11 @@ def composites(
         sd: whose VAE `diffused` came through.
         scenes: of the batch.
         warps: of the left pictures.
-        lefts: the left pictures.
+        continued: the left pictures, so warped and continued.
         diffused: the right views as decoded.
         grain: see `composite`.
-        encoded: latents of the continued warps, if they are known.
+        encoded: latents of `continued`, if they are known.
     """
-    continued = [warp.continued(left) for warp, left in zip(warps, lefts, strict=True)]
     returned: list[Image | None] = [None] * len(continued)
     if grain:
         latents = encode(sd, scenes, continued) if encoded is None else encoded

@@ -13,7 +13,7 @@ from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
 from stereo_jobs.pipeline.pairs import Labels, labelled_pair
 from stereo_jobs.pipeline.pictures import PictureWarp, composites, encode
-from stereo_jobs.pipeline.pixels import Image, finite
+from stereo_jobs.pipeline.pixels import finite
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
@@ -63,7 +63,8 @@ class RightMaker:
         half = 0.5 if method.shift_both else 1.0
         shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(padded)]
         back = [self._shift(lefts, i, row, -half) for i, row in enumerate(padded)] if method.shift_both else None
-        to_right = self._view_shift(lefts, shifts)
+        continued = _continued(lefts, shifts)
+        to_right = self._view_shift(lefts, shifts, continued)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         latents = denoise_pair(
             model,
@@ -71,14 +72,24 @@ class RightMaker:
             lefts.denoised,
             method=method,
             to_right=to_right,
-            to_left=self._view_shift(lefts, back) if back else None,
+            to_left=self._view_shift(lefts, back, _continued(lefts, back)) if back else None,
             conditions=self._conditions(lefts, shifts),
         )
         left, left_finite = lefts.images, lefts.usable
         if method.changes_left:
             left, left_finite = decode(self.sd, latents.left, lefts.scenes)
         right, right_finite = decode(self.sd, latents.right, lefts.scenes)
-        finished = self._composites(lefts, shifts, right, to_right) if method.composite else right
+        finished = right
+        if method.composite:
+            finished = composites(
+                self.sd,
+                lefts.scenes,
+                _pictures(shifts),
+                continued=continued,
+                diffused=right,
+                grain=method.grain,
+                encoded=to_right.clean if method.warp == "pixel" else None,
+            )
         usable = lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right)
         for i, row in enumerate(rows):
             if not usable[i]:
@@ -132,16 +143,15 @@ class RightMaker:
             return mirrored_columns(warp.filled, moved, sign, step)
         return background_columns(warp.filled, moved, sign)
 
-    def _view_shift(self, lefts: Lefts, shifts: list[_Shift]) -> ViewShift:
-        """The shifts of a batch as the sampler takes them."""
+    def _view_shift(self, lefts: Lefts, shifts: list[_Shift], continued: list[Tensor]) -> ViewShift:
+        """The shifts of a batch, and its warped pictures, as the sampler takes them."""
         method, scenes = self.method, lefts.scenes
         warp, columns = _stacked(shifts)
         filled, clean = warp.filled, None
         if method.warp == "pixel":
-            pictures = _pictures(shifts)
-            clean = encode(self.sd, scenes, [p.continued(left) for p, left in zip(pictures, lefts.images, strict=True)])
+            clean = encode(self.sd, scenes, continued)
             # A latent is given only where all of its pixels are.
-            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, pictures, strict=True)]
+            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, _pictures(shifts), strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
         elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.denoised.final), columns)
@@ -159,19 +169,6 @@ class RightMaker:
         return torch.stack([lefts.condition, right])
 
     # --- The pair ---
-
-    def _composites(
-        self, lefts: Lefts, shifts: list[_Shift], diffused: list[Image], to_right: ViewShift
-    ) -> list[Image]:
-        return composites(
-            self.sd,
-            lefts.scenes,
-            _pictures(shifts),
-            lefts=lefts.images,
-            diffused=diffused,
-            grain=self.method.grain,
-            encoded=to_right.clean if self.method.warp == "pixel" else None,
-        )
 
     def _labels(self, scene: Scene, shift: _Shift) -> Labels:
         """Facts of a shift, at the picture's size."""
@@ -199,6 +196,15 @@ def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool)
 def _pictures(shifts: list[_Shift]) -> list[PictureWarp]:
     """The pictures' warps, of a method that has them."""
     return [shift.picture for shift in shifts if shift.picture is not None]
+
+
+def _continued(lefts: Lefts, shifts: list[_Shift]) -> list[Tensor]:
+    """The left pictures, warped and their holes continued: 1,3,H,W each."""
+    return [
+        shift.picture.continued(left)
+        for shift, left in zip(shifts, lefts.images, strict=True)
+        if shift.picture is not None
+    ]
 
 
 def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:

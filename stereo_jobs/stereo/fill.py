@@ -19,8 +19,7 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
     column = torch.arange(width, device=filled.device).expand(filled.shape)
     before = torch.where(filled, column, -1).cummax(-1).values  # -1: none on this side
     after = torch.where(filled, column, width).flip(-1).cummin(-1).values.flip(-1)
-    sign = torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
-    nearness = disparity * sign
+    nearness = _nearness(disparity, scale_sign)
     far_before = nearness.gather(-1, before.clamp(min=0)).masked_fill(before < 0, torch.inf)
     far_after = nearness.gather(-1, after.clamp(max=width - 1)).masked_fill(after >= width, torch.inf)
     chosen = torch.where(far_after <= far_before, after, before)
@@ -46,9 +45,14 @@ def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step
     width = filled.shape[-1]
     mirrored = 2 * edges - torch.arange(width, device=filled.device)
     inside = mirrored.clamp(0, width - 1)
-    sign = torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
-    nearer = (disparity.gather(-1, inside) - disparity.gather(-1, edges)) * sign
+    nearness = _nearness(disparity, scale_sign)
+    nearer = nearness.gather(-1, inside) - nearness.gather(-1, edges)
     return torch.where((mirrored == inside) & filled.gather(-1, inside) & (nearer <= step), inside, edges)
+
+
+def _nearness(disparity: Tensor, scale_sign: Tensor) -> Tensor:
+    """B,h,w of which the larger is the nearer."""
+    return disparity * torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
 
 
 def extend_background(image: Tensor, columns: Tensor) -> Tensor:
