@@ -20,6 +20,8 @@ def measure_pair(pair: StereoPair) -> Metrics:
         raw_right=pair.raw_right,
         depth=pair.depth,
         mirrored_depth=pair.mirrored_depth,
+        clip_left=pair.clip_left,
+        clip_right=pair.clip_right,
         scale_sign=pair.scale_sign,
     )
 

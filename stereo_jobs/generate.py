@@ -11,6 +11,7 @@ import torch
 from stereo_jobs.batches import batches, left_of
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.manifest import INPUTS
+from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.files import fetch
 from stereo_jobs.models.resolve import resolve_recipe
@@ -37,9 +38,10 @@ class StereoPipeline(NotebookCalls):
         stable_diffusion: makes the images.
         depth: estimates inverse depth on the left image.
         recipe: resolved, with its size written out.
-        safety: says which images are unsafe; None leaves that open.
         batch_size: every network call has this batch shape, short batches are padded: float results depend on
             the shape (about 1e-6), so a row's result then does not depend on its neighbours.
+        safety: says which images are unsafe; None leaves that open.
+        clip: compares the views with the prompt; None leaves that open.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class StereoPipeline(NotebookCalls):
         depth: DepthEstimator,
         recipe: Recipe,
         batch_size: int,
+        *,
         safety: SafetyChecker | None = None,
+        clip: ClipScorer | None = None,
     ) -> None:
         if recipe.size is None:
             raise ValueError("the recipe must be resolved: its size is not written out")
@@ -60,6 +64,7 @@ class StereoPipeline(NotebookCalls):
         self.inputs: tuple[str, ...] = INPUTS[recipe.mode]
         """Image columns of the manifest that this mode reads."""
         self.safety = safety
+        self.clip = clip
         self._reported: set[str] = set()
         self._reported_cut = False
         self._others: dict[Mode, StereoPipeline] = {}
@@ -95,13 +100,15 @@ class StereoPipeline(NotebookCalls):
             if "depth" in (mode, self.recipe.mode):
                 self._others[mode] = self.load(recipe, self.sd.device, self.batch_size)
             else:  # the same checkpoint
-                self._others[mode] = StereoPipeline(self.sd, self.depth, recipe, self.batch_size, self.safety)
+                self._others[mode] = StereoPipeline(
+                    self.sd, self.depth, recipe, self.batch_size, safety=self.safety, clip=self.clip
+                )
         return self._others[mode]
 
     @classmethod
     def load(cls, recipe: Recipe, device: str, batch_size: int) -> "StereoPipeline":
         """Load the models of a resolved recipe."""
-        sd, depth = recipe.models.stable_diffusion, recipe.models.depth
+        sd, depth, clip = recipe.models.stable_diffusion, recipe.models.depth, recipe.models.clip
         safety = None
         if recipe.models.safety_checker:
             folder = fetch(sd, recipe.mode, safety_checker=True)
@@ -111,7 +118,8 @@ class StereoPipeline(NotebookCalls):
             DepthEstimator.load(depth, device),
             recipe,
             batch_size,
-            safety,
+            safety=safety,
+            clip=None if clip is None else ClipScorer.load(clip, device),
         )
 
     @torch.no_grad()
@@ -148,30 +156,54 @@ class StereoPipeline(NotebookCalls):
         for start in range(0, len(scenes), self.batch_size):
             part = [scene.row for scene in scenes[start : start + self.batch_size]]
             chosen = _padded([index[left_of(row)] for row in part], self.batch_size)
-            results += self._with_depth(list(rights.make(part, lefts.take(chosen), guidance)))
+            made = list(rights.make(part, lefts.take(chosen), guidance))
+            results += self._with_clip(self._with_depth(made), part)
         truths = {scene.row.id: scene for scene in scenes}
         return [self._checked(_with_truth(result, truths[result.id])) for result in results]
 
     def _with_depth(self, results: list[StereoPair | RowError]) -> list[StereoPair | RowError]:
         """The same pairs with what the estimator sees in their finished left views, for quality control."""
-        pairs = {i: result for i, result in enumerate(results) if isinstance(result, StereoPair)}
-        if not pairs or not self.recipe.quality.enabled:
+        shown = self._to_measure(results)
+        if not shown:
             return results
-        # Always a whole batch, and each pair at its own place in it: a failed neighbour changes nothing.
-        some = next(iter(pairs.values()))
-        shown = [pairs.get(i, some).left for i in range(self.batch_size)]
-        depths = self.depth.inverse_depth(shown)
-        mirrored = self.depth.inverse_depth([np.ascontiguousarray(left[:, ::-1]) for left in shown])
+        depths = self.depth.inverse_depth([pair.left for pair in shown])
+        mirrored = self.depth.inverse_depth([np.ascontiguousarray(pair.left[:, ::-1]) for pair in shown])
         return [
             dataclasses.replace(
-                pairs[i],
+                result,
                 depth=np.asarray(depths[i].cpu().numpy(), np.float32),
                 mirrored_depth=np.asarray(mirrored[i].cpu().numpy(), np.float32),
             )
-            if i in pairs
+            if isinstance(result, StereoPair)
             else result
             for i, result in enumerate(results)
         ]
+
+    def _with_clip(self, results: list[StereoPair | RowError], rows: list[Row]) -> list[StereoPair | RowError]:
+        """The same pairs with the CLIP scores of both views, for quality control; rows without a prompt have none."""
+        shown = self._to_measure(results)
+        if not shown or self.clip is None:
+            return results
+        prompts = [row.prompt for row in _padded(rows, self.batch_size)]
+        lefts = self.clip.scores([pair.left for pair in shown], prompts)
+        rights = self.clip.scores([pair.right for pair in shown], prompts)
+        return [
+            dataclasses.replace(result, clip_left=lefts[i], clip_right=rights[i])
+            if isinstance(result, StereoPair) and rows[i].prompt.strip()
+            else result
+            for i, result in enumerate(results)
+        ]
+
+    def _to_measure(self, results: list[StereoPair | RowError]) -> list[StereoPair]:
+        """The pairs as a whole batch, each at its own place, so that a failed neighbour changes nothing.
+
+        Some pair stands in the places of failed ones. Empty where there is none, and where quality control is off.
+        """
+        pairs = {i: result for i, result in enumerate(results) if isinstance(result, StereoPair)}
+        if not pairs or not self.recipe.quality.enabled:
+            return []
+        some = next(iter(pairs.values()))
+        return [pairs.get(i, some) for i in range(self.batch_size)]
 
     def _checked(self, result: StereoPair | RowError) -> StereoPair | RowError:
         """The same pair with the safety checker's verdict on either view."""

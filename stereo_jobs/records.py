@@ -93,6 +93,9 @@ class StereoPair:
         depth: H,W float32, inverse depth that the estimator sees in the finished left view; None where quality
             control is off.
         mirrored_depth: the same of the mirrored left view, as the estimator gives it.
+        clip_left: CLIP score of the left view with the row's prompt, 0 to 100; None without a prompt, without a CLIP
+            model, and where quality control is off.
+        clip_right: the same of the right view.
         true_right: what a camera saw there, where the row says so.
         true_hole_right: right pixels that the left view does not show in truth; None where that is not known.
     """
@@ -113,6 +116,8 @@ class StereoPair:
     scale_sign: Literal[1, -1] = 1
     depth: NDArray[np.float32] | None = None
     mirrored_depth: NDArray[np.float32] | None = None
+    clip_left: float | None = None
+    clip_right: float | None = None
     true_right: NDArray[np.uint8] | None = None
     true_hole_right: NDArray[np.bool_] | None = None
 

@@ -83,11 +83,25 @@ class DepthSpec(_Model):
     )
 
 
+class ClipSpec(_Model):
+    """Which CLIP model compares the views with the prompt."""
+
+    path: str = Field(
+        min_length=1,
+        description="A folder in transformers format, or a Hub id, for example `openai/clip-vit-large-patch14`.",
+    )
+    revision: str | None = Field(None, description="As for stable_diffusion.")
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision.")
+
+
 class ModelsSpec(_Model):
     """The models of a job."""
 
     stable_diffusion: StableDiffusionSpec = Field(default_factory=StableDiffusionSpec, description="Images.")
     depth: DepthSpec = Field(default_factory=DepthSpec, description="Disparity.")
+    clip: ClipSpec | None = Field(
+        None, description="Likeness of views and prompt, the columns `qc_clip_left` and `qc_clip_right`; null: none."
+    )
     safety_checker: bool = Field(
         False, description="Run the checkpoint's own safety checker on both views and fill the column `unsafe`."
     )
@@ -179,6 +193,12 @@ class Recipe(_Model):
     def _given_to_photos(self) -> Self:
         if self.method.right_view == "given" and self.mode != "image":
             raise ValueError(f"method.right_view given goes with photos: set mode to image, not {self.mode}")
+        return self
+
+    @model_validator(mode="after")
+    def _clip_for_its_rule(self) -> Self:
+        if self.quality.min_clip is not None and self.models.clip is None:
+            raise ValueError("quality.min_clip needs a CLIP model; set models.clip, or quality.min_clip to null")
         return self
 
     @field_validator("scale_percent")

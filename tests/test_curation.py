@@ -14,6 +14,7 @@ from stereo_jobs.records import DATASET_COLUMNS, Mean, QualitySummary, Row, Ster
 from stereo_jobs.spec import Recipe
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
+from tests.models.tiny import write_clip
 
 SHORT = {"preset": "official", "steps": 4, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
 
@@ -91,3 +92,62 @@ def test_the_pipeline_looks_at_the_depth_of_finished_left_views(one_thread):
     assert measure_pair(alone) == measure_pair(made[1])
     assert blind.depth is None
     assert measure_pair(blind).depth_rank is None
+
+
+@pytest.fixture(scope="module")
+def with_clip(one_thread, tmp_path_factory):
+    clip = write_clip(tmp_path_factory.mktemp("clip") / "tiny")
+    size = {"width": 64, "height": 64}
+    recipe = resolve_recipe(Recipe(method=SHORT, size=size, models={"clip": {"path": str(clip)}}))
+    return StereoPipeline.load(recipe, "cpu", 2)
+
+
+def test_both_views_are_compared_with_the_prompt(with_clip):
+    rows = [Row(f"r{i}", prompt, "", i, 20.0) for i, prompt in enumerate(("a red circle", "red", "a circle"))]
+    made = with_clip.generate(rows)
+    for row, pair in zip(rows, made, strict=True):
+        cells = quality_cells(pair, QualityConfig())
+        for view, name in ((pair.left, "qc_clip_left"), (pair.right, "qc_clip_right")):
+            [expected, _] = with_clip.clip.scores([view, view], [row.prompt] * 2)
+            assert cells[name] == expected
+    assert 0 < made[0].clip_left != made[0].clip_right > 0
+
+
+def test_no_neighbour_changes_a_clip_score(with_clip):
+    rows = [Row("one", "a red circle", "", 1, 8.0), Row("two", "a red " * 90, "", 2, 8.0)]
+    together = with_clip.generate(rows)
+    for row, pair in zip(rows, together, strict=True):
+        [alone] = with_clip.generate([row])
+        assert (alone.clip_left, alone.clip_right) == (pair.clip_left, pair.clip_right)
+
+
+def test_a_failed_neighbour_changes_no_clip_score(with_clip, monkeypatch):
+    rows = [Row("one", "red", "", 1, 8.0), Row("two", "a red circle", "", 2, 8.0)]
+    expected = with_clip.generate(rows)[1]
+    decode = with_clip.sd.decode
+
+    def poisoned(latents):
+        images = decode(latents)
+        images[0] = np.nan
+        return images
+
+    monkeypatch.setattr(with_clip.sd, "decode", poisoned)
+    failed, pair = with_clip.generate(rows)
+    assert failed.error_type == "NotFinite"
+    assert (pair.clip_left, pair.clip_right) == (expected.clip_left, expected.clip_right)
+    assert pair.clip_left > 0
+
+
+def test_photos_have_clip_scores_where_they_have_a_prompt(with_clip):
+    photo = render(draw_scene(2), 64, 64).left
+    assert with_clip.from_image(photo, "a red circle").quality.clip_right is not None
+    for empty in ("", "  "):
+        quality = with_clip.from_image(photo, empty).quality
+        assert (quality.clip_left, quality.clip_right) == (None, None)
+
+
+def test_without_quality_control_clip_is_not_asked(with_clip):
+    off = with_clip.recipe.model_copy(update={"quality": QualityConfig(enabled=False)})
+    quiet = StereoPipeline(with_clip.sd, with_clip.depth, off, 2, clip=with_clip.clip)
+    [pair] = quiet.generate([Row("one", "a red circle", "", 1, 8.0)])
+    assert (pair.clip_left, pair.clip_right) == (None, None)

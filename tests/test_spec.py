@@ -74,6 +74,8 @@ def test_a_wrong_unit_is_refused_with_the_right_one(path, value, words):
         ("recipe.method.guidance_scale", 0.5, "greater than or equal to 1 (got 0.5)"),
         ("recipe.method.preset", "worst", "Input should be 'official' or 'best' (got 'worst')"),
         ("recipe.method.preset", ["official"], "recipe.method.preset: Input should be 'official' or 'best'"),
+        ("recipe.models.clip", {"dtype": "float16"}, "recipe.models.clip.path: required, but missing"),
+        ("recipe.quality.min_clip", 20, "recipe: quality.min_clip needs a CLIP model; set models.clip, or"),
         ("recipe.method.geometry", "metric", "method.geometry metric needs known disparities, and mode text has none"),
         ("recipe.method.shift_both", True, "composite must be false with shift_both"),
         ("recipe.scale_percent", {"min": 9, "max": 3}, "needs min < max of one sign, got min 9 and max 3"),
@@ -307,6 +309,7 @@ CHANGES = {
     "method.preset": "official",
     "method.right_view": "stretch",
     "models.safety_checker": True,
+    "models.clip": {"path": "elsewhere/clip"},
     "quality.enabled": False,
     "quality.drop_rejected": True,
     **{
@@ -315,7 +318,11 @@ CHANGES = {
         if name.startswith(("min_", "max_"))
     },
 }
-TOGETHER_WITH = {"method.shift_both": {"method": {"composite": False}}, "method.geometry": {"mode": "image"}}
+TOGETHER_WITH = {
+    "method.shift_both": {"method": {"composite": False}},
+    "method.geometry": {"mode": "image"},
+    "quality.min_clip": {"models": {"clip": {"path": "elsewhere/clip"}}},
+}
 """What a field's other value needs to be allowed."""
 ONLY_ONE_VALUE = {"format"}
 

@@ -26,4 +26,4 @@ class KeptModels:
         models = self._kept[1]
         if models.sd.device == "cpu":
             torch.set_num_threads(1)  # of this thread, as `load_pipeline` does it
-        return StereoPipeline(models.sd, models.depth, recipe, batch_size, models.safety)
+        return StereoPipeline(models.sd, models.depth, recipe, batch_size, safety=models.safety, clip=models.clip)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.spec import DEMO, DepthSpec, StableDiffusionSpec
+from stereo_jobs.spec import DEMO, ClipSpec, DepthSpec, StableDiffusionSpec
+
+ModelSpec = StableDiffusionSpec | DepthSpec | ClipSpec
 
 DEMO_FOLDER = Path(str(resources.files("stereo_jobs.models"))) / "demo"
 SD_FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -22,15 +24,22 @@ WEIGHTS = {
 }
 """Name of the weight files in the folders that have any."""
 
-DEPTH_FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+DEPTH_WEIGHTS = ["*.safetensors"]
+DEPTH_FILES = ["config.json", "preprocessor_config.json", *DEPTH_WEIGHTS, "*.safetensors.index.json"]
+CLIP_WEIGHTS = ["model.safetensors", "model-0*.safetensors"]
+"""Not all there are: repositories hold the same weights for other libraries, too."""
+CLIP_PROCESSORS = ["preprocessor_config.json", "processor_config.json"]
+"""Either says how pictures are prepared; transformers 5 writes the second."""
+CLIP_FILES = [
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
+    *(*CLIP_PROCESSORS, *CLIP_WEIGHTS, "model.safetensors.index.json"),
+]
 COMPLETE = "it needs a complete model folder"
 
 
 def local_folder(path: str, part: str) -> Path | None:
     """The folder of a model that is not on the Hub; `part` is `sd`, `sd_depth` or `depth` of the embedded demo."""
-    if path == DEMO:
-        return DEMO_FOLDER / part
-    folder = Path(path).expanduser()
+    folder = DEMO_FOLDER / part if path == DEMO else Path(path).expanduser()
     return folder if folder.is_dir() else None
 
 
@@ -42,7 +51,7 @@ def part_folder(folder: Path, name: str) -> Path:
     return own
 
 
-def fetch(spec: StableDiffusionSpec | DepthSpec, mode: str = "text", safety_checker: bool = False) -> Path:
+def fetch(spec: ModelSpec, mode: str = "text", safety_checker: bool = False) -> Path:
     """Folder with a pinned model's files, downloaded once per machine where it is on the Hub.
 
     Args:
@@ -55,7 +64,7 @@ def fetch(spec: StableDiffusionSpec | DepthSpec, mode: str = "text", safety_chec
         return folder
     from huggingface_hub import snapshot_download
 
-    files = sd_patterns(spec.variant, safety_checker) if isinstance(spec, StableDiffusionSpec) else DEPTH_FILES
+    files = patterns_of(spec, safety_checker)
     try:
         cached = Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=files))
         names = {path.relative_to(cached).as_posix() for path in cached.rglob("*")}
@@ -70,15 +79,21 @@ def fetch(spec: StableDiffusionSpec | DepthSpec, mode: str = "text", safety_chec
     return cached
 
 
-def part_of(spec: StableDiffusionSpec | DepthSpec, mode: str) -> str:
-    """Which of the embedded models a spec means: `sd`, `sd_depth` or `depth`."""
-    if isinstance(spec, DepthSpec):
-        return "depth"
-    return "sd_depth" if mode == "depth" else "sd"
+def part_of(spec: ModelSpec, mode: str) -> str:
+    """Which of the embedded models a spec means: `sd`, `sd_depth` or `depth`; `clip` is none of them."""
+    if isinstance(spec, StableDiffusionSpec):
+        return "sd_depth" if mode == "depth" else "sd"
+    return "depth" if isinstance(spec, DepthSpec) else "clip"
 
 
-def sd_patterns(variant: str | None, safety_checker: bool) -> list[str]:
+def patterns_of(spec: ModelSpec, safety_checker: bool) -> list[str]:
     """Patterns of the files that are pinned and loaded: not the other variants, which are gigabytes."""
+    if isinstance(spec, StableDiffusionSpec):
+        return _sd_patterns(spec.variant, safety_checker)
+    return DEPTH_FILES if isinstance(spec, DepthSpec) else CLIP_FILES
+
+
+def _sd_patterns(variant: str | None, safety_checker: bool) -> list[str]:
     folders = SD_FOLDERS + (SAFETY_FOLDERS if safety_checker else ())
     texts = [f"{folder}/*.{suffix}" for folder in folders for suffix in ("json", "txt")]
     weights = [pattern for folder in folders if folder in WEIGHTS for pattern in weight_files(folder, variant)]
@@ -104,11 +119,11 @@ class ModelFiles(Protocol):
         """One JSON file."""
 
 
-def find(spec: StableDiffusionSpec | DepthSpec, part: str, patterns: list[str]) -> ModelFiles:
-    """The files of a model, wherever it is. Raises ModelError."""
-    folder = local_folder(spec.path, part)
+def find(spec: ModelSpec, mode: str = "text", safety_checker: bool = False) -> ModelFiles:
+    """The files of a model, wherever it is; arguments as for `fetch`. Raises ModelError."""
+    folder = local_folder(spec.path, part_of(spec, mode))
     if folder is not None:
-        return FolderFiles(spec, folder, patterns)
+        return FolderFiles(spec, folder, patterns_of(spec, safety_checker))
     if isinstance(spec, StableDiffusionSpec) and Path(spec.path).expanduser().is_file():
         raise ModelError(
             f"model {spec.path}: is a single file; write it as a folder with diffusers' "
@@ -126,7 +141,7 @@ def _looks_like_path(path: str) -> bool:
 class FolderFiles:
     """Of a folder on this machine; pinned by a digest of their content."""
 
-    def __init__(self, spec: StableDiffusionSpec | DepthSpec, folder: Path, patterns: list[str]) -> None:
+    def __init__(self, spec: ModelSpec, folder: Path, patterns: list[str]) -> None:
         self.spec, self.folder, self.patterns = spec, folder, patterns
         parts = ["", *sorted({pattern.rpartition("/")[0] for pattern in patterns} - {""})]
         self.paths = {
@@ -163,7 +178,7 @@ class FolderFiles:
 class HubFiles:
     """Of a repository on the Hub; pinned by its commit."""
 
-    def __init__(self, spec: StableDiffusionSpec | DepthSpec) -> None:
+    def __init__(self, spec: ModelSpec) -> None:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import (
             GatedRepoError,
@@ -214,11 +229,11 @@ class HubFiles:
             ) from None
 
 
-def has_weights(spec: StableDiffusionSpec | DepthSpec, names: set[str], safety_checker: bool) -> bool:
+def has_weights(spec: ModelSpec, names: set[str], safety_checker: bool) -> bool:
     """Whether all weights that a spec needs are among the names."""
-    if isinstance(spec, DepthSpec):
-        return any_matches(names, ["*.safetensors"])
-    return all(any_matches(names, weight_files(part, spec.variant)) for part in weighty(safety_checker))
+    if isinstance(spec, StableDiffusionSpec):
+        return all(any_matches(names, weight_files(part, spec.variant)) for part in weighty(safety_checker))
+    return any_matches(names, DEPTH_WEIGHTS if isinstance(spec, DepthSpec) else CLIP_WEIGHTS)
 
 
 def weighty(safety_checker: bool) -> list[str]:

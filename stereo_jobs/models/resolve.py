@@ -9,22 +9,23 @@ from typing import Any, NamedTuple
 
 from stereo_jobs.errors import ModelError
 from stereo_jobs.models.files import (
+    CLIP_PROCESSORS,
+    CLIP_WEIGHTS,
     COMPLETE,
-    DEPTH_FILES,
+    DEPTH_WEIGHTS,
     any_matches,
     find,
-    part_of,
-    sd_patterns,
     weight_files,
     weighty,
 )
-from stereo_jobs.spec import DepthSpec, Recipe, Size, StableDiffusionSpec
+from stereo_jobs.spec import ClipSpec, DepthSpec, Recipe, Size, StableDiffusionSpec
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_CONVERT = "convert it with diffusers' save_pretrained(safe_serialization=True)"
+_CONVERT = "convert it with diffusers' or transformers' save_pretrained"
 
 PLAIN_EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEPTH_EXAMPLE = "sd2-community/stable-diffusion-2-depth"
+CLIP_EXAMPLE = "openai/clip-vit-large-patch14"
 DEPTH_FAMILY = "StableDiffusionDepth2ImgPipeline"
 
 POLARITY = {
@@ -53,12 +54,12 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     """
     sd, depth = recipe.models.stable_diffusion, recipe.models.depth
     wants_safety = recipe.models.safety_checker
-    sd_files = find(sd, part_of(sd, recipe.mode), sd_patterns(sd.variant, wants_safety))
+    sd_files = find(sd, recipe.mode, wants_safety)
     facts = check_stable_diffusion(sd.path, sd_files.config, recipe.mode)
     _check_sd_files(sd, sd_files.names, wants_safety)
-    depth_files = find(depth, "depth", DEPTH_FILES)
+    depth_files = find(depth)
     polarity = depth_polarity(depth, depth_files.config("config.json"))
-    _check_weights(depth.path, "", {name for name in depth_files.names if "/" not in name}, ["*.safetensors"])
+    _check_weights(depth.path, "", depth_files.names, DEPTH_WEIGHTS)
     size = recipe.size or Size(width=facts.native_size, height=facts.native_size)
     for name, value in (("width", size.width), ("height", size.height)):
         if value % facts.size_multiple:
@@ -70,6 +71,7 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
         update={
             "stable_diffusion": sd.model_copy(update={"revision": sd_files.revision}),
             "depth": depth.model_copy(update={"revision": depth_files.revision, "polarity": polarity}),
+            "clip": recipe.models.clip and resolve_clip(recipe.models.clip),
         }
     )
     return recipe.model_copy(update={"models": models, "size": size})
@@ -159,28 +161,33 @@ def _check_sd_files(spec: StableDiffusionSpec, names: set[str], wants_safety: bo
         )
     for part in weighty(wants_safety):
         _check_weights(spec.path, part, names, weight_files(part, spec.variant), spec.variant)
-    if "tokenizer/tokenizer.json" not in names and not {"tokenizer/vocab.json", "tokenizer/merges.txt"} <= names:
+    _check_tokenizer(spec.path, "tokenizer", names)
+
+
+def _check_tokenizer(path: str, part: str, names: set[str]) -> None:
+    """Refuse a part without a vocabulary: transformers would make an empty one. Raises ModelError."""
+    single, *pair = (f"{part}/{name}".lstrip("/") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
+    if single not in names and not {*pair} <= names:
         raise ModelError(
-            f"model {spec.path}: tokenizer holds neither tokenizer.json nor vocab.json and merges.txt; {COMPLETE}"
+            f"model {path}: {part or 'it'} holds neither tokenizer.json nor vocab.json and merges.txt; {COMPLETE}"
         )
 
 
 def _check_weights(path: str, part: str, names: set[str], wanted: list[str], variant: str | None = None) -> None:
     """Refuse a part without safetensors weights of its variant; pickles are never loaded. Raises ModelError."""
-    if any_matches(names, wanted):
+    in_part = sorted(name for name in names if name.rpartition("/")[0] == part)
+    if any_matches({*in_part}, wanted):
         return
-    in_part = sorted(name for name in names if name.startswith(f"{part}/") or not part)
     others = [name for name in in_part if name.endswith(".safetensors")]
     pickled = [name for name in in_part if name.endswith(_PICKLES)]
-    if others:
+    if others and part:
         kind = f"of variant {variant!r}" if variant else "without a variant"
         raise ModelError(
             f"model {path}: no {part} weights {kind}, only {others[0]}; set recipe.models.stable_diffusion.variant "
             "to what there is, or null"
         )
     raise ModelError(
-        f"model {path}: no .safetensors weights"
-        + (f" in {part}" if part else "")
+        f"model {path}: no .safetensors weights in {part or 'transformers format'}"
         + (f", only pickles ({pickled[0]}), which are never loaded" if pickled else "")
         + f"; {_CONVERT}"
     )
@@ -199,3 +206,22 @@ def depth_polarity(spec: DepthSpec, config: dict[str, Any]) -> str:
             "metric depth; declare recipe.models.depth.polarity"
         )
     return POLARITY[family]
+
+
+# --- What a CLIP model must be ---
+
+
+def resolve_clip(spec: ClipSpec) -> ClipSpec:
+    """The same model, pinned. Raises ModelError for another family, and for files that are missing."""
+    files = find(spec)
+    family = files.config("config.json").get("model_type")
+    if family != "clip":
+        raise ModelError(
+            f"model {spec.path}: is of the family {family!r}; recipe.models.clip takes CLIP in transformers format, "
+            f"for example {CLIP_EXAMPLE}"
+        )
+    _check_weights(spec.path, "", files.names, CLIP_WEIGHTS)
+    _check_tokenizer(spec.path, "", files.names)
+    if not files.names & {*CLIP_PROCESSORS}:
+        raise ModelError(f"model {spec.path}: has no {CLIP_PROCESSORS[0]}; {COMPLETE}")
+    return spec.model_copy(update={"revision": files.revision})

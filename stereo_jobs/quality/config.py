@@ -79,3 +79,9 @@ class QualityConfig(BaseModel):
         le=1,
         description="`other_depth`: rank correlation of the label's steps with the left view's depth.",
     )
+    min_clip: float | None = Field(
+        None,
+        gt=0,
+        le=100,
+        description="`prompt_mismatch`: the smaller CLIP score of the two views with the prompt; needs `models.clip`.",
+    )

@@ -35,14 +35,14 @@ class Metrics:
     hole_share: float | None
     hole_sharpness: float | None
     seam: float | None
+    clip_left: float | None
+    clip_right: float | None
     depth_confidence: float | None
     depth_rank: float | None
     control_bad_2: float | None
     raw_epe: float | None
     raw_bad_2: float | None
     raw_backwarp_lpips: float | None
-    clip_left: float | None = None
-    clip_right: float | None = None
 
 
 def measure(
@@ -55,6 +55,8 @@ def measure(
     raw_right: Image | None = None,
     depth: F32 | None = None,
     mirrored_depth: F32 | None = None,
+    clip_left: float | None = None,
+    clip_right: float | None = None,
     scale_sign: int = 1,
 ) -> Metrics:
     """Measure one pair.
@@ -66,8 +68,10 @@ def measure(
         nonocc_left: H,W bool, left pixels that the right view shows.
         hole_right: H,W bool, right pixels without a source.
         raw_right: the right view before it was composited, if it was.
-        depth: H,W inverse depth that an estimator sees in the left view; without it the last two metrics are None.
+        depth: H,W inverse depth that an estimator sees in the left view; without it both metrics of depth are None.
         mirrored_depth: the same of the mirrored left view, as estimated.
+        clip_left: CLIP score of the left view with its prompt, where there is one.
+        clip_right: the same of the right view.
         scale_sign: negative where the second view lies to the left, so that the smallest disparity is the nearest.
 
     Raises:
@@ -80,4 +84,7 @@ def measure(
     values["depth_rank"] = np.nan if depth is None else depth_rank(nearness, depth, np.isfinite(disparity))
     both = depth is not None and mirrored_depth is not None
     values["depth_confidence"] = depth_doubt(depth, mirrored_depth) if both else np.nan  # type: ignore[arg-type]
-    return Metrics(**{name: float(value) if np.isfinite(value) else None for name, value in values.items()})
+    values |= {"clip_left": clip_left, "clip_right": clip_right}
+    return Metrics(
+        **{name: float(value) if value is not None and np.isfinite(value) else None for name, value in values.items()}
+    )

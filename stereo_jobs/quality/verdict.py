@@ -42,6 +42,7 @@ def _rules(m: Metrics, c: QualityConfig) -> Iterator[tuple[str, bool]]:
     yield "blurred_holes", _under(m.hole_sharpness, c.min_hole_sharpness)
     yield "seam", _over(m.seam, c.max_seam)
     yield "depth_doubt", _over(m.depth_confidence, c.max_depth_confidence)
+    yield "prompt_mismatch", _under(m.clip_left, c.min_clip) or _under(m.clip_right, c.min_clip)
 
 
 def _over(value: float | None, limit: float | None) -> bool:

@@ -81,8 +81,12 @@ def distributions(scalars: pa.Table, quality: QualityConfig) -> list[Distributio
 
 
 def limits_of(column: str, quality: QualityConfig) -> tuple[float, ...]:
-    """Thresholds of a column: fields are called after what they limit, `min_siou` after `qc_siou`."""
-    fields = (f"{side}_{column.removeprefix(QUALITY_PREFIX)}" for side in ("min", "max"))
+    """Thresholds of a column: fields are called after what they limit, `min_siou` after `qc_siou`.
+
+    `min_clip` limits both views.
+    """
+    metric = column.removeprefix(QUALITY_PREFIX).removesuffix("_left").removesuffix("_right")
+    fields = (f"{side}_{metric}" for side in ("min", "max"))
     values = (getattr(quality, field, None) for field in fields if field not in _NOT_OF_THE_COLUMN)
     return tuple(float(value) for value in values if value is not None) if quality.enabled else ()
 

@@ -236,6 +236,14 @@ def test_the_card_counts_in_prose_only():
     assert "path: data/train-*" in done.split("---")[1]
 
 
+def test_the_card_names_the_models():
+    recipe = Recipe(size={"width": 64, "height": 96}, models={"clip": {"path": "owner/clip", "revision": "abc"}})
+    page = card.render(recipe, planned=1, version="1.2").decode()
+    assert "|\n| CLIP scores | `owner/clip` | `abc` |\n\n## Loading" in page
+    plain = card.render(Recipe(size=recipe.size), planned=1, version="1.2").decode()
+    assert "| depth | `demo` | `None` |\n\n## Loading" in plain
+
+
 def test_the_hub_features_name_every_column():
     data = write_shard([], NO_CARRIED, record(), [], RECIPE)
     features = json.loads(pq.ParquetFile(io.BytesIO(data)).schema_arrow.metadata[b"huggingface"])["info"]["features"]

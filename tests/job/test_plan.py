@@ -12,8 +12,9 @@ from stereo_jobs.errors import DriftError, ManifestError
 from stereo_jobs.job import layout, progress
 from stereo_jobs.job.driver import run
 from stereo_jobs.job.ids import find_duplicate, hash_ids
-from stereo_jobs.job.plan import Job, Plan, publish, retry_plan
+from stereo_jobs.job.plan import Job, Plan, publish, refuse_drift, retry_plan
 from stereo_jobs.job.shardset import ShardSet
+from stereo_jobs.spec import Recipe
 from tests import standin
 from tests.datasets import prepared as prepare
 
@@ -94,6 +95,16 @@ def test_two_that_plan_at_once_agree_or_one_is_refused(make_spec, make_manifest)
     assert publish(storage, job.plans[0]).fingerprint == job.plans[0].fingerprint
     with pytest.raises(DriftError, match="another run has just planned"):
         publish(storage, plan_of(3))
+
+
+def test_a_plan_from_before_an_optional_field_is_the_same_recipe():
+    recipe = Recipe()
+    older = recipe.canonical()
+    del older["models"]["clip"], older["quality"]["min_clip"]
+    job = Job((plan_of(3, recipe=older),))
+    refuse_drift(job, recipe)
+    with pytest.raises(DriftError, match=r'recipe\.models\.clip: null then, \{"path": "elsewhere/clip".* now'):
+        refuse_drift(job, Recipe(models={"clip": {"path": "elsewhere/clip"}}))
 
 
 def test_ids_of_a_planner_that_lost_are_not_believed(make_spec, make_manifest, tmp_path):

@@ -2,6 +2,7 @@
 
 From CompVis/stable-diffusion-v1-4, runwayml/stable-diffusion-v1-5, stabilityai/stable-diffusion-2-1-base and
 stabilityai/stable-diffusion-2-1 (768-v); the depth-conditioned one is SD 2 base with a fifth input channel.
+CLIP is openai/clip-vit-large-patch14.
 """
 
 from typing import Any
@@ -205,3 +206,36 @@ SAFETY = {
     "feature_extractor/preprocessor_config.json": _FEATURE_EXTRACTOR,
 }
 """The further files of Stable Diffusion 1.x."""
+
+CLIP: dict[str, dict[str, Any]] = {
+    "config.json": {
+        "architectures": ["CLIPModel"],
+        "initializer_factor": 1.0,
+        "logit_scale_init_value": 2.6592,
+        "model_type": "clip",
+        "projection_dim": 768,
+        "text_config": _VIT_L | {"architectures": None, "projection_dim": 768},
+        "text_config_dict": None,
+        "torch_dtype": "float32",
+        "vision_config": {
+            "attention_dropout": 0.0,
+            "dropout": 0.0,
+            "hidden_act": "quick_gelu",
+            "hidden_size": 1024,
+            "image_size": 224,
+            "initializer_factor": 1.0,
+            "initializer_range": 0.02,
+            "intermediate_size": 4096,
+            "layer_norm_eps": 1e-05,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 24,
+            "patch_size": 14,
+            "projection_dim": 768,
+        },
+        "vision_config_dict": None,
+    },
+    "preprocessor_config.json": _FEATURE_EXTRACTOR,
+    **{name.removeprefix("tokenizer/"): content for name, content in _tokenizer("<|endoftext|>").items()},
+}
+"""File -> content."""

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from tests.models.hub import COMMIT, serve
-from tests.models.tiny import write_checkpoint
+from tests.models.tiny import write_checkpoint, write_clip
 
 PROGRAM = """
 import json, sys
@@ -22,8 +23,9 @@ from stereo_jobs.spec import Recipe
 try:
     recipe = resolve_recipe(Recipe.model_validate_json(sys.argv[1]))
     assert "torch" not in sys.modules
-    folder = fetch(recipe.models.stable_diffusion, recipe.mode, recipe.models.safety_checker)
-    print(recipe.models.stable_diffusion.revision, folder)
+    model = recipe.models.clip or recipe.models.stable_diffusion
+    folder = fetch(model, recipe.mode, recipe.models.safety_checker)
+    print(model.revision, folder)
 except ModelError as error:
     print(error)
 """
@@ -46,8 +48,8 @@ def repository(tmp_path_factory):
 def ask(repository, tmp_path):
     """Resolve and fetch a model of the Hub in a fresh process; returns what it prints and what it downloaded."""
 
-    def run(sd, listing=True, **models):
-        with serve(repository, listing) as (endpoint, downloaded):
+    def run(sd, listing=True, served=repository, **models):
+        with serve(served, listing) as (endpoint, downloaded):
             environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
             recipe = json.dumps({"models": {"stable_diffusion": sd} | models})
             command = [sys.executable, "-c", PROGRAM, recipe]
@@ -91,6 +93,19 @@ def test_actors_of_one_machine_download_every_file_once(repository, tmp_path):
 def test_the_safety_checker_comes_when_it_is_wanted(ask):
     _, downloaded = ask({"path": "owner/name"}, safety_checker=True)
     assert {"safety_checker/model.safetensors", "feature_extractor/preprocessor_config.json"} < {*downloaded}
+
+
+def test_of_a_clip_model_only_what_is_loaded_is_downloaded(ask, tmp_path):
+    served = write_clip(tmp_path / "served")
+    needed = sorted(path.name for path in served.iterdir())
+    for name in ("pytorch_model.bin", "open_clip_model.safetensors", "README.md", "onnx/model.safetensors"):
+        (served / name).parent.mkdir(exist_ok=True)
+        (served / name).write_text("for others")
+    printed, downloaded = ask({}, served=served, clip={"path": "owner/name"})
+    revision, _, folder = printed.partition(" ")
+    assert revision == COMMIT, printed
+    assert downloaded == needed
+    assert ClipScorer(Path(folder), torch.float32, "cpu").prompt_tokens == 77
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import save_file
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPTextConfig, CLIPTextModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from tests.models.published import PUBLISHED, SAFETY
+from tests.models.published import CLIP, PUBLISHED, SAFETY
 
 FAMILIES = tuple(PUBLISHED)
 
@@ -116,6 +116,31 @@ _STEMS = {
     "text_encoder": "model",
     "safety_checker": "model",
 }
+
+
+def write_clip(folder: Path, seed: int = 0) -> Path:
+    """Write a tiny CLIP with the published configs and names of weights, and return its folder.
+
+    The weights are larger than a new network's, so that texts and pictures differ.
+    """
+    files = copy.deepcopy(CLIP)
+    tiny = {"num_attention_heads": 2, "num_hidden_layers": 2, "projection_dim": 24}
+    files["config.json"] |= {"projection_dim": 24}
+    files["config.json"]["text_config"] |= tiny | {"hidden_size": 32, "intermediate_size": 64, "vocab_size": 600}
+    files["config.json"]["vision_config"] |= tiny | {"hidden_size": 48, "intermediate_size": 96, "patch_size": 32}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content, indent=2))
+    write_tokenizer(folder)
+    torch.manual_seed(seed)
+    weights = {
+        name: torch.randn_like(value) * 0.2 if value.ndim > 1 else value.contiguous()
+        for name, value in CLIPModel(CLIPConfig(**files["config.json"])).state_dict().items()
+    }
+    positions = {"text_model": 77, "vision_model": 50}
+    weights |= {f"{part}.embeddings.position_ids": torch.arange(count)[None] for part, count in positions.items()}
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def write_tokenizer(folder: Path) -> None:

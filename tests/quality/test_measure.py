@@ -60,6 +60,12 @@ def test_the_raw_view_is_measured_apart(pair):
     assert alone.bad_2 == metrics.bad_2
 
 
+def test_clip_scores_are_taken_as_they_are(pair):
+    metrics = measure(**pair, clip_left=31.5, clip_right=float("nan"))
+    assert (metrics.clip_left, metrics.clip_right) == (31.5, None)
+    assert (measure(**pair).clip_left, measure(**pair).clip_right) == (None, None)
+
+
 def test_the_same_bits_from_any_thread(pair):
     expected = measure(**pair)
     with ThreadPoolExecutor(4) as threads:

@@ -87,6 +87,8 @@ def test_each_rule_names_itself_and_can_be_switched_off(reason):
         ("min_siou", 0.5, {"siou": 0.4}, "siou"),
         ("max_hole_share", 0.2, {"hole_share": 0.3}, "holes"),
         ("max_depth_confidence", 0.1, {"depth_confidence": 0.3}, "depth_doubt"),
+        ("min_clip", 20, {"clip_left": 19.0, "clip_right": 21.0}, "prompt_mismatch"),
+        ("min_clip", 20, {"clip_left": 21.0, "clip_right": 19.0}, "prompt_mismatch"),
     ],
 )
 def test_rules_that_are_off_can_be_switched_on(field, limit, values, reason):
@@ -105,7 +107,17 @@ def test_nothing_measured_is_unmatched():
     assert judge(NOTHING, DEFAULTS) == (False, "unmatched")
 
 
+def test_a_pair_without_a_prompt_is_not_held_against_it():
+    assert judge(GOOD, QualityConfig(min_clip=20)).accepted
+
+
 def test_thresholds_are_checked():
-    for wrong in ({"max_seam": 0.5}, {"min_density": 2}, {"max_identity": float("nan")}, {"max_sem": 3}):
+    for wrong in (
+        {"min_clip": 101},
+        {"max_seam": 0.5},
+        {"min_density": 2},
+        {"max_identity": float("nan")},
+        {"max_sem": 3},
+    ):
         with pytest.raises(ValidationError):
             QualityConfig(**wrong)

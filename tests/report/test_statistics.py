@@ -38,13 +38,15 @@ def test_every_threshold_on_a_column_is_drawn():
     assert limits_of("qc_siou", quality) == (0.5,)
     assert limits_of("qc_identity", quality) == (0.7, 1.4)
     assert limits_of("qc_bad_2", quality) == ()  # its threshold is beyond the control
+    assert limits_of("qc_clip_left", QualityConfig(min_clip=20)) == (20,)
+    assert limits_of("qc_clip_right", QualityConfig(min_clip=20)) == (20,)
     assert limits_of("qc_siou", QualityConfig(enabled=False, min_siou=0.5)) == ()
     columns = {name for name in DATASET_COLUMNS.names if name.startswith(QUALITY_PREFIX)}
     named = {
         QUALITY_PREFIX + name.partition("_")[2] for name in QualityConfig.model_fields if name[:4] in ("min_", "max_")
     }
     # These limit something else than a column of their name.
-    assert named - columns == {"qc_offset_px", "qc_parallax", "qc_empty_seam"}
+    assert named - columns == {"qc_offset_px", "qc_parallax", "qc_empty_seam", "qc_clip"}
 
 
 def table(**columns):
