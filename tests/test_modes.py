@@ -238,7 +238,7 @@ def test_inpainting_counts_its_evaluations_too(pipeline, inpainted, evaluations)
 
 
 def metric(pipeline, **method):
-    return variant(pipeline, geometry="metric", **({"edge_px": 0} | method))
+    return variant(pipeline, geometry="metric", **method)
 
 
 @pytest.mark.parametrize("warp", ["pixel", "subpixel", "integer"])
@@ -255,10 +255,12 @@ def test_a_given_disparity_is_the_label(pipeline, warp):
 
 def test_sharpened_edges_are_told_from_what_was_asked_for(pipeline):
     blurred = np.asarray(Image.fromarray(SCENES[0].disparity).resize((16, 16)).resize((SIZE, SIZE)), np.float32)
-    pair = metric(pipeline, edge_px=2).generate([photo_row(0, disparity=encode_disparity(blurred))])[0]
-    np.testing.assert_array_equal(pair.disparity_requested, blurred)
-    assert (pair.disparity != blurred).any()
-    assert set(np.unique(pair.disparity)) <= set(np.unique(blurred))
+    row = photo_row(0, depth=encode_disparity(blurred))
+    sharp, plain = (variant(pipeline, edge_px=px).generate([row])[0] for px in (2, 0))
+    assert plain.disparity_requested is None
+    np.testing.assert_array_equal(sharp.disparity_requested, plain.disparity)
+    assert (sharp.disparity != plain.disparity).any()
+    np.testing.assert_array_equal(np.isin(sharp.disparity, np.unique(plain.disparity)), True)
 
 
 def test_metric_depth_and_a_camera_give_eq_2(pipeline):

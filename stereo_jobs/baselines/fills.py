@@ -70,10 +70,10 @@ def sign_of(disparity: NDArray[np.float32]) -> torch.Tensor:
 
 
 def to_tensor(image: Image) -> torch.Tensor:
-    """H,W,3 uint8 -> 1,3,H,W float32 in [0, 255]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float()
+    """H,W,3 uint8 -> 1,3,H,W float32 in [0, 1]."""
+    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
 
 
 def to_image(pixels: torch.Tensor) -> Image:
-    """1,3,H,W in [0, 255] -> H,W,3 uint8."""
-    return np.asarray(pixels[0].permute(1, 2, 0).round().to(torch.uint8).numpy(), np.uint8)
+    """1,3,H,W in [0, 1] -> H,W,3 uint8; rounded as everywhere, so that equal warps are equal images."""
+    return np.asarray((pixels[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy(), np.uint8)

@@ -97,15 +97,15 @@ SWITCHES = (
     BEST.of("no re-copy", recopy_interval=0),
     BEST.of("sub-pixel", warp="subpixel"),
     BEST.of("integer", warp="integer"),
-    BEST.of("background", fill="background"),
     BEST.of("noise", fill="noise"),
-    BEST.of("no grain", grain=0.0),
+    BEST.of("zero", fill="zero"),
+    BEST.of("whole change", trusted_loss=None),
     BEST.of("no composite", composite=False),
     BEST.of("shift at 0.2", shift_step=0.2),
     BEST.of("shift at 0.6", shift_step=0.6),
     BEST.of("shift at 0.8", shift_step=0.8),
     BEST.of("strength 0", shift_step=0.96),  # one step: all but what it begins with
-    BEST.of("edges 0", edge_px=0),
+    BEST.estimated().of("edges 0", edge_px=0),
     BEST.of("dpm++ 20", scheduler="dpm++", steps=20),
 )
 """Our own switches, one at a time."""

@@ -69,7 +69,12 @@ class BaselineMaker:
                 pictures = [PictureWarp(shift.warp, shift.columns) for shift in shifts]
                 continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
                 rights = composites(
-                    self.sd, lefts.scenes, pictures, continued=continued, diffused=rights, grain=self.method.grain
+                    self.sd,
+                    lefts.scenes,
+                    pictures,
+                    continued=continued,
+                    diffused=rights,
+                    trusted_loss=self.method.trusted_loss,
                 )
         else:
             rights = [
@@ -95,7 +100,7 @@ class BaselineMaker:
 
     def _shift(self, values: Tensor, row: Row) -> _Shift:
         """The shift in the picture. Whole pixels as published comparisons have them: truncated, known ones rounded."""
-        full = requested_disparity(sharpen_edges(values[None], self.method.edge_px)[0], row, self.method)
+        full = requested_disparity(sharpen_edges(values[None], self.method.sharpened_px)[0], row, self.method)
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
         blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts

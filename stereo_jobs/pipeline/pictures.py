@@ -3,19 +3,18 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
-from stereo_jobs.pipeline.lefts import decode
+from stereo_jobs.pipeline.lefts import stack
 from stereo_jobs.pipeline.pixels import Image, to_image, to_tensor
-from stereo_jobs.stereo.composite import composite
-from stereo_jobs.stereo.fill import extend_background
+from stereo_jobs.stereo.composite import composite, trusted_share
+from stereo_jobs.stereo.fill import extend_background, smooth_across_rows
 from stereo_jobs.stereo.warp import ForwardWarp
 
-REACH_PX = 12.0
-"""Reach of the composite's colour correction, from a pixel of a hole to where its background is taken from."""
+ROW_REACH = 256
+"""A hole is smoothed across one row above and below for every so many columns of the picture, and one at least."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +31,13 @@ class PictureWarp:
 
     def continued(self, picture: Image) -> Tensor:
         """The warped picture, its holes continued from the background: 1,3,H,W in [0, 1]."""
-        return extend_background(self.warp(to_tensor(picture).to(self.columns.device)), self.columns)
+        extended = extend_background(self.warp(to_tensor(picture).to(self.columns.device)), self.columns)
+        return smooth_across_rows(extended, ~self.warp.filled, max(1, extended.shape[-1] // ROW_REACH))
 
 
-def encode(sd: StableDiffusion, scenes: Sequence[Scene], pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures at their own sizes, 1,3,H,W each -> latents B,4,h,w."""
-    fitted = [scene.fit.into(picture) for scene, picture in zip(scenes, pictures, strict=True)]
-    return sd.encode(torch.cat(fitted).to(sd.device))
+def fitted(sd: StableDiffusion, scenes: Sequence[Scene], pictures: Sequence[Tensor]) -> Tensor:
+    """Pictures at their own sizes, 1,3,H,W each -> B,3,h,w at the working size."""
+    return stack(sd, [scene.fit.into(picture) for scene, picture in zip(scenes, pictures, strict=True)])
 
 
 def composites(
@@ -48,7 +47,7 @@ def composites(
     *,
     continued: Sequence[Tensor],
     diffused: Sequence[Image],
-    grain: float,
+    trusted_loss: float | None,
     encoded: Tensor | None = None,
 ) -> list[Image]:
     """The composite of each right view.
@@ -59,24 +58,21 @@ def composites(
         warps: of the left pictures.
         continued: the left pictures, so warped and continued.
         diffused: the right views as decoded.
-        grain: see `composite`.
+        trusted_loss: see `trusted_share`.
         encoded: latents of `continued`, if they are known.
     """
-    returned: list[Image | None] = [None] * len(continued)
-    if grain:
-        latents = encode(sd, scenes, continued) if encoded is None else encoded
-        returned = [*decode(sd, latents, scenes)[0]]
+    given = fitted(sd, scenes, continued)
+    returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
+    shares = trusted_share(given, returned, trusted_loss)
     return [
         to_image(
             composite(
                 pixels,
-                warp.warp.filled,
-                to_tensor(view).to(pixels.device),
-                warp.columns,
-                reach_px=REACH_PX,
-                returned=None if back is None else to_tensor(back).to(pixels.device),
-                grain=grain,
+                warps[i].warp.filled,
+                to_tensor(diffused[i]).to(pixels.device),
+                scenes[i].fit.back(returned[i : i + 1]).to(pixels.device),
+                shares[i : i + 1],
             )
         )
-        for pixels, warp, view, back in zip(continued, warps, diffused, returned, strict=True)
+        for i, pixels in enumerate(continued)
     ]

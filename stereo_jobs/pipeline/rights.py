@@ -12,18 +12,15 @@ from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
 from stereo_jobs.pipeline.pairs import Labels, labelled_pair
-from stereo_jobs.pipeline.pictures import PictureWarp, composites, encode
-from stereo_jobs.pipeline.pixels import finite
+from stereo_jobs.pipeline.pictures import PictureWarp, composites, fitted
+from stereo_jobs.pipeline.pixels import Image, finite
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
-from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
+from stereo_jobs.stereo.fill import background_columns, extend_background
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
-
-SURFACE_PX = 1.0
-"""What is nearer than a hole's edge by more than this, in picture pixels, is not the background mirrored there."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ class RightMaker:
         half = 0.5 if method.shift_both else 1.0
         shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(padded)]
         back = [self._shift(lefts, i, row, -half) for i, row in enumerate(padded)] if method.shift_both else None
-        continued = _continued(lefts, shifts)
+        continued = _continued(lefts.images, shifts)
         to_right = self._view_shift(lefts, shifts, continued)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         latents = denoise_pair(
@@ -72,7 +69,7 @@ class RightMaker:
             lefts.denoised,
             method=method,
             to_right=to_right,
-            to_left=self._view_shift(lefts, back, _continued(lefts, back)) if back else None,
+            to_left=self._view_shift(lefts, back, _continued(lefts.images, back)) if back else None,
             conditions=self._conditions(lefts, shifts),
         )
         left, left_finite = lefts.images, lefts.usable
@@ -81,14 +78,15 @@ class RightMaker:
         right, right_finite = decode(self.sd, latents.right, lefts.scenes)
         finished = right
         if method.composite:
+            same = not method.changes_left and method.warp == "pixel"
             finished = composites(
                 self.sd,
                 lefts.scenes,
                 _pictures(shifts),
-                continued=continued,
+                continued=_continued(left, shifts) if method.changes_left else continued,
                 diffused=right,
-                grain=method.grain,
-                encoded=to_right.clean if method.warp == "pixel" else None,
+                trusted_loss=method.trusted_loss,
+                encoded=to_right.clean if same else None,
             )
         usable = lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right)
         for i, row in enumerate(rows):
@@ -113,7 +111,7 @@ class RightMaker:
         """The shift of one picture by `share` of the whole way."""
         method, fit, factor = self.method, lefts.scenes[i].fit, self.sd.latent_factor
         grid = grid_of(self.sd, lefts.scenes)
-        sharp = sharpen_edges(lefts.maps[i][None], method.edge_px)
+        sharp = sharpen_edges(lefts.maps[i][None], method.sharpened_px)
         if method.geometry == "relative":
             sign = torch.tensor([row.scale_percent * share], dtype=torch.float64)
             full = scaled_disparity(relative_disparity(sharp), sign)
@@ -128,20 +126,13 @@ class RightMaker:
             # Relative shifts are truncated as in the published code; known pixels are worth rounding.
             on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
         latents = _warp_within(on_grid, -(-fit.inner[1] // factor), sign, subpixel=method.warp != "integer")
-        columns = self._columns(latents, on_grid, sign, SURFACE_PX * fit.zoom / factor)
+        columns = _columns(latents, on_grid, sign)
         if method.warp != "pixel" and not method.composite:
             applied = fit.map_back(upsample(on_grid * factor, factor)) / fit.zoom
             return _Shift(latents, columns, None, applied / share)
         pixels = forward_warp(full, sign, subpixel=True)
-        picture = PictureWarp(pixels, self._columns(pixels, full, sign, SURFACE_PX))
+        picture = PictureWarp(pixels, _columns(pixels, full, sign))
         return _Shift(latents, columns, picture, full / share)
-
-    def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> Tensor:
-        """From where each hole of a warp by `disparity` continues the background."""
-        moved = warp(disparity[:, None])[:, 0]
-        if self.method.fill == "mirror":
-            return mirrored_columns(warp.filled, moved, sign, step)
-        return background_columns(warp.filled, moved, sign)
 
     def _view_shift(self, lefts: Lefts, shifts: list[_Shift], continued: list[Tensor]) -> ViewShift:
         """The shifts of a batch, and its warped pictures, as the sampler takes them."""
@@ -149,11 +140,11 @@ class RightMaker:
         warp, columns = _stacked(shifts)
         filled, clean = warp.filled, None
         if method.warp == "pixel":
-            clean = encode(self.sd, scenes, continued)
+            clean = self.sd.encode(fitted(self.sd, scenes, continued))
             # A latent is given only where all of its pixels are.
             seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, _pictures(shifts), strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
-        elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
+        elif method.warp == "subpixel" or method.fill == "background":
             clean = extend_background(warp(lefts.denoised.final), columns)
         noise = stack_noise(self.sd, scenes, stream=1)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
@@ -198,11 +189,16 @@ def _pictures(shifts: list[_Shift]) -> list[PictureWarp]:
     return [shift.picture for shift in shifts if shift.picture is not None]
 
 
-def _continued(lefts: Lefts, shifts: list[_Shift]) -> list[Tensor]:
-    """The left pictures, warped and their holes continued: 1,3,H,W each."""
+def _columns(warp: ForwardWarp, disparity: Tensor, sign: Tensor) -> Tensor:
+    """From where each hole of a warp by `disparity` continues the background."""
+    return background_columns(warp.filled, warp(disparity[:, None])[:, 0], sign)
+
+
+def _continued(pictures: list[Image], shifts: list[_Shift]) -> list[Tensor]:
+    """Left pictures, warped and their holes continued: 1,3,H,W each."""
     return [
-        shift.picture.continued(left)
-        for shift, left in zip(shifts, lefts.images, strict=True)
+        shift.picture.continued(picture)
+        for shift, picture in zip(shifts, pictures, strict=True)
         if shift.picture is not None
     ]
 
