@@ -60,8 +60,9 @@ def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.12, near: floa
 
     Estimators blur their edges and resizing does, too; shifted, such a ramp tears the object's rim over the hole.
     Where the values within `radius` span more than `threshold` of the map's range, each pixel takes the smallest or
-    the largest of them (toggle mapping, Kramer and Bruckner 1975). Most of a ramp goes to the near side: an object's
-    outline that stays behind on the background is seen, a rim of background that moves with the object is not.
+    the largest of them (toggle mapping, Kramer and Bruckner 1975). Most of a ramp goes to the near side, and a pixel
+    beyond: an object's outline that stays behind on the background is seen, a rim of background that moves with the
+    object is not.
 
     Args:
         maps: B,h,w inverse depth or disparity.
@@ -71,10 +72,17 @@ def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.12, near: floa
     """
     if radius == 0:
         return maps
-    size = 2 * radius + 1
-    high = functional.max_pool2d(maps[:, None], size, stride=1, padding=radius)[:, 0]
-    low = -functional.max_pool2d(-maps[:, None], size, stride=1, padding=radius)[:, 0]
+    high = _largest_around(maps, radius)
+    low = -_largest_around(-maps, radius)
     flat = maps.flatten(1)
     span = (flat.amax(1) - flat.amin(1))[:, None, None]
     edge = high - low > threshold * span
-    return torch.where(edge, torch.where(maps - low > near * (high - low), high, low), maps)
+    upper = edge & (maps - low > near * (high - low))
+    sharp = torch.where(edge, torch.where(upper, high, low), maps)
+    beside = _largest_around(torch.where(upper, high, -torch.inf), 1)
+    return torch.where(~upper & (beside - sharp > threshold * span), beside, sharp)
+
+
+def _largest_around(maps: Tensor, radius: int) -> Tensor:
+    """The largest value within `radius` pixels, each way: B,h,w -> B,h,w."""
+    return functional.max_pool2d(maps[:, None], 2 * radius + 1, stride=1, padding=radius)[:, 0]
