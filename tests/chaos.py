@@ -59,7 +59,7 @@ class Chaos:
     """The cluster, the store, the job of the moment, and what has become of them."""
 
     def __init__(self, seed: int, count: int, folder: Path, proxy: FaultProxy) -> None:
-        self.random = random.Random(seed)
+        self.random, self.started = random.Random(seed), time.monotonic()
         self.folder, self.proxy, self.count = folder, proxy, count
         self.told = folder / "told"
         self.told.touch()
@@ -186,7 +186,8 @@ class Chaos:
             self.go_on()
             self.mend()
             self.struck[fault] += 1
-            print(f"{self.struck.total()}: {fault}", file=sys.stderr, flush=True)
+            seconds = time.monotonic() - self.started
+            print(f"{seconds:.0f} s: {self.struck.total()}: {fault}", file=sys.stderr, flush=True)
             getattr(self, fault)()
             self.go_on()
 
@@ -212,7 +213,8 @@ class Chaos:
         for spec in self.jobs:
             found = verdict(spec)
             problems += [] if found.ok else [f"{spec.output}: {problem}" for problem in found.problems]
-            problems += [f"{spec.output}: {key} differs" for key, row in rows(spec).items() if row != expected[key]]
+            there = rows(spec) if found.succeeded else {}
+            problems += [f"{spec.output}: {key} differs" for key, row in there.items() if row != expected[key]]
             for key, why in failures(spec).items():
                 (blamed if why == "KilledWorker" else problems).append(f"{spec.output}: {key} failed: {why}")
             made, failed = made + found.succeeded, failed + found.failed
