@@ -254,7 +254,7 @@ def main() -> int:
         "rows": made,
         "rows_failed": failed,
         "rows_generated_in_vain": generated - made,
-        "wasted_share": round(1 - made / generated, 3),
+        "wasted_share": round(1 - made / max(1, generated), 3),
         "problems": problems,
     }
     print(json.dumps(report))
