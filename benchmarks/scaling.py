@@ -1,17 +1,19 @@
 """Does dealing scale? `python benchmarks/scaling.py --actors 1 4 16 64`, and `--null 1000000`.
 
 The first runs a stand-in generator that sleeps 20 s a shard on Ray actors without CPUs of their own, output on local
-disk, and compares the time from the first deal to the end with what so many actors need at least. The second deals
-shards that are done at once, and watches the driver's memory.
+disk, and compares the time from before the first deal to the last commit with what so many actors need at least. The
+second deals shards that are done at once, and watches the driver's memory. Exit code 1 if dealing does not scale.
 """
 
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -22,7 +24,7 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
 from stereo_jobs.job import driver
 from stereo_jobs.job.driver import Tick
-from stereo_jobs.job.pool import Outcome
+from stereo_jobs.job.pool import Outcome, Pool
 from stereo_jobs.job.worker import ShardTask
 from stereo_jobs.records import Row, ShardRecord, StereoPair
 from stereo_jobs.spec import JobSpec, Recipe, parse_spec
@@ -30,6 +32,12 @@ from tests import standin
 
 SECONDS = 20.0
 """Of one shard."""
+MIN_EFFICIENCY = 0.95
+"""Of the most actors."""
+MAX_DRIVER_MS = 10.0
+"""A shard."""
+
+OPEN_POOL = driver.open_pool
 
 
 class Sleeping(standin.StandIn):
@@ -58,27 +66,36 @@ def make_spec(folder: Path, rows: int, **runtime: object) -> JobSpec:
 
 
 class Clock:
-    """Times of the dealing: from the first tick, when all actors are ready, to the last."""
+    """Times of the dealing: from when the pool is open, before the first deal, to the last tick."""
 
     def __init__(self) -> None:
         self.first = self.last = self.cpu_first = self.cpu_last = 0.0
         self.memory: list[tuple[int, float]] = []
 
+    def opening(self, open_pool: Callable[..., Pool]) -> Callable[..., Pool]:
+        """`open_pool` that starts the clock once all actors are ready."""
+
+        def opened(*args: object, **kwargs: object) -> Pool:
+            pool = open_pool(*args, **kwargs)
+            self.first, self.cpu_first = time.monotonic(), time.process_time()
+            return pool
+
+        return opened
+
     def __call__(self, tick: Tick) -> None:
         self.last, self.cpu_last = time.monotonic(), time.process_time()
-        if not self.first:
-            self.first, self.cpu_first = self.last, self.cpu_last
         if not self.memory or tick.made >= self.memory[-1][0] + tick.planned / 10:
             self.memory.append((tick.made, psutil.Process().memory_info().rss / 2**20))
 
 
-def sleeping(actors: int, shards_each: int) -> dict[str, object]:
+def sleeping(actors: int, shards_each: int) -> dict[str, Any]:
     """One cluster size."""
     with tempfile.TemporaryDirectory() as folder:
         shards = actors * shards_each
         runtime = {"actors": actors, "cpus_per_actor": 0, "device": "cpu", "shard_rows": 2, "batch_size": 2}
         spec = make_spec(Path(folder), 2 * shards, **runtime)
         clock, started = Clock(), time.monotonic()
+        driver.open_pool = clock.opening(OPEN_POOL)
         driver.run(spec, load=load, watch=clock)
     took = clock.last - clock.first
     return {
@@ -132,11 +149,11 @@ def _record(task: ShardTask) -> ShardRecord:
     )
 
 
-def null(shards: int) -> dict[str, object]:
+def null(shards: int) -> dict[str, Any]:
     """Shards of one row that nobody makes."""
-    driver.open_pool = lambda *args, **kwargs: NullPool()
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock()
+        driver.open_pool = clock.opening(lambda *args, **kwargs: NullPool())
         driver.run(make_spec(Path(folder), shards, shard_rows=1), load=load, watch=clock)
     return {
         "shards": shards,
@@ -146,17 +163,35 @@ def null(shards: int) -> dict[str, object]:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--actors", type=int, nargs="*", default=[])
     parser.add_argument("--shards-each", type=int, default=5)
     parser.add_argument("--null", type=int, default=0)
     options = parser.parse_args()
-    for actors in options.actors:
-        print(json.dumps(sleeping(actors, options.shards_each)), flush=True)
+    problems = []
+    for actors in sorted(options.actors):
+        found = sleeping(actors, options.shards_each)
+        print(json.dumps(found), flush=True)
+        if actors == max(options.actors) and found["efficiency"] < MIN_EFFICIENCY:
+            problems.append(f"{actors} actors: efficiency {found['efficiency']}, needs {MIN_EFFICIENCY}")
+        problems += slow(found)
     if options.null:
-        print(json.dumps(null(options.null)), flush=True)
+        found = null(options.null)
+        print(json.dumps(found), flush=True)
+        problems += slow(found)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+def slow(found: dict[str, Any]) -> list[str]:
+    """What there is to say of the driver's time."""
+    spent = found["driver_cpu_ms_per_shard"]
+    if spent <= MAX_DRIVER_MS:
+        return []
+    return [f"{found['shards']} shards: {spent} ms of driver time each, may be {MAX_DRIVER_MS:g}"]
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

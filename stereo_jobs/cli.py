@@ -336,7 +336,7 @@ def render(
         list[str] | None, typer.Option(help="Secret whose keys become variables; repeatable.")
     ] = None,
     token_secret: Annotated[str | None, typer.Option(help="Secret with the cluster's token in auth_token.")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="A run that takes longer is ended.")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="A run ends by then, in order.")] = None,
     retries: Annotated[int | None, typer.Option(help="Fresh starts after a failure or interruption.")] = None,
     ray_version: Annotated[str | None, typer.Option(help="In the image; as here if left out.")] = None,
     kubectl_image: Annotated[str | None, typer.Option(help="With sh and kubectl, for cronjob.")] = None,

@@ -1,8 +1,9 @@
 """A seeded random fault test: `python -m tests.chaos --faults 100 --seed 1`.
 
-Jobs run one after the other on a cluster of two nodes, against a real S3 server behind a proxy, while one fault after
-the other strikes. In the end every job must be whole: each row there once and as an undisturbed run makes it. Prints
-one JSON object; exit code 1 if anything is wrong. The same seed gives the same faults at the same distances.
+Jobs run one after the other on a cluster of two nodes and a head, against a real S3 server behind a proxy, while one
+fault after the other strikes. In the end every job must be whole: each row there once and as an undisturbed run makes
+it, none failed. Prints one JSON object; exit code 1 if anything is wrong. The same seed gives the same faults at the
+same distances; `--plan FAULT FAULT ...` names them instead.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
@@ -33,19 +34,32 @@ from stereo_jobs.job.driver import run
 from stereo_jobs.spec import JobSpec, parse_spec
 from tests import seaweed, standin
 from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
-from tests.datasets import rows, verdict
+from tests.datasets import failures, rows, verdict
 from tests.fault_proxy import FaultProxy
 from tests.job.processes import start
 
 INTERRUPTED = {75, -signal.SIGKILL, 5, -signal.SIGTERM}
 """Exit codes of runs after which the next one goes on; SIGTERM itself ends one that has not begun to listen."""
 
+FAULTS = {
+    "actor_killed": 8,
+    "node_killed": 3,
+    "node_frozen": 2,
+    "driver_killed": 3,
+    "driver_drained": 2,
+    "head_killed": 1,
+    "store_away": 2,
+    "store_slow": 2,
+    "store_busy": 2,
+}
+"""Methods of `Chaos`, each with its weight."""
+
 
 class Chaos:
     """The cluster, the store, the job of the moment, and what has become of them."""
 
     def __init__(self, seed: int, count: int, folder: Path, proxy: FaultProxy) -> None:
-        self.random = random.Random(seed)
+        self.random, self.started = random.Random(seed), time.monotonic()
         self.folder, self.proxy, self.count = folder, proxy, count
         self.told = folder / "told"
         self.told.touch()
@@ -55,6 +69,7 @@ class Chaos:
         self.jobs: list[JobSpec] = []
         self.starts = 0
         self.exits: Counter[int] = Counter()
+        self.struck: Counter[str] = Counter()
         self.nodes: Nodes
         self.new_cluster()
         self.new_job()
@@ -157,36 +172,24 @@ class Chaos:
         time.sleep(self.random.uniform(1, 20))
         self.proxy.heal()
 
-    def faults(self) -> dict[Callable[[], None], int]:
-        """Each with its weight."""
-        return {
-            self.actor_killed: 8,
-            self.node_killed: 3,
-            self.node_frozen: 2,
-            self.driver_killed: 3,
-            self.driver_drained: 2,
-            self.head_killed: 1,
-            self.store_away: 2,
-            self.store_slow: 2,
-            self.store_busy: 2,
-        }
-
     # --- The whole ---
 
-    def strike(self, count: int) -> Counter[str]:
-        """So many faults, a few seconds apart."""
-        struck: Counter[str] = Counter()
-        kinds = self.faults()
+    def drawn(self, count: int) -> Iterator[str]:
+        """So many faults at random."""
         for _ in range(count):
-            (fault,) = self.random.choices(list(kinds), list(kinds.values()))
+            yield from self.random.choices(list(FAULTS), list(FAULTS.values()))
+
+    def strike(self, faults: Iterable[str]) -> None:
+        """One fault after the other, a few seconds apart."""
+        for fault in faults:
             time.sleep(self.random.uniform(1, 6))
             self.go_on()
             self.mend()
-            print(f"{sum(struck.values()) + 1}: {fault.__name__}", file=sys.stderr, flush=True)
-            fault()
-            struck[fault.__name__] += 1
+            self.struck[fault] += 1
+            seconds = time.monotonic() - self.started
+            print(f"{seconds:.0f} s: {self.struck.total()}: {fault}", file=sys.stderr, flush=True)
+            getattr(self, fault)()
             self.go_on()
-        return struck
 
     def finish(self) -> None:
         """Let the last job end."""
@@ -206,18 +209,25 @@ class Chaos:
         standin.time = type("quick", (), {"sleep": staticmethod(lambda seconds: None)})  # type: ignore[assignment]
         run(whole, local=True, load=standin.load)
         expected = rows(whole)
-        problems, made, failed = self.problems(), 0, 0
+        problems, blamed, made, failed = self.problems(), [], 0, 0
         for spec in self.jobs:
             found = verdict(spec)
             problems += [] if found.ok else [f"{spec.output}: {problem}" for problem in found.problems]
-            problems += [f"{spec.output}: {key} differs" for key, row in rows(spec).items() if row != expected[key]]
+            there = rows(spec) if found.succeeded else {}
+            problems += [f"{spec.output}: {key} differs" for key, row in there.items() if row != expected[key]]
+            for key, why in failures(spec).items():
+                (blamed if why == "KilledWorker" else problems).append(f"{spec.output}: {key} failed: {why}")
             made, failed = made + found.succeeded, failed + found.failed
+        # A row at which two actors are killed is taken for the killer, as it would be if it were.
+        if len(blamed) > max(0, self.struck["actor_killed"] - 1):
+            problems += blamed
         return problems, made, failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--faults", type=int, default=100, help="how many, drawn at random")
+    parser.add_argument("--plan", nargs="+", choices=FAULTS, metavar="FAULT", help=f"these: {', '.join(FAULTS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, default=200, help="of each job; one takes 0.4 s")
     options = parser.parse_args()
@@ -227,7 +237,7 @@ def main() -> int:
     with seaweed.serve() as s3, FaultProxy(s3, options.seed).serving() as proxy, environment(SETTINGS | token):
         chaos = Chaos(options.seed, options.rows, folder, proxy)
         try:
-            struck = chaos.strike(options.faults)
+            chaos.strike(options.plan or chaos.drawn(options.faults))
             chaos.finish()
         finally:
             chaos.driver.kill()
@@ -236,7 +246,7 @@ def main() -> int:
         problems, made, failed = chaos.check()
     report = {
         "seed": options.seed,
-        "faults": dict(struck),
+        "faults": dict(chaos.struck),
         "seconds": round(time.monotonic() - started),
         "jobs": len(chaos.jobs),
         "runs": chaos.starts,
@@ -244,7 +254,7 @@ def main() -> int:
         "rows": made,
         "rows_failed": failed,
         "rows_generated_in_vain": generated - made,
-        "wasted_share": round(1 - made / generated, 3),
+        "wasted_share": round(1 - made / max(1, generated), 3),
         "problems": problems,
     }
     print(json.dumps(report))

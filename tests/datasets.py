@@ -36,6 +36,13 @@ def rows(spec: JobSpec) -> dict[str, dict]:
     return {row["id"]: row for row in listed}
 
 
+def failures(spec: JobSpec) -> dict[str, str]:
+    """Types of error by the ids of rows that failed."""
+    storage = open_storage(spec.output, spec.runtime.storage)
+    tables = [pq.read_table(io.BytesIO(storage.read(info.key))) for info in storage.list(layout.ERRORS_PREFIX)]
+    return {row["id"]: row["error_type"] for table in tables for row in table.to_pylist()}
+
+
 def assert_same(one: StereoPair, other: StereoPair) -> None:
     """Two pairs are equal in every field, images byte for byte."""
     assert type(one) is type(other) is StereoPair

@@ -13,6 +13,7 @@ METRICS_PORT = 8080
 """Where KubeRay has every node of a cluster export Ray's metrics; by its name a PodMonitor finds it."""
 
 WAIT_FOR_MACHINES_S = 3600
+GRACE_S = 300
 KEEP_FINISHED_S = 600
 
 SPOT_LABEL = {
@@ -20,6 +21,8 @@ SPOT_LABEL = {
     "eks": ("karpenter.sh/capacity-type", "spot"),
     "generic": ("node.kubernetes.io/lifecycle", "spot"),
 }
+SPOT_NOTICE = {"gke": "gcp", "eks": "aws"}
+"""Whose metadata service tells a pod that its machine is about to go, where pods may ask it."""
 GPU_LABEL = {
     "gke": "cloud.google.com/gke-accelerator",
     "eks": "karpenter.k8s.aws/instance-gpu-name",
@@ -81,7 +84,7 @@ def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
         "volumes": [_volume(options)],
     }
     # What the RayJob may take with all its retries, and an hour.
-    seconds = (options.max_seconds + WAIT_FOR_MACHINES_S) * (options.retries + 1) + 3600
+    seconds = _deadline_s(options) * (options.retries + 1) + 3600
     # Exit 1 says that the RayJob failed: it has had its own retries. A lost pod is made again and waits on.
     policy = {
         "rules": [
@@ -130,9 +133,14 @@ def _ray_job_spec(options: LaunchOptions) -> dict[str, Any]:
         "ttlSecondsAfterFinished": KEEP_FINISHED_S,
         "backoffLimit": options.retries,
         "preRunningDeadlineSeconds": WAIT_FOR_MACHINES_S,
-        "activeDeadlineSeconds": options.max_seconds,
+        "activeDeadlineSeconds": _deadline_s(options),
         "rayClusterSpec": _ray_cluster(options),
     }
+
+
+def _deadline_s(options: LaunchOptions) -> int:
+    """When KubeRay kills a try. The run ends before by itself (`--max-hours`), so this is for one that hangs."""
+    return WAIT_FOR_MACHINES_S + options.max_seconds + GRACE_S
 
 
 def _ray_cluster(options: LaunchOptions) -> dict[str, Any]:

@@ -50,7 +50,7 @@ class LaunchOptions(BaseModel):
     token_secret: KubernetesName | None = Field(
         None, description="Secret with the cluster's token in `auth_token`; null: KubeRay makes one per cluster."
     )
-    max_hours: float = Field(24.0, gt=0, le=24 * 30, description="A run that takes longer is ended.")
+    max_hours: float = Field(24.0, ge=0.001, le=24 * 30, description="A run ends by then, in order.")
     retries: int = Field(2, ge=0, le=20, description="Fresh starts after a failure or an interruption.")
     kubectl_image: str = Field(
         "alpine/kubectl:1.34.1", pattern=r"^\S+$", description="With sh and kubectl, for cronjob."

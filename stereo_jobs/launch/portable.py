@@ -60,10 +60,16 @@ def read_portable(path: str | Path, overrides: Sequence[str] = (), *, local_path
 
 
 def run_command(
-    portable: Portable, where: str, extra: Sequence[str] = (), *, verb: str = "run", extend: bool = False
+    portable: Portable,
+    where: str,
+    extra: Sequence[str] = (),
+    *,
+    extend: bool = False,
+    max_hours: float | None = None,
 ) -> str:
     """The shell command that runs it; `where` is the path of the spec there, `extra` are more `--set` arguments."""
-    words = ["stereo-jobs", verb, where, *(["--extend"] if extend else [])]
+    words = ["stereo-jobs", "run", where, *(["--extend"] if extend else [])]
+    words += [f"--max-hours={max_hours:g}"] if max_hours else []
     for override in (*extra, *portable.overrides):
         words += ["--set", override]
     return shlex.join(words)

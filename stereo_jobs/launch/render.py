@@ -22,6 +22,8 @@ ON_AWS = "/home/ray/job.yaml"
 
 START_TIMEOUT_S = 3600
 """Spot machines take their time, and so does the first pull of a large image."""
+SLURM_NOTICE_S = 180
+"""Slurm's SIGTERM comes so long before the time is over, or a minute earlier."""
 
 
 def render(path: str, options: LaunchOptions, overrides: Sequence[str] = ()) -> str:
@@ -46,8 +48,23 @@ def _placement(spec: JobSpec, options: LaunchOptions) -> list[str]:
         f"runtime.device={'cuda' if options.gpus else 'cpu'}",
         f"runtime.actors={{min: {actors[0]}, max: {actors[1]}}}",
         f"runtime.start_timeout_s={timeout_s}",
-        *(["runtime.spot_notice=aws"] if options.kind == "ray-up" and options.spot else []),
+        *_spot_notice(spec, options),
     ]
+
+
+def _spot_notice(spec: JobSpec, options: LaunchOptions) -> list[str]:
+    """Whom workers ask whether their machine is about to go, unless the spec says so."""
+    source = {"ray-up": "aws", "slurm": None}.get(options.kind, kubernetes.SPOT_NOTICE.get(options.provider))
+    wanted = source and options.spot and not spec.runtime.spot_notice
+    return [f"runtime.spot_notice={source}"] if wanted else []
+
+
+def _time_is_over_s(spec: JobSpec, options: LaunchOptions) -> int:
+    """Seconds of the run's script after which exit 75 means that the time was over, and not an interruption."""
+    if options.kind == "slurm":  # counted from the start of the batch script, which may be a minute late
+        return _slurm_seconds(options) - SLURM_NOTICE_S - 120
+    limit_s = options.max_seconds
+    return max(0, math.floor(limit_s - min(spec.runtime.drain_timeout_s, limit_s / 2)) - 1)
 
 
 # --- Kubernetes ---
@@ -59,10 +76,17 @@ def _kubernetes(portable: Portable, options: LaunchOptions) -> str:
             f"the spec reads {', '.join(portable.variables)} from the environment: name the Kubernetes Secret that "
             "has them as keys with --env-secret"
         )
-    command = run_command(portable, f"{MOUNTED}/job.yaml", _placement(portable.spec, options), extend=options.scheduled)
+    command = run_command(
+        portable,
+        f"{MOUNTED}/job.yaml",
+        _placement(portable.spec, options),
+        extend=options.scheduled,
+        max_hours=options.max_hours,
+    )
+    over_s = _time_is_over_s(portable.spec, options)
     files = {
         "job.yaml": portable.text,
-        "run.sh": template("run.sh.j2").render(command=command, scheduled=options.scheduled),
+        "run.sh": template("run.sh.j2").render(command=command, scheduled=options.scheduled, over_s=over_s),
     }
     documents: list[dict[str, Any]]
     if options.kind == "kuberay":
@@ -82,7 +106,7 @@ def _kubernetes(portable: Portable, options: LaunchOptions) -> str:
 
 def _ray_up(path: str, portable: Portable, options: LaunchOptions) -> str:
     extra = ["runtime.ray_address=auto", *_placement(portable.spec, options)]
-    command = run_command(portable, ON_AWS, extra)
+    command = run_command(portable, ON_AWS, extra, max_hours=options.max_hours)
     machine: dict[str, Any] = {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200}}]}
     if options.instance_profile:
         machine["IamInstanceProfile"] = {"Arn": options.instance_profile}
@@ -141,12 +165,18 @@ def _slurm(portable: Portable, options: LaunchOptions) -> str:
             "SPEC_FILE", '"$folder/job.yaml"'
         ),
         variables=portable.variables,
-        time=_slurm_time(options.max_seconds),
+        time=_slurm_time(_slurm_seconds(options)),
+        notice_s=SLURM_NOTICE_S,
+        over_s=_time_is_over_s(portable.spec, options),
     )
 
 
+def _slurm_seconds(options: LaunchOptions) -> int:
+    return max(options.max_seconds, 600)
+
+
 def _slurm_time(seconds: int) -> str:
-    hours, rest = divmod(max(seconds, 600), 3600)
+    hours, rest = divmod(seconds, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}"
 
 

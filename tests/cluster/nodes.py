@@ -4,6 +4,7 @@ import contextlib
 import os
 import secrets
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,10 @@ class Node:
                 if "ActorWorker" in " ".join(process.cmdline()):
                     found.append(process)
         return found
+
+    def workers(self) -> set[str]:
+        """Its actors, as they are called in the records of their shards."""
+        return {f"{socket.gethostname()}/{process.pid}" for process in self.actors()}
 
     def alive(self) -> bool:
         """Whether its raylet is: it ends itself when the head has given the node up."""
@@ -132,6 +137,21 @@ def cluster(workers: int, cpus: int = 1, gpus: int = 0) -> Iterator[Nodes]:
                 yield nodes
         finally:
             nodes.end()
+
+
+def comes_back(node: Node, nodes: Nodes, driver: subprocess.Popen, **where: object) -> set[str]:
+    """A node that was out of reach answers again while the job is still at work; returns the workers it has then.
+
+    Ray takes no node back that it has given up: the raylet ends itself once it hears of it, with its actors, and
+    whoever started it starts it again, as Kubernetes does.
+    """
+    assert driver.poll() is None, "the job was over before the node was back"
+    wait_until(lambda: not node.alive() and not node.actors(), what="the end of what Ray gave up")
+    again = nodes.add(**where)
+    wait_until(again.workers, what="an actor on the node that is back")
+    workers = again.workers()
+    assert driver.poll() is None, "the job was over before the node could serve again"
+    return workers
 
 
 @contextlib.contextmanager

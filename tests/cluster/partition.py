@@ -1,7 +1,8 @@
 """Two nodes in two network namespaces, and a link between them that fails for a minute.
 
 `unshare -rn python -m tests.cluster.partition FOLDER` runs FOLDER/spec.json; its output is on a disk that both see.
-While the link is down packets vanish: nothing is refused, nothing answers.
+While the link is down packets vanish: nothing is refused, nothing answers. Prints the workers of the node that was
+cut off, once it is back.
 """
 
 import json
@@ -13,7 +14,7 @@ import time
 from pathlib import Path
 
 from stereo_jobs.spec import parse_spec
-from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
+from tests.cluster.nodes import SETTINGS, Nodes, comes_back, environment, wait_until
 from tests.job.processes import finish, start
 
 HERE, THERE = "10.77.1.1", "10.77.2.1"
@@ -60,11 +61,13 @@ def main() -> int:
             link(there, up=False)
             time.sleep(60)
             link(there, up=True)
+            replaced = comes_back(cut_off, nodes, process, ip=THERE, within=there.split())
             code, said = finish(process, timeout=300)
         finally:
             nodes.end()
             far.kill()
     print(said, file=sys.stderr)
+    print(json.dumps(sorted(replaced)))
     return code
 
 

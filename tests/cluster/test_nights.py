@@ -16,6 +16,8 @@ from tests.datasets import rows, verdict
 from tests.job.processes import finish, start
 
 ROWS, LONG = 12, 80
+SLACK_S = 10
+"""For a process to start and end on a busy machine."""
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -100,7 +102,7 @@ def test_a_week_of_nights(place, make_spec, make_manifest, tmp_path, monkeypatch
     started = time.monotonic()
     code, said = finish(week.night(f"--max-hours={10 / 3600}"))
     assert (code, "run again to go on" in said) == (75, True), said
-    assert time.monotonic() - started < 60
+    assert 8 < time.monotonic() - started < 10 + SLACK_S
     assert week.done() < week.planned
 
     assert finish(week.night())[0] == 0  # Sunday: nothing new, but Saturday's rest

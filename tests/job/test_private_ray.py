@@ -97,21 +97,52 @@ def test_actors_log_as_json_too(session, make_spec, make_manifest):
     )
 
 
-def test_a_private_ray_listens_on_loopback_only_and_asks_for_a_token(ray, session):
-    def listening(process: psutil.Process) -> set[str]:
-        return {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
+START = """
+import json, os, sys
+from stereo_jobs.job.ray_pool import start_ray
+from stereo_jobs.spec import parse_spec
 
-    own = [process for process in psutil.process_iter() if str(session) in " ".join(try_or(process.cmdline, []))]
-    family = {process.pid: process for one in own for process in [one, *one.children(recursive=True)]}
-    addresses = {ip for process in [psutil.Process(), *family.values()] for ip in try_or(partial(listening, process))}
-    assert len(family) >= 3
-    assert addresses
-    assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, addresses
-    ask = f"from ray._raylet import GcsClient; GcsClient('{ray.get_runtime_context().gcs_address}')"
-    for token, taken in ((os.environ["RAY_AUTH_TOKEN"], True), ("0" * 64, False)):
-        words, own_token = [sys.executable, "-c", ask], {"RAY_AUTH_TOKEN": token}
-        done = subprocess.run(words, env=os.environ | own_token, capture_output=True, text=True, check=False)
-        assert (done.returncode == 0, "AuthenticationError" in done.stderr) == (taken, not taken), done.stderr
+ray, _ = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 1}}))
+ray.get(ray.remote(lambda: None).remote())
+folder = ray._private.worker._global_node.get_session_dir_path()
+address, token = ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
+print(json.dumps([folder, address, token]), flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+def test_a_private_ray_listens_on_loopback_only_and_asks_for_a_token(tmp_path):
+    # In a process that was told nothing about Ray: it is the job that sees to both.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    clean["HOME"] = str(tmp_path)
+    with subprocess.Popen(
+        [sys.executable, "-c", START], env=clean, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        session, address, token = json.loads(process.stdout.readline())
+        own = [each for each in psutil.process_iter() if session in " ".join(try_or(each.cmdline, []))]
+        own.append(psutil.Process(process.pid))
+        family = {each.pid: each for one in own for each in [one, *try_or(partial(one.children, recursive=True))]}
+        addresses = {ip for each in family.values() for ip in try_or(partial(listening, each))}
+        assert len(family) >= 4
+        assert addresses
+        assert addresses <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, addresses
+        ask = [sys.executable, "-c", f"from ray._raylet import GcsClient; GcsClient({address!r})"]
+        for environment, taken in (
+            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}, True),
+            ({"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64}, False),
+            ({}, False),
+        ):
+            done = subprocess.run(ask, env=clean | environment, capture_output=True, text=True, check=False)
+            assert (done.returncode == 0, "AuthenticationError" in done.stderr) == (taken, not taken), done.stderr
+        process.stdin.close()
+    assert process.returncode == 0
+    assert not list(tmp_path.rglob("*token*")), "the token outlived the run"
+
+
+def listening(process: psutil.Process) -> set[str]:
+    """Addresses of its open doors."""
+    return {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
 
 
 def try_or(call, otherwise=()):

@@ -1,6 +1,7 @@
 """Whole runs in this process with the stand-in generator: results, resume, drift, extend, retry."""
 
 import json
+import time
 from pathlib import Path
 from typing import ClassVar
 
@@ -242,9 +243,11 @@ def test_a_passing_storage_error_is_tried_again(make_spec, monkeypatch):
 
 def test_a_run_ends_in_time_and_the_next_goes_on(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=60, prompt=["slow"] * 60))
+    started = time.monotonic()
     with pytest.raises(InterruptedRunError, match="run again to go on") as end:
         local(spec, max_hours=4 / 3600)
     assert end.value.exit_code == 75
+    assert 2 < time.monotonic() - started < 4 + 2, "half of a short time is for dealing; two seconds for a busy machine"
     found = verdict(spec)
     assert found.missing > 0
     assert found.duplicated == found.failed == 0

@@ -24,6 +24,8 @@ from stereo_jobs.launch.portable import read_portable
 from tests.conftest import REPOSITORY
 
 BIN = Path(sys.executable).parent
+PLANTED = {"MY_ACCESS_KEY": secrets.token_hex(16), "MY_SECRET_KEY": secrets.token_hex(16)}
+"""In the environment of the head, where the specs of all jobs here read them."""
 
 
 def free_port() -> int:
@@ -51,6 +53,7 @@ def head():
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps a cluster of one machine on loopback
         "RAY_JOB_STOP_WAIT_TIME_S": "60",
         "OMP_NUM_THREADS": "1",
+        **PLANTED,
     }
     for name in ("RAY_ADDRESS", "PYTHONPATH"):
         environment.pop(name, None)
@@ -69,7 +72,7 @@ def head():
     while not listening(dashboard):
         assert process.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
         time.sleep(0.5)
-    yield SimpleNamespace(url=f"http://127.0.0.1:{dashboard}", token=token)
+    yield SimpleNamespace(url=f"http://127.0.0.1:{dashboard}", token=token, folder=folder)
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     shutil.rmtree(folder, ignore_errors=True)
@@ -95,6 +98,8 @@ def spec_file(tmp_path, make_manifest):
             "recipe": {"method": {"steps": 4}, "size": {"width": 64, "height": 64}},
             "runtime": {"actors": 1, "device": "cpu", "batch_size": 2},
         } | parts
+        keys = {"access_key_id": "${MY_ACCESS_KEY}", "secret_access_key": "${MY_SECRET_KEY}"}
+        spec["runtime"] = {"storage": keys} | spec["runtime"]
         path = tmp_path / name
         path.write_text(yaml.safe_dump(spec))
         return path
@@ -102,13 +107,28 @@ def spec_file(tmp_path, make_manifest):
     return write
 
 
+def files_with_secrets(head) -> list[Path]:
+    """Of all that Ray's session has written so far."""
+    files = [path for path in head.folder.rglob("*") if path.is_file()]
+    assert len(files) > 10
+    hidden = [secret.encode() for secret in (head.token, *PLANTED.values())]
+    return [path for path in files if any(secret in path.read_bytes() for secret in hidden)]
+
+
 @pytest.mark.slow
-def test_a_job_is_followed_to_its_end(stereo_jobs, spec_file, tmp_path):
+def test_a_job_is_followed_to_its_end(stereo_jobs, spec_file, tmp_path, head):
     code, out, err = stereo_jobs("submit", spec_file())
     assert (code, "done: 2 of 2 pairs" in out) == (0, True), out + err
     assert stereo_jobs("verify", tmp_path / "out")[0] == 0
     code, out, _ = stereo_jobs("submit", spec_file(), "--json")  # the next run of the same job finds it done
     assert (code, json.loads(out)["exit_code"], json.loads(out)["id"][-2:]) == (0, 0, "-2")
+    assert not files_with_secrets(head)
+
+
+def test_no_file_of_the_session_holds_a_secret(stereo_jobs, spec_file, tmp_path, head):
+    spec = spec_file(manifest=f"{tmp_path}/nowhere/*.parquet")
+    assert stereo_jobs("submit", spec, "--log-format", "json")[0] == 2
+    assert not files_with_secrets(head)
 
 
 def test_the_exit_code_is_the_jobs_own_and_an_id_is_taken_once(stereo_jobs, spec_file, tmp_path):
@@ -155,7 +175,10 @@ def test_a_running_job_is_joined_stopped_and_resumed(stereo_jobs, spec_file, mak
 def test_max_hours_ends_in_time(stereo_jobs, spec_file, make_manifest):
     runtime = {"actors": 1, "device": "cpu", "batch_size": 1, "shard_rows": 1}
     spec = spec_file(manifest=str(make_manifest(rows=400)), runtime=runtime)
+    started = time.monotonic()
     assert stereo_jobs("submit", spec, "--max-hours", 0.007)[0] == 75
+    # 25 s, half of them for dealing; and what it takes to get a process with models up and to hear of its end.
+    assert 12 < time.monotonic() - started < 25 + 30
 
 
 def test_jobs_that_are_not_there(stereo_jobs):

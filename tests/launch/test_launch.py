@@ -132,7 +132,9 @@ def ray_job_spec(found: dict[str, dict]) -> dict:
 def test_what_a_ray_job_must_say(kind, spec_file):
     spec = ray_job_spec(documents(launch(kind, spec_file(), provider="gke", gpu_type="nvidia-l4", max_hours=2)))
     assert (spec["submissionMode"], spec["shutdownAfterJobFinishes"]) == ("K8sJobMode", True)
-    assert (spec["backoffLimit"], spec["activeDeadlineSeconds"]) == (2, 7200)
+    assert spec["backoffLimit"] == 2
+    # The run ends by itself, however late it begins: KubeRay's own deadline is for one that hangs.
+    assert spec["activeDeadlineSeconds"] > spec["preRunningDeadlineSeconds"] + 7200
     assert spec["ttlSecondsAfterFinished"] > 0 and spec["preRunningDeadlineSeconds"] > 0
     cluster = spec["rayClusterSpec"]
     assert cluster["authOptions"] == {"mode": "token"}
@@ -202,6 +204,28 @@ def test_the_run_is_told_about_the_cluster(spec_file):
     assert "--extend" in documents(launch("kuberay-cron", spec))["ConfigMap"]["data"]["run.sh"]
     script = documents(launch("kuberay", spec_file(), gpus=0))["ConfigMap"]["data"]["run.sh"]
     assert "runtime.device=cpu" in script and "runtime.actors={min: 1, max: 4}" in script
+
+
+@pytest.mark.parametrize("kind", [*ON_KUBERNETES, "ray-up"])
+def test_the_run_is_told_when_to_end(kind, spec_file):
+    assert "--max-hours=2.5 " in launch(kind, spec_file(), max_hours=2.5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "source"),
+    [
+        ("kuberay", {"provider": "eks"}, "aws"),
+        ("cronjob", {"provider": "gke"}, "gcp"),
+        ("kuberay", {"provider": "generic"}, None),
+        ("kuberay", {"provider": "eks", "spot": False}, None),
+        ("ray-up", {}, "aws"),
+        ("slurm", {"provider": "eks"}, None),
+    ],
+)
+def test_who_announces_the_end_of_a_spot_machine(kind, options, source, spec_file):
+    assert re.findall(r"spot_notice=(\w+)", launch(kind, spec_file(), **options)) == ([source] if source else [])
+    own = spec_file(runtime={"spot_notice": "/run/notice"})
+    assert "spot_notice=" not in launch(kind, own, **options)
 
 
 # --- Secrets ---
@@ -332,6 +356,19 @@ def test_exit_codes_that_kuberay_sees(kind, code, spec_file, tmp_path, commands)
 
 
 @pytest.mark.parametrize(
+    ("kind", "seconds", "expected"),
+    [("kuberay-cron", 2, 75), ("kuberay-cron", 6, 0), ("cronjob", 6, 0), ("kuberay", 6, 75)],
+)
+def test_a_night_that_runs_out_of_time_is_not_tried_again(kind, seconds, expected, spec_file, tmp_path, commands):
+    # Ten seconds with a drain of five: interrupted after two, out of time after six.
+    commands("stereo-jobs", f"sleep {seconds}; exit 75")
+    text = launch(kind, spec_file(runtime={"drain_timeout_s": 5}), max_hours=10 / 3600)
+    script = tmp_path / "run.sh"
+    script.write_text(documents(text)["ConfigMap"]["data"]["run.sh"])
+    assert subprocess.run(["sh", script], env=commands.environment, check=False).returncode == expected
+
+
+@pytest.mark.parametrize(
     ("states", "code"),
     [
         (["Initializing/", "Running/RUNNING", "Retrying/FAILED", "gone", "Complete/SUCCEEDED"], 0),
@@ -368,8 +405,8 @@ esac""",
         check_kubernetes(made)
 
 
-def slurm(tmp_path, commands, spec: str, body: str, **options) -> subprocess.Popen:
-    """The batch script between stand-ins for Slurm, Ray and the run."""
+def slurm(tmp_path, commands, spec: str, body: str, elapsed_s: int = 0, **options) -> subprocess.Popen:
+    """The batch script between stand-ins for Slurm, Ray and the run, so many seconds after it began."""
     script = tmp_path / "job.sh"
     script.write_text(launch("slurm", spec, **options))
     commands("scontrol", '[ "$1" = show ] && printf "node1\\nnode2\\n"; exit 0')
@@ -381,6 +418,7 @@ def slurm(tmp_path, commands, spec: str, body: str, **options) -> subprocess.Pop
         "SLURM_JOB_NODELIST": "node[1-2]",
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_CPUS_PER_TASK": "4",
+        "SECONDS": str(elapsed_s),
     }
     return subprocess.Popen(["bash", script], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -407,6 +445,16 @@ def test_slurm_by_schedule_lets_a_held_output_be(spec_file, tmp_path, commands):
     process.communicate(timeout=60)
     assert process.returncode == 0
     assert "--extend" in commands.calls()
+
+
+@pytest.mark.parametrize(("minutes", "again"), [(11, True), (10, False)])
+def test_slurm_by_schedule_leaves_the_rest_to_the_next_night(minutes, again, spec_file, tmp_path, commands):
+    # 310 s after it began: an interruption of eleven minutes, the end of ten (SIGTERM comes 180 to 240 s before).
+    options = {"schedule": "0 1 * * *", "max_hours": minutes / 60}
+    process = slurm(tmp_path, commands, spec_file(), "exit 75", elapsed_s=310, **options)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert ("scontrol requeue 4711" in commands.calls(), b"the next night" in said) == (again, not again), said
 
 
 def test_slurm_drains_when_its_time_is_over(spec_file, tmp_path, commands):
