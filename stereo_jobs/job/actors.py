@@ -80,12 +80,13 @@ class ActorWorker:
         def report(key: ShardKey, rows: list[int]) -> None:
             # Waited for: the report must be out before the batch can kill this process.
             with contextlib.suppress(*deaths()):
-                ray.get(board.report.remote(number, key, rows))
+                ray.get(self._board.report.remote(number, key, rows))
 
+        self._board = board
         self._plans: dict[int, Plan] = {}
         self._worker: ShardWorker
         self._make = partial(ShardWorker, spec, recipe, load, report, Metrics(spec.output, on_ray=True).stage)
-        notice.watch(spec.runtime.spot_notice, lambda: board.leave.remote(number))
+        notice.watch(spec.runtime.spot_notice, lambda: self._board.leave.remote(number))
 
     def place(self) -> Place:
         """Answers once this process is there."""
@@ -93,6 +94,10 @@ class ActorWorker:
 
         context = ray.get_runtime_context()
         return Place(context.get_node_id(), ",".join(context.get_accelerator_ids().get("GPU", [])))
+
+    def report_to(self, board: Any) -> None:
+        """The board was lost; this one takes its place."""
+        self._board = board
 
     def load(self) -> None:
         """Answers once the models are loaded. See ShardWorker for what it raises."""

@@ -99,11 +99,7 @@ class RayPool:
         """Whether work has begun, and whether any actor ever had a process, and loaded models."""
         # An actor that replaces another needs what that one had.
         self._needs = actor_needs(self._runtime)
-        own_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self._ray.get_runtime_context().get_node_id(), soft=True
-        )
-        board = self._ray.remote(Board).options(num_cpus=0, max_restarts=-1, scheduling_strategy=own_node)
-        self._board = board.remote()
+        self._board = self._new_board()
         try:
             self._tend()
             while self.workers() < self._needed and not ended():
@@ -246,6 +242,16 @@ class RayPool:
         for _ in range(missing):
             self._start()
 
+    def _new_board(self) -> Any:
+        """On this node. Ray does not restart it: what it does, its memory monitor would end before a hungry actor."""
+        own_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            self._ray.get_runtime_context().get_node_id(), soft=True
+        )
+        board = self._ray.remote(Board).options(num_cpus=0, max_restarts=0, scheduling_strategy=own_node).remote()
+        for actor in self._actors:
+            actor.handle.report_to.remote(board)
+        return board
+
     def _news(self) -> News:
         if not self._serving():
             return News([], [])  # and the board may still be on its way
@@ -367,10 +373,14 @@ class RayPool:
         return asked or (None, [])
 
     def _ask_board(self, answer: Any) -> Any:
-        """What the board answers; None where it was lost, and is made again empty."""
+        """What the board answers; None where it was lost, and another one begins empty."""
         try:
             return self._ray.get(answer, timeout=ANSWER_WITHIN_S)
-        except (*self._deaths, self._ray.exceptions.GetTimeoutError):
+        except self._ray.exceptions.GetTimeoutError:
+            return None
+        except self._deaths:
+            self._ray.kill(self._board)
+            self._board = self._new_board()
             return None
 
     def _failed(self, actor: _Actor, key: ShardKey) -> None:

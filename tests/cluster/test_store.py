@@ -34,7 +34,7 @@ def job(proxy, s3_server, make_spec, make_manifest, tmp_path):
     settings = StorageSpec(endpoint_url=proxy.endpoint)
     open_storage(f"{place}/manifests", settings).create("prompts.parquet", columns.read_bytes())
     manifest, storage = f"{place}/manifests/prompts.parquet", {"storage": settings.model_dump()}
-    spec = make_spec(manifest, f"{place}/out", lease_ttl_s=120.0, shard_rows=2, **storage)
+    spec = make_spec(manifest, f"{place}/out", lease_ttl_s=60.0, shard_rows=2, **storage)
     return spec, told
 
 
@@ -69,12 +69,12 @@ def once_at_work(told: Path, act: Callable[[], None]) -> threading.Thread:
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_20_seconds(job, proxy, make_spec, make_manifest, tmp_path, monkeypatch):
+def test_a_store_that_is_away_for_45_seconds(job, proxy, make_spec, make_manifest, tmp_path, monkeypatch):
     spec, told = job
 
     def outage() -> None:
         proxy.away = True
-        time.sleep(20)
+        time.sleep(45)  # more than half of the lease's time: nothing may be dealt meanwhile
         proxy.heal()
 
     striking = once_at_work(told, outage)

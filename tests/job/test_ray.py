@@ -1,5 +1,6 @@
 """The same job on Ray actors: the same dataset, whatever dies."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from stereo_jobs.data.storage import open_storage
@@ -159,6 +161,35 @@ def test_a_row_that_kills_its_worker_is_quarantined(pids, monitored, make_spec, 
 
     footer = read_footer(open_storage(spec.output).read("data/train-0000-0000000.parquet"))
     assert [(error.id, error.error_type) for error in footer.errors] == [("row-0002", "KilledWorker")]
+
+
+class BoardKiller(standin.StandIn):
+    """Ends the board once, before anything is generated."""
+
+    def generate(self, rows):
+        mark = Path(os.environ["PID_FOLDER"], "board-killed")
+        if not mark.exists():
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    ours = process.environ().get("PID_FOLDER") == str(mark.parent)
+                    if ours and "ray::Board" in " ".join(process.cmdline()):
+                        process.kill()
+                        mark.touch()
+            assert mark.exists()
+            time.sleep(4)  # until the driver has asked it, and made another
+        return super().generate(rows)
+
+
+def load_board_killer(recipe, device, batch_size):
+    return BoardKiller(batch_size)
+
+
+def test_a_board_that_is_lost_is_replaced(pids, make_spec, make_manifest):
+    prompts = ["fine", "fine", "fine", "fine", "poison", "fine"]
+    spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
+    status = run(spec, load=load_board_killer)
+    (pids / "board-killed").unlink()
+    assert (status.succeeded, status.failed) == (5, 1)
 
 
 def test_a_shard_over_its_deadline_is_taken_off(pids, make_spec, make_manifest):
@@ -392,7 +423,7 @@ def test_more_actors_than_the_cluster_holds(pids, make_spec):
 
 
 def test_a_cluster_without_room_for_any_actor(pids, make_spec):
-    with pytest.raises(InterruptedRunError, match="0 of 2 actors ready .* run again when it has room"):
+    with pytest.raises(InterruptedRunError, match=r"0 of 2 actors ready .* run again when it has room"):
         run(make_spec(cpus_per_actor=300, start_timeout_s=3), load=killed.load_armed)
 
 
