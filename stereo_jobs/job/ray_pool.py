@@ -99,7 +99,7 @@ class RayPool:
         """Whether work has begun, and whether any actor ever had a process, and loaded models."""
         # An actor that replaces another needs what that one had.
         self._needs = actor_needs(self._runtime)
-        self._board = self._new_board()
+        self._put_up_board()
         try:
             self._tend()
             while self.workers() < self._needed and not ended():
@@ -217,6 +217,8 @@ class RayPool:
         self._tended = now
         if not self._cluster.answers():
             return
+        if self._board_lost:
+            self._put_up_board()
         self._greet(0)
         if self.workers() >= self._needed:
             self._enough = now
@@ -242,15 +244,15 @@ class RayPool:
         for _ in range(missing):
             self._start()
 
-    def _new_board(self) -> Any:
+    def _put_up_board(self) -> None:
         """On this node. Ray does not restart it: what it does, its memory monitor would end before a hungry actor."""
         own_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             self._ray.get_runtime_context().get_node_id(), soft=True
         )
-        board = self._ray.remote(Board).options(num_cpus=0, max_restarts=0, scheduling_strategy=own_node).remote()
+        board = self._ray.remote(Board).options(num_cpus=0, max_restarts=0, scheduling_strategy=own_node)
+        self._board, self._board_lost = board.remote(), False
         for actor in self._actors:
-            actor.handle.report_to.remote(board)
-        return board
+            actor.handle.report_to.remote(self._board)
 
     def _news(self) -> News:
         if not self._serving():
@@ -373,14 +375,13 @@ class RayPool:
         return asked or (None, [])
 
     def _ask_board(self, answer: Any) -> Any:
-        """What the board answers; None where it was lost, and another one begins empty."""
+        """What the board answers; None where it was lost, and another one will begin empty."""
         try:
             return self._ray.get(answer, timeout=ANSWER_WITHIN_S)
         except self._ray.exceptions.GetTimeoutError:
             return None
         except self._deaths:
-            self._ray.kill(self._board)
-            self._board = self._new_board()
+            self._board_lost = True
             return None
 
     def _failed(self, actor: _Actor, key: ShardKey) -> None:
