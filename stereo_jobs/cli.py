@@ -33,7 +33,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Stereo image pairs by the million with StereoDiffusion: from a Parquet manifest to a verified dataset.",
     epilog="Exit codes: 0 done; 1 internal error; 2 bad spec, manifest, model, storage or cluster; 3 too many failed "
-    "rows; 4 verify not ok; 5 output held by another run; 75 interrupted, or the store is away: run again to go on.",
+    "rows; 4 verify not ok; 5 output held by another run; 75 interrupted, the store is away, or the cluster has no "
+    "room: run again to go on.",
 )
 manifest_app = typer.Typer(no_args_is_help=True, help="Make manifests.")
 app.add_typer(manifest_app, name="manifest")

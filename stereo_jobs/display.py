@@ -96,6 +96,11 @@ def status_lines(status: "Status") -> list[str]:
         dropped = f", {status.rejected} left out" if status.rejected else ""
         accepted = f"accepted: {status.quality.accepted} of {status.quality.judged} pairs{dropped}"
         lines.append(f"{accepted}; rejected for: {reasons}" if reasons else accepted)
+    if status.wasted_seconds:
+        lines.append(
+            f"wasted: {status.wasted_seconds:.0f} s of workers at shards that were lost or left, beside "
+            f"{status.seconds:.0f} s at those that were made"
+        )
     return lines
 
 

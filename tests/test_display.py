@@ -5,8 +5,10 @@ import io
 import pytest
 from rich.console import Console
 
-from stereo_jobs.display import display
+from stereo_jobs.display import display, status_lines
 from stereo_jobs.job.driver import Tick
+from stereo_jobs.job.progress import Status
+from stereo_jobs.records import QualitySummary
 
 TICK = Tick(planned=1000, done=250, failed=3, made=100, left=747, seconds=50.0, workers=2)
 
@@ -34,3 +36,12 @@ def test_before_the_first_pair_there_is_no_estimate():
     with display(Console(file=said, width=120)) as watch:
         watch(Tick(planned=10, done=0, failed=0, made=0, left=10, seconds=0.0, workers=1))
     assert "ETA --  0 failed  1 worker" in said.getvalue()
+
+
+@pytest.mark.parametrize("wasted", [0.0, 12.4])
+def test_a_status_tells_what_was_wasted_if_anything_was(wasted):
+    counts = {"planned": 8, "succeeded": 8, "failed": 0, "rejected": 0, "shards_planned": 2, "shards_done": 2}
+    rest = {"generations": 1, "bytes": 10, "complete": True, "quality": QualitySummary()}
+    lines = status_lines(Status(**counts, **rest, seconds=70.0, wasted_seconds=wasted))
+    told = "wasted: 12 s of workers at shards that were lost or left, beside 70 s at those that were made"
+    assert lines[1:] == ([told] if wasted else [])

@@ -9,6 +9,7 @@
 | `worker` | rows -> pairs -> one committed shard, in one process |
 | `pool` | what the driver asks of workers; the one worker of a run in this process |
 | `ray_pool`, `actors` | workers as Ray actors: how the driver keeps them, and what runs in them |
+| `cluster`, `bench` | their cluster: head, nodes, room; places where all fails |
 | `notice` | is this machine about to be taken away |
 | `driver` | deals shards until all are done |
 | `progress` | how far is it, from records alone |

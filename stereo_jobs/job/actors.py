@@ -4,15 +4,17 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from typing import Any, NamedTuple
 
 from stereo_jobs import logs
 from stereo_jobs.errors import DeviceLostError
 from stereo_jobs.job import notice
+from stereo_jobs.job.cluster import deaths
 from stereo_jobs.job.layout import ShardKey
 from stereo_jobs.job.metrics import Metrics
 from stereo_jobs.job.plan import Plan, load_plan
-from stereo_jobs.job.worker import Load, ShardTask, ShardWorker
+from stereo_jobs.job.worker import Load, ShardTask, ShardWorker, patient
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
 
@@ -24,7 +26,6 @@ class Place(NamedTuple):
 
     node: str
     gpus: str
-    name: str
 
     @property
     def label(self) -> str:
@@ -69,7 +70,7 @@ class Board:
 
 
 class ActorWorker:
-    """A ShardWorker as a Ray actor."""
+    """A ShardWorker as a Ray actor. It has a place at once; it loads when told to, which may fail, hang or kill it."""
 
     def __init__(self, spec: JobSpec, recipe: Recipe, load: Load, board: Any, number: int) -> None:
         import ray
@@ -78,26 +79,35 @@ class ActorWorker:
 
         def report(key: ShardKey, rows: list[int]) -> None:
             # Waited for: the report must be out before the batch can kill this process.
-            with contextlib.suppress(ray.exceptions.RayActorError):
-                ray.get(board.report.remote(number, key, rows))
+            with contextlib.suppress(*deaths()):
+                ray.get(self._board.report.remote(number, key, rows))
 
+        self._board = board
         self._plans: dict[int, Plan] = {}
-        self._worker = ShardWorker(spec, recipe, load, report, Metrics(spec.output, on_ray=True).stage)
-        notice.watch(spec.runtime.spot_notice, lambda: board.leave.remote(number))
+        self._worker: ShardWorker
+        self._make = partial(ShardWorker, spec, recipe, load, report, Metrics(spec.output, on_ray=True).stage)
+        notice.watch(spec.runtime.spot_notice, lambda: self._board.leave.remote(number))
 
-    def ready(self) -> Place:
-        """Answers once the models are loaded."""
+    def place(self) -> Place:
+        """Answers once this process is there."""
         import ray
 
         context = ray.get_runtime_context()
-        gpus = ",".join(context.get_accelerator_ids().get("GPU", []))
-        return Place(context.get_node_id(), gpus, self._worker.name)
+        return Place(context.get_node_id(), ",".join(context.get_accelerator_ids().get("GPU", [])))
+
+    def report_to(self, board: Any) -> None:
+        """The board was lost; this one takes its place."""
+        self._board = board
+
+    def load(self) -> None:
+        """Answers once the models are loaded. See ShardWorker for what it raises."""
+        self._worker = self._make()
 
     def run(self, key: ShardKey, one_by_one: bool, quarantined: frozenset[int]) -> ShardRecord:
         """See ShardWorker.run. The plan is read here: it may be long, and is the same for all its shards."""
         generation, shard = key
         if generation not in self._plans:
-            self._plans[generation] = load_plan(self._worker.storage, generation)
+            self._plans[generation] = patient()(load_plan, self._worker.storage, generation)
         try:
             return self._worker.run(ShardTask(self._plans[generation], shard, one_by_one, quarantined))
         except DeviceLostError:

@@ -21,6 +21,7 @@ from stereo_jobs.errors import (
     StereoJobsError,
     StorageUnavailableError,
     TooManyFailuresError,
+    hide_passwords,
 )
 from stereo_jobs.job import layout, plan, progress
 from stereo_jobs.job.commits import repair
@@ -32,7 +33,7 @@ from stereo_jobs.job.pool import LocalPool, Loss, Outcome, Pool
 from stereo_jobs.job.prepare import open_output, plan_retry, prepare
 from stereo_jobs.job.queue import ShardQueue
 from stereo_jobs.job.ray_pool import RayPool
-from stereo_jobs.job.worker import AbandonedError, Load, ShardTask, load_pipeline
+from stereo_jobs.job.worker import STORE_PATIENCE_S, Load, ShardTask, load_pipeline
 from stereo_jobs.spec import JobSpec, Recipe
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ def run(
     logs.name_job(storage.uri)
     ttl_s = spec.runtime.lease_ttl_s
     with (
-        Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s) as lease,
+        Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s, STORE_PATIENCE_S) as lease,
         _signals() as stopped,
         _time_limit(stopped, started, max_hours, spec.runtime.drain_timeout_s),
     ):
@@ -146,14 +147,18 @@ def run(
             pairs=queue.pairs,
             metrics=Metrics(storage.uri, on_ray=not local),
         )
-        with _resumable(storage):
-            if queue:
-                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
-                try:
-                    _deal(state, pool, lease, stopped, watch)
-                finally:
-                    pool.close()
-            return _finish(state, recipe)
+        if queue:
+            pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
+            try:
+                _deal(state, pool, lease, stopped, watch)
+            except StereoJobsError:
+                state.sums.wasted_seconds += pool.stop()
+                if not lease.taken:
+                    _save(state)
+                raise
+            finally:
+                pool.close()
+        return _finish(state, recipe)
 
 
 def open_pool(
@@ -167,44 +172,52 @@ def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch
     """Hand out shards until none is left."""
     state.started = time.monotonic()  # loading models does not count as speed
     while state.queue or pool.busy():
-        lost = lease.lost()
-        if lost:
+        if lost := lease.lost():
+            _drain(state, pool)
             kind = OutputHeldError if lease.taken else InterruptedRunError
             raise kind(f"{state.storage.uri}: {lost}; this run stops, what it made stays valid")
         if stopped.is_set():
             _drain(state, pool)
             raise InterruptedRunError(f"{state.storage.uri}: interrupted; run again to go on")
-        while state.queue and pool.free():
+        # Without a fresh lease another run may be at work: what is under way may end, nothing else begins.
+        holding = lease.fresh()
+        while holding and state.queue and pool.free():
             pool.submit(state.queue.pop())
         for outcome in pool.wait(0.5):
             _account(state, outcome)
         tick = _tick(state, pool)
-        _roll_up(state, tick)
+        if holding:
+            _roll_up(state, tick)
         state.metrics.run(tick.planned, tick.left, tick.queued, tick.running, tick.workers)
         watch(tick)
 
 
+def _count(state: _Run, outcome: Outcome) -> None:
+    """Take how one deal ended into the sums."""
+    state.sums.wasted_seconds += outcome.wasted_s
+    if outcome.record is None:
+        return
+    progress.add(state.sums, state.job, [outcome.record])
+    state.metrics.shard(outcome.record)
+    state.made += outcome.record.succeeded + outcome.record.failed + outcome.record.rejected
+    if outcome.task.plan.kind == "manifest":  # rows that fail again when retried are no news
+        state.failed += outcome.record.failed
+
+
 def _account(state: _Run, outcome: Outcome) -> None:
     """Take in how one deal ended: count it, deal it again, or stop the run."""
-    task = outcome.task
-    if outcome.record is not None:
-        progress.add(state.sums, state.job, [outcome.record])
-        state.metrics.shard(outcome.record)
-        state.made += outcome.record.succeeded + outcome.record.failed + outcome.record.rejected
-        if task.plan.kind == "manifest":  # rows that fail again when retried are no news
-            state.failed += outcome.record.failed
-        _stop_if_too_many_failed(state)
-        return
-    state.sums.wasted_seconds += outcome.wasted_s
+    _count(state, outcome)
+    task, error = outcome.task, outcome.error
     if outcome.loss is not None:
         _deal_again(state, task, outcome.loss)
-        return
-    passing = isinstance(outcome.error, (AbandonedError, StorageUnavailableError))
-    if isinstance(outcome.error, StereoJobsError) and not passing:
-        raise outcome.error
-    if isinstance(outcome.error, AbandonedError):
-        return
-    _count_try(state, task, str(outcome.error), passing)
+    elif isinstance(error, StorageUnavailableError):
+        _count_try(state, task, str(error), passing=True)
+    elif isinstance(error, StereoJobsError):
+        raise error
+    elif error is not None:
+        _count_try(state, task, hide_passwords(str(error)))
+    else:
+        _stop_if_too_many_failed(state)
 
 
 def _deal_again(state: _Run, task: ShardTask, loss: Loss) -> None:
@@ -272,11 +285,7 @@ def _drain(state: _Run, pool: Pool) -> None:
     deadline = time.monotonic() + state.spec.runtime.drain_timeout_s
     while pool.busy() and time.monotonic() < deadline:
         for outcome in pool.wait(0.2):
-            if outcome.record is not None:
-                progress.add(state.sums, state.job, [outcome.record])
-                state.metrics.shard(outcome.record)
-    pool.stop()
-    _save(state)
+            _count(state, outcome)
 
 
 def _finish(state: _Run, recipe: Recipe) -> progress.Status:
@@ -333,15 +342,6 @@ def _tick(state: _Run, pool: Pool) -> Tick:
         running=pool.busy(),
         queued=sum(p.shards for p in state.job.plans) - len(state.sums.shards) - pool.busy(),
     )
-
-
-@contextmanager
-def _resumable(storage: Storage) -> Iterator[None]:
-    """What a store that went away ends from here on is interrupted, not wrong."""
-    try:
-        yield
-    except StorageUnavailableError as error:
-        raise InterruptedRunError(f"{storage.uri}: {error}; run again to go on") from error
 
 
 @contextmanager

@@ -11,15 +11,16 @@ import tempfile
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from types import ModuleType
 from typing import Any
 
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import SpecError, StereoJobsError
+from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError, StereoJobsError
+from stereo_jobs.job.cluster import actor_needs, deaths, start_ray
 from stereo_jobs.job.metrics import Stage
 from stereo_jobs.job.plan import Plan, publish
 from stereo_jobs.job.pool import IN_FLIGHT
 from stereo_jobs.job.progress import Status
-from stereo_jobs.job.ray_pool import start_ray
 from stereo_jobs.job.worker import ENCODERS, Load, ShardTask, ShardWorker, device_name, load_pipeline
 from stereo_jobs.spec import JobSpec, Recipe
 
@@ -154,20 +155,49 @@ def rehearse(spec: JobSpec, recipe: Recipe, plan: Plan, load: Load = load_pipeli
 
     Raises:
         StereoJobsError: the models cannot be loaded, or none of the rows can be made.
+        InterruptedRunError: the cluster has no room.
+        ClusterError: the worker died there, or is not done in time.
     """
     if not (spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")):
         return measure(spec, recipe, plan, load)
     ray, owned = start_ray(spec)
-    runtime = spec.runtime
-    on_gpu = runtime.device == "cuda" or (runtime.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
-    resources = {"num_cpus": runtime.cpus_per_actor, "num_gpus": runtime.gpus_per_actor if on_gpu else 0}
     try:
-        return ray.get(ray.remote(measure).options(**resources).remote(spec, recipe, plan, load))  # type: ignore[no-any-return]
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, StereoJobsError) else error from None
+        return _elsewhere(ray, spec, recipe, plan, load)
     finally:
         if owned:
             ray.shutdown()
+
+
+class _Elsewhere:
+    """`measure` as a Ray actor: unlike a task it tells whether it waits for room, or is at work."""
+
+    def measure(self, spec: JobSpec, recipe: Recipe, plan: Plan, load: Load) -> Rehearsal:
+        return measure(spec, recipe, plan, load)
+
+
+def _elsewhere(ray: ModuleType, spec: JobSpec, recipe: Recipe, plan: Plan, load: Load) -> Rehearsal:
+    runtime, at_work = spec.runtime, False
+    work_s = runtime.start_timeout_s + (1 + BATCHES) * runtime.batch_timeout_s
+    worker = ray.remote(_Elsewhere).options(**actor_needs(runtime), max_restarts=0, max_task_retries=0).remote()
+    try:
+        at_work = ray.get(worker.__ray_ready__.remote(), timeout=runtime.start_timeout_s)
+        return ray.get(worker.measure.remote(spec, recipe, plan, load), timeout=work_s)  # type: ignore[no-any-return]
+    except ray.exceptions.GetTimeoutError:
+        if at_work:
+            raise ClusterError(
+                f"the worker has not measured {1 + BATCHES} batches within {work_s:g} s, the sum of "
+                "runtime.start_timeout_s and of runtime.batch_timeout_s for each; raise them if it is just slow"
+            ) from None
+        raise InterruptedRunError(
+            f"runtime.start_timeout_s: no room for a worker within {runtime.start_timeout_s:g} s; the cluster has "
+            f"{ray.cluster_resources()}; try again when it has room, or ask for less"
+        ) from None
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause if isinstance(error.cause, StereoJobsError) else error from None
+    except deaths() as error:
+        raise ClusterError(f"the worker died while it measured; is the host's memory enough? ({error})") from None
+    finally:
+        ray.kill(worker)
 
 
 def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: Load) -> Rehearsal:

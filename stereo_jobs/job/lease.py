@@ -4,8 +4,10 @@ The lease is an object that its holder rewrites all the time. It is stale when i
 `ttl_s` on the OBSERVER's own monotonic clock; no two clocks are ever compared.
 """
 
+import contextlib
 import json
 import logging
+import math
 import secrets
 import threading
 import time
@@ -25,18 +27,22 @@ class Lease:
     Args:
         storage: of the output.
         ttl_s: seconds of silence after which another run may take over; 0 holds nothing.
+        patience_s: seconds without a renewal after which a holder gives up, though nobody has taken over.
 
     Raises:
         OutputHeldError: on entry, when another run is alive.
     """
 
-    def __init__(self, storage: Storage, ttl_s: float) -> None:
+    def __init__(self, storage: Storage, ttl_s: float, patience_s: float = math.inf) -> None:
         self.storage = storage
         self.ttl_s = ttl_s
+        self.patience_s = patience_s
         self.holder = secrets.token_hex(8)
         self._tag = ""
         self._count = 0
         self._renewed = 0.0
+        self._failing = False
+        """Whether the store refused the last renewal."""
         self._lost = ""
         self.taken = False
         """Once lost: whether it went to another run, or just could not be kept."""
@@ -61,24 +67,17 @@ class Lease:
                 except (ChangedError, StorageError) as problem:
                     log.debug("the lease could not be given back: %s", problem)
 
-    def lost(self) -> str | None:
-        """Why this run may no longer deal shards, or None. Asked before every deal.
+    def fresh(self) -> bool:
+        """Whether this run may deal shards now. Asked before every deal.
 
-        A holder that was frozen sees here, on its own clock, that it did not renew in time.
+        A holder that was frozen, or whose store is away, sees here, on its own clock, that it did not renew in time.
+        Once it has renewed, nobody has taken over, and it goes on.
         """
-        if not self.ttl_s or self._lost:
-            return self._lost or None
-        silent = time.monotonic() - self._renewed
-        if silent > self.ttl_s / 2:
-            self._lost = f"the lease could not be renewed for {silent:.0f} s"
-            self.taken = self._is_taken()
-        return self._lost or None
+        return not self.ttl_s or (not self._lost and time.monotonic() <= self._renewed + self.ttl_s / 2)
 
-    def _is_taken(self) -> bool:
-        try:
-            return not _is_held_by(self.storage.read(layout.LEASE), self.holder)
-        except (NotFoundError, StorageError):
-            return False
+    def lost(self) -> str | None:
+        """Why this run will never deal shards again, or None."""
+        return self._lost or None
 
     def _acquire(self) -> None:
         self._renewed = time.monotonic()
@@ -120,25 +119,34 @@ class Lease:
     def _keep(self) -> None:
         usual = pause = self.ttl_s / 8
         while not self._end.wait(pause):
-            if self.lost() is not None:
+            pause = usual if self._renew() else min(1.0, usual)
+            silent = time.monotonic() - self._renewed
+            if silent > self.patience_s and not self._lost:
+                self._lost = f"the lease could not be renewed for {silent:.0f} s"
+            if self._lost:
                 return
-            started, pause = time.monotonic(), usual
-            try:
-                self._tag = self.storage.swap(layout.LEASE, self._content(), self._tag)
-                self._renewed = started
-            except ChangedError:
-                # A write whose reply was lost also changes the tag: it is ours if it names us.
-                try:
-                    data, self._tag = self.storage.read_tagged(layout.LEASE)
-                except (NotFoundError, StorageError):
-                    continue
-                if not _is_held_by(data, self.holder):
-                    self.taken = True
-                    self._lost = "another run has taken over"
-                    return
-            except StorageError as problem:
+
+    def _renew(self) -> bool:
+        """Try once; whether that went well. Notices that another run has taken over."""
+        started = time.monotonic()
+        try:
+            self._tag = self.storage.swap(layout.LEASE, self._content(), self._tag)
+        except ChangedError:
+            # A write whose reply was lost also changes the tag: it is ours if it names us.
+            with contextlib.suppress(NotFoundError, StorageError):
+                data, self._tag = self.storage.read_tagged(layout.LEASE)
+                self.taken = not _is_held_by(data, self.holder)
+                self._lost = "another run has taken over" if self.taken else ""
+            return False
+        except StorageError as problem:
+            if not self._failing:
                 log.warning("the lease could not be renewed, trying again: %s", problem)
-                pause = min(1.0, usual)
+            self._failing = True
+            return False
+        if self._failing:
+            log.warning("the lease was renewed again after %.0f s", started - self._renewed)
+        self._renewed, self._failing = started, False
+        return True
 
     def _content(self, free: bool = False) -> bytes:
         self._count += 1

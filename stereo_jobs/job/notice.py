@@ -1,8 +1,8 @@
 """Notices of clouds that a spot machine is about to be taken away, minutes before it is."""
 
+import http.client
 import logging
 import threading
-import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
@@ -44,11 +44,11 @@ def is_announced(source: str, aws: str = _AWS, gcp: str = _GCP) -> bool:
             return bool(_ask(urllib.request.Request(url, headers={"X-aws-ec2-metadata-token": token})))
         if source == "gcp":
             return _ask(urllib.request.Request(gcp, headers={"Metadata-Flavor": "Google"})) == "TRUE"
-    except (urllib.error.URLError, OSError):
+    except (OSError, http.client.HTTPException):
         return False
     return Path(source).exists()
 
 
 def _ask(request: urllib.request.Request) -> str:
     with urllib.request.urlopen(request, timeout=2) as answer:
-        return str(answer.read().decode()).strip()
+        return str(answer.read().decode(errors="replace")).strip()

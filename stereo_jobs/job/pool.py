@@ -4,9 +4,10 @@ The driver hands out tasks and collects outcomes; images pass neither through it
 store, only task numbers and records do.
 """
 
+import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from stereo_jobs.job.worker import Load, ShardTask, ShardWorker
 from stereo_jobs.records import ShardRecord
@@ -14,7 +15,8 @@ from stereo_jobs.spec import JobSpec, Recipe
 
 IN_FLIGHT = 2
 """Shards per worker: one generates while the other reads or uploads."""
-
+IDLE_S = 0.1
+"""How long to sleep where there is nothing to wait for."""
 
 Blame = Literal["nobody", "rows", "shard"]
 
@@ -74,11 +76,36 @@ class Pool(Protocol):
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Outcomes since the last call; waits for the first at most `timeout_s`."""
 
-    def stop(self) -> None:
-        """Tell workers to leave their shards at the next batch, where that is possible."""
+    def stop(self) -> float:
+        """Leave what is under way, at the next batch where workers can be told; returns the worker time it has cost."""
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
+
+
+class Hand:
+    """The tasks that one worker has, oldest first. They share its models, so its time counts once: for the oldest."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Any] = []
+        self._since = 0.0
+
+    def put(self, task: Any) -> None:
+        """It has one more."""
+        if not self.tasks:
+            self._since = time.monotonic()
+        self.tasks.append(task)
+
+    def take(self, task: Any) -> float:
+        """It has one less; returns the seconds that this one has cost."""
+        seconds = self.seconds() if task == self.tasks[0] else 0.0
+        self.tasks.remove(task)
+        self._since = time.monotonic()
+        return seconds
+
+    def seconds(self) -> float:
+        """Since the oldest came to be the oldest, and no other was done."""
+        return time.monotonic() - self._since if self.tasks else 0.0
 
 
 class LocalPool:
@@ -88,6 +115,7 @@ class LocalPool:
         self._worker = ShardWorker(spec, recipe, load)
         self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard")
         self._tasks: dict[Future[ShardRecord], ShardTask] = {}
+        self._hand = Hand()
 
     def free(self) -> int:
         """See Pool."""
@@ -103,20 +131,25 @@ class LocalPool:
 
     def submit(self, task: ShardTask) -> None:
         """See Pool."""
-        self._tasks[self._threads.submit(self._worker.run, task)] = task
+        future = self._threads.submit(self._worker.run, task)
+        self._tasks[future] = task
+        self._hand.put(future)
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """See Pool."""
+        if not self._tasks:
+            time.sleep(min(timeout_s, IDLE_S))
         done, _ = wait_futures(self._tasks, timeout_s, FIRST_COMPLETED)
         outcomes = []
         for future in done:
-            task, error = self._tasks.pop(future), future.exception()
-            outcomes.append(Outcome(task, error=error) if error else Outcome(task, future.result()))
+            task, error, seconds = self._tasks.pop(future), future.exception(), self._hand.take(future)
+            outcomes.append(Outcome(task, error=error, wasted_s=seconds) if error else Outcome(task, future.result()))
         return outcomes
 
-    def stop(self) -> None:
+    def stop(self) -> float:
         """See Pool."""
         self._worker.stop.set()
+        return self._hand.seconds()
 
     def close(self) -> None:
         """See Pool. Threads cannot be killed: they leave at the next batch."""

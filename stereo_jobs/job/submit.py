@@ -31,7 +31,7 @@ _EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
 _ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 PATIENCE_S = 60.0
-"""How long a head may not answer while its job is followed."""
+"""How long a head may not answer, or not know the job, while it is followed."""
 
 
 class Ticket(NamedTuple):
@@ -78,6 +78,8 @@ class Cluster:
         headers = {"Authorization": f"Bearer {token.strip()}"} if token else None
         with _without(_ADDRESS_VARIABLES):  # Ray would take these instead of the address it is given.
             self._client: Any = JobSubmissionClient(address, headers=headers)
+        self._seen: set[str] = set()
+        """Jobs that this cluster knew: one that it knows no more, it has lost."""
 
     def submit(
         self,
@@ -122,11 +124,11 @@ class Cluster:
 
         Raises:
             ClusterError: there is no such job.
-            InterruptedRunError: the head has not answered for a minute.
+            InterruptedRunError: for a minute the head has not answered, or not known the job any more.
         """
-        self._info(job_id)
-        asyncio.run(self._follow(job_id, write))
-        return _end(self._info(job_id))
+        if job_id not in self._seen:
+            self._info(job_id)
+        return _end(asyncio.run(self._follow(job_id, write)))
 
     def logs(self, job_id: str) -> str:
         """All that the job has printed."""
@@ -142,12 +144,15 @@ class Cluster:
 
     def _submit(self, send: dict[str, Any], mark: str, job_id: str | None) -> Ticket:
         known = {job.submission_id: job for job in self._client.list_jobs() if job.submission_id}
+        self._seen.update(known)
         for run in range(1, MAX_RUNS):
             candidate = job_id or f"stereo-jobs-{mark}-{run}"
             before = known.get(candidate)
             if before is None:
                 try:
-                    return Ticket(str(self._client.submit_job(submission_id=candidate, **send)), False)
+                    self._client.submit_job(submission_id=candidate, **send)
+                    self._seen.add(candidate)
+                    return Ticket(candidate, False)
                 except RuntimeError as error:
                     if "already exists" not in str(error):
                         raise
@@ -164,14 +169,18 @@ class Cluster:
         raise ClusterError(f"{self.address}: this job was run {MAX_RUNS} times here; give an --id of its own")
 
     def _info(self, job_id: str) -> Any:
+        """Raises ClusterError if there never was such a job, and RuntimeError if the cluster has lost it."""
         try:
-            return self._client.get_job_info(job_id)
+            info = self._client.get_job_info(job_id)
+            self._seen.add(job_id)
+            return info
         except RuntimeError as error:
-            if "404" in str(error) or "does not exist" in str(error):
+            if job_id not in self._seen and ("404" in str(error) or "does not exist" in str(error)):
                 raise ClusterError(f"{self.address}: no job {job_id}; is it the id that submit printed?") from None
             raise
 
-    async def _follow(self, job_id: str, write: Callable[[str], None]) -> None:
+    async def _follow(self, job_id: str, write: Callable[[str], None]) -> Any:
+        """Returns what the cluster knows of the job once it has ended."""
         seen, silent_since = 0, None
         while True:
             try:
@@ -182,15 +191,17 @@ class Cluster:
                     seen = max(seen, at)
                     if fresh:
                         write(fresh)
-                if str(self._info(job_id).status) in ENDED:
-                    return
+                info = self._info(job_id)
+                if str(info.status) in ENDED:
+                    return info
                 silent_since = None
             except (OSError, RuntimeError) as error:
                 silent_since = silent_since or time.monotonic()
                 if time.monotonic() > silent_since + PATIENCE_S:
                     raise InterruptedRunError(
-                        f"{self.address}: the head has not answered for {PATIENCE_S:g} s ({_first_line(error)}); what "
-                        "was made is kept: submit again, there or to a new cluster, to go on"
+                        f"{self.address}: nothing was heard of {job_id} for {PATIENCE_S:g} s "
+                        f"({_first_line(error)}); what was made is kept: submit again, there or to a new cluster, to "
+                        "go on"
                     ) from None
                 log.info("lost the log of %s, trying again: %s", job_id, _first_line(error))
             await asyncio.sleep(1.0)

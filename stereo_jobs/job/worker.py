@@ -111,6 +111,11 @@ class ShardWorker:
         load: loads the generator, in the thread that will use it.
         report: told before each batch.
         observe: told of the time each stage takes.
+
+    Raises:
+        ModelError: the models cannot be loaded.
+        StorageError: the output cannot be seen from here.
+        StorageUnavailableError: nor is it known whether it can, since the store is away.
     """
 
     def __init__(
@@ -126,7 +131,9 @@ class ShardWorker:
         self.report = report or (lambda key, rows: None)
         self.observe = observe
         self.storage = open_storage(spec.output, self.runtime.storage)
-        if not self.storage.exists(layout.plan(0)):
+        # Half of the time there is: what has waited for the store in vain says so before it is late.
+        patience_s = min(STORE_PATIENCE_S, self.runtime.start_timeout_s / 2)
+        if not patient(patience_s)(self.storage.exists, layout.plan(0)):
             raise StorageError(
                 f"{self.storage.uri}: the plan cannot be seen from {socket.gethostname()}; the output of a cluster "
                 "must be on S3 or on a file system that all its nodes share"
@@ -152,9 +159,9 @@ class ShardWorker:
             return self._run(task)
 
     def _run(self, task: ShardTask) -> ShardRecord:
-        if committed := _patiently(self._committed, task):
+        if committed := patient()(self._committed, task):
             return committed
-        rows = self._timed("read", _patiently, self._read, task)
+        rows = self._timed("read", patient(), self._read, task)
         within = contextvars.copy_context()
         results, seconds = self._model_thread.submit(within.run, self._generate, rows, task).result()
         encoded = [result.result() if isinstance(result, Future) else result for result in results]
@@ -182,9 +189,9 @@ class ShardWorker:
     def _write(
         self, task: ShardTask, cells: list[dict[str, Any]], record: ShardRecord, errors: list[RowError]
     ) -> ShardRecord:
-        carried = _patiently(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
+        carried = patient()(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
-        return _patiently(commit, self.storage, task.plan, task.shard, data)
+        return patient()(commit, self.storage, task.plan, task.shard, data)
 
     def _committed(self, task: ShardTask) -> ShardRecord | None:
         """The shard's record, if another attempt has made it meanwhile."""
@@ -311,16 +318,19 @@ class ShardWorker:
         return [RowError(batch[0].id, kind, message, tries)]
 
 
-def _patiently(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Do what needs the store, again and again while it is away: what was generated is dear."""
-    retrying = tenacity.Retrying(
+def patient(seconds: float | None = None) -> tenacity.Retrying:
+    """Call it with what needs the store: done again and again while it is away, since what was generated is dear.
+
+    Args:
+        seconds: for how long; `STORE_PATIENCE_S` if left out.
+    """
+    return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StorageUnavailableError),
         wait=tenacity.wait_random_exponential(multiplier=1, max=20),
-        stop=tenacity.stop_after_delay(STORE_PATIENCE_S),
+        stop=tenacity.stop_after_delay(STORE_PATIENCE_S if seconds is None else seconds),
         before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
         reraise=True,
     )
-    return retrying(work, *args, **kwargs)
 
 
 def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def proxy(s3_server):
 @pytest.fixture
 def job(long_job, proxy):
     """A job whose output and manifest are behind the proxy."""
-    return long_job(30, proxy.endpoint, lease_ttl_s=120.0)
+    return long_job(30, proxy.endpoint, lease_ttl_s=60.0)
 
 
 def at_work(job) -> bool:
@@ -32,12 +32,13 @@ def at_work(job) -> bool:
 
 
 @pytest.mark.slow
-def test_a_store_that_is_away_for_20_seconds(job, proxy, monkeypatch):
+@pytest.mark.parametrize("seconds", [20, 45])  # 45: longer than the lease allows to deal, and so nothing is dealt
+def test_a_store_that_is_away_for_a_while(job, proxy, monkeypatch, seconds):
     with cluster(1):
         process = job.start()
         wait_until(lambda: at_work(job), what="four rows")
         proxy.away = True
-        time.sleep(20)
+        time.sleep(seconds)
         assert process.poll() is None
         proxy.heal()
         job.end(process)

@@ -1,5 +1,6 @@
 """Two runs on one output: the lease refuses the second; without it still one object a shard."""
 
+import json
 import os
 import signal
 import threading
@@ -8,7 +9,7 @@ import time
 import pytest
 
 from stereo_jobs.data.storage import LocalStorage, open_storage
-from stereo_jobs.errors import OutputHeldError
+from stereo_jobs.errors import OutputHeldError, StorageUnavailableError
 from stereo_jobs.job import commits, layout
 from stereo_jobs.job.commits import committed
 from stereo_jobs.job.driver import run
@@ -39,7 +40,7 @@ def test_a_second_holder_is_refused_while_the_first_is_alive(storage):
         with pytest.raises(OutputHeldError, match="another run is at work"), Lease(storage, TTL):
             pass
         assert time.monotonic() - started < TTL
-        assert first.lost() is None
+        assert first.fresh()
 
 
 def test_a_lease_that_was_given_back_is_free_at_once(storage):
@@ -47,7 +48,7 @@ def test_a_lease_that_was_given_back_is_free_at_once(storage):
         pass
     started = time.monotonic()
     with Lease(storage, TTL) as second:
-        assert second.lost() is None
+        assert second.fresh()
     assert time.monotonic() - started < TTL
 
 
@@ -57,8 +58,8 @@ def test_a_silent_holder_is_taken_over_and_notices(storage, monkeypatch):
     monkeypatch.setattr(first, "_keep", lambda: None)
     first._thread = threading.Thread(target=first._keep)
     with first, Lease(storage, TTL) as second:
-        assert second.lost() is None
-        assert first.lost() is not None
+        assert second.fresh()
+        assert not first.fresh()
         # Leaving does not give back what is no longer its own.
 
 
@@ -91,6 +92,81 @@ def test_a_lease_taken_away_is_noticed(storage):
         while lease.lost() is None and time.monotonic() < deadline:
             time.sleep(0.05)
         assert lease.lost() == "another run has taken over"
+
+
+@pytest.fixture
+def away(monkeypatch):
+    """While it is set, no lease can be renewed."""
+    unreachable = threading.Event()
+    real = LocalStorage.swap
+
+    def swap(self, key, data, tag):
+        if unreachable.is_set():
+            raise StorageUnavailableError(f"{key}: the endpoint cannot be reached")
+        return real(self, key, data, tag)
+
+    monkeypatch.setattr(LocalStorage, "swap", swap)
+    return unreachable
+
+
+def test_a_holder_whose_store_was_away_goes_on(tmp_path, away, caplog):
+    with Lease(LocalStorage(tmp_path), 2.0) as lease:
+        away.set()
+        wait_until(lambda: not lease.fresh())
+        time.sleep(2.0)
+        assert lease.lost() is None
+        away.clear()
+        wait_until(lease.fresh)
+    assert caplog.text.count("could not be renewed, trying again") == 1
+    assert "renewed again" in caplog.text
+
+
+def test_but_not_if_another_run_has_taken_over_meanwhile(tmp_path, away):
+    with Lease(LocalStorage(tmp_path), 2.0) as first:
+        away.set()
+        LocalStorage(tmp_path).replace(layout.LEASE, b'{"holder": "thief", "renewal": 1}')
+        wait_until(lambda: not first.fresh())
+        away.clear()
+        wait_until(first.lost)
+        assert (first.taken, first.fresh()) == (True, False)
+
+
+def test_nor_for_ever(tmp_path, away):
+    with Lease(LocalStorage(tmp_path), 2.0, patience_s=3.0) as lease:
+        away.set()
+        wait_until(lease.lost)
+        assert "could not be renewed for" in lease.lost()
+        assert not lease.taken
+
+
+def test_while_the_lease_cannot_be_renewed_nothing_is_dealt(make_spec, make_manifest, tmp_path, away):
+    told, ticks = tmp_path / "told", []
+    spec = make_spec(make_manifest(rows=12, prompt=[f"told:{told} slow"] * 12), lease_ttl_s=2.0, shard_rows=1)
+
+    def watch(tick):
+        ticks.append(tick)
+        if tick.made == 2:
+            away.set()
+        if away.is_set() and len(ticks) > 2 and not tick.running:  # what was under way is done
+            time.sleep(2.0)
+            away.clear()
+
+    status = run(spec, local=True, load=standin.load, watch=watch)
+    assert (status.complete, status.wasted_seconds) == (True, 0)
+    assert any(tick.queued and not tick.running for tick in ticks), "it was dealt without a lease"
+    assert len(told.read_text().split()) == 12
+
+
+def test_a_run_that_was_taken_over_lets_its_shards_end(make_spec, make_manifest, tmp_path):
+    spec = make_spec(make_manifest(rows=12, prompt=["slow"] * 12), lease_ttl_s=2.0)
+
+    def take(tick):
+        open_storage(spec.output).replace(layout.LEASE, b'{"holder": "thief", "renewal": 1}')
+
+    with pytest.raises(OutputHeldError, match="another run has taken over"):
+        run(spec, local=True, load=standin.load, watch=take)
+    assert len(committed(open_storage(spec.output))[0]) >= 2
+    assert json.loads(open_storage(spec.output).read(layout.LEASE))["holder"] == "thief"
 
 
 def test_a_second_run_is_refused(make_spec, make_manifest, tmp_path):
@@ -168,7 +244,11 @@ def contents(output: str) -> dict[str, bytes]:
 
 
 def wait_for(path) -> None:
-    deadline = time.monotonic() + 30
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} never appeared"
+    wait_until(path.exists)
+
+
+def wait_until(true) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline, true
         time.sleep(0.02)

@@ -1,22 +1,27 @@
 """What the driver makes of lost workers: who is to blame, and for how long. The pool is played from a script."""
 
+import signal
 from collections.abc import Callable
 
 import pytest
 
-from stereo_jobs.errors import StereoJobsError
-from stereo_jobs.job import driver
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.errors import InterruptedRunError, StereoJobsError
+from stereo_jobs.job import driver, progress
+from stereo_jobs.job.plan import load_job
 from stereo_jobs.job.pool import Loss, Outcome
 from stereo_jobs.job.worker import ShardTask, ShardWorker
 from stereo_jobs.models.resolve import resolve_recipe
 from tests import standin
 from tests.datasets import verdict
 
+NOT_YET = Loss("not yet", "nobody")
+
 
 class Script:
-    """A pool of one task at a time: `answer` says how a deal ends, or None to let it be made."""
+    """A pool of one task at a time: `answer` says how a deal ends, or NOT_YET, or None to let it be made."""
 
-    def __init__(self, spec, answer: Callable[[ShardTask, int], Loss | None]) -> None:
+    def __init__(self, spec, answer: Callable[[ShardTask, int], Loss | BaseException | None]) -> None:
         self.dealt: list[ShardTask] = []
         self._answer = answer
         self._worker = ShardWorker(spec, resolve_recipe(spec.recipe), standin.load)
@@ -37,11 +42,17 @@ class Script:
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         task, self._task = self._task, None
-        loss = self._answer(task, sum(other.key == task.key for other in self.dealt))
-        return [Outcome(task, loss=loss, wasted_s=1.5) if loss else Outcome(task, self._worker.run(task))]
+        answer = self._answer(task, sum(other.key == task.key for other in self.dealt))
+        if answer is NOT_YET:
+            self._task = task
+            return []
+        if answer is None:
+            return [Outcome(task, self._worker.run(task))]
+        kind = "loss" if isinstance(answer, Loss) else "error"
+        return [Outcome(task, **{kind: answer}, wasted_s=1.5)]
 
-    def stop(self) -> None:
-        pass
+    def stop(self) -> float:
+        return 0.25
 
     def close(self) -> None:
         pass
@@ -121,3 +132,39 @@ def test_a_shard_that_takes_too_long_has_its_tries(play):
 def test_and_no_more(play):
     with pytest.raises(StereoJobsError, match="failed 2 times, last: its process died"):
         play(died("a", "b", blame="shard"), shard_attempts=2)
+
+
+def wasted_seconds(folder) -> float:
+    """As the next run, or `status`, finds it."""
+    storage = open_storage(str(folder / "out"))
+    return progress.totals(storage, load_job(storage)).wasted_seconds
+
+
+def test_what_is_lost_while_draining_is_counted(play, tmp_path):
+    asked = []
+
+    def answer(task, time):
+        asked.append(task)
+        if len(asked) == 1:
+            signal.raise_signal(signal.SIGTERM)
+            return NOT_YET
+        return Loss("its process died", "rows", (1,), "a")
+
+    with pytest.raises(InterruptedRunError, match="run again to go on"):
+        play(answer)
+    assert wasted_seconds(tmp_path) == pytest.approx(1.5 + 0.25)
+
+
+def test_what_a_run_has_wasted_is_kept_however_it_ends(play, tmp_path):
+    with pytest.raises(StereoJobsError, match="failed 2 times"):
+        play(died("a", "b", blame="shard"), shard_attempts=2)
+    assert wasted_seconds(tmp_path) == pytest.approx(2 * 1.5 + 0.25)
+
+
+def test_no_password_of_an_error_is_logged(play, caplog):
+    def answer(task, time):
+        return RuntimeError("http://me:hush@proxy: refused") if time == 1 else None
+
+    assert play(answer)[0].complete
+    assert "***@proxy: refused" in caplog.text
+    assert "hush" not in caplog.text

@@ -1,5 +1,6 @@
 """Notices that a machine will be taken away, from stand-ins of the clouds' metadata services."""
 
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -56,6 +57,24 @@ def test_gcp(metadata):
 def test_a_service_that_does_not_answer_announces_nothing():
     assert not notice.is_announced("aws", aws="http://127.0.0.1:9")
     assert not notice.is_announced("gcp", gcp="http://127.0.0.1:9")
+
+
+def test_nor_does_one_that_answers_nonsense():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            for _ in range(2):
+                connection, _ = server.accept()
+                with connection:
+                    connection.recv(1000)
+                    connection.sendall(b"nonsense\r\n\r\n")
+
+        thread = threading.Thread(target=answer, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        assert not notice.is_announced("aws", aws=url)
+        assert not notice.is_announced("gcp", gcp=url)
+        thread.join()
 
 
 def test_a_file(tmp_path, monkeypatch):

@@ -16,9 +16,9 @@ import pytest
 
 from stereo_jobs.errors import ModelError, TooManyFailuresError
 from stereo_jobs.job import estimate
+from stereo_jobs.job.cluster import start_ray
 from stereo_jobs.job.driver import run
 from stereo_jobs.job.metrics import METRICS, exported
-from stereo_jobs.job.ray_pool import start_ray
 from stereo_jobs.spec import parse_spec
 from tests import standin
 from tests.datasets import prepared

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import pytest
 
-from stereo_jobs.data.storage import open_storage
+from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import (
     DeviceLostError,
     DriftError,
@@ -16,11 +16,14 @@ from stereo_jobs.errors import (
     StorageUnavailableError,
     TooManyFailuresError,
 )
-from stereo_jobs.job import layout
+from stereo_jobs.job import layout, progress
 from stereo_jobs.job.driver import run
+from stereo_jobs.job.plan import load_job
+from stereo_jobs.job.worker import ShardWorker
+from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.spec import JobSpec
 from tests import standin
-from tests.datasets import rows, verdict
+from tests.datasets import prepared, rows, verdict
 
 
 def local(spec: JobSpec, **options):
@@ -254,6 +257,34 @@ def test_a_run_ends_in_time_and_the_next_goes_on(make_spec, make_manifest):
     with pytest.MonkeyPatch.context() as quick:
         quick.setattr(standin.time, "sleep", lambda seconds: None)
         assert local(spec).succeeded == 60
+
+
+def test_a_shard_that_a_run_leaves_is_counted_as_wasted(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=60, prompt=["slow"] * 60), shard_rows=60, drain_timeout_s=0)
+    with pytest.raises(InterruptedRunError):
+        local(spec, max_hours=2 / 3600)
+    storage = open_storage(spec.output)
+    assert 0.5 < progress.totals(storage, load_job(storage)).wasted_seconds < 60
+
+
+def test_a_worker_waits_for_a_store_that_is_away_when_it_begins(make_spec, monkeypatch):
+    spec = make_spec()
+    real, asked = LocalStorage.exists, []
+
+    def unsteady(self, key):
+        asked.append(key)
+        if len(asked) <= 2:
+            raise StorageUnavailableError("s3://x: SlowDown")
+        return real(self, key)
+
+    prepared(spec)
+    monkeypatch.setattr(LocalStorage, "exists", unsteady)
+    ShardWorker(spec, resolve_recipe(spec.recipe), standin.load)
+    assert asked == [layout.plan(0)] * 3
+    monkeypatch.setattr(LocalStorage, "exists", lambda self, key: unsteady(asked.clear(), key))
+    brief = spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"start_timeout_s": 2.0})})
+    with pytest.raises(StorageUnavailableError):
+        ShardWorker(brief, resolve_recipe(spec.recipe), standin.load)
 
 
 def test_too_many_failures_stop_early_and_keep_what_there_is(make_spec, make_manifest):

@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
-from stereo_jobs.errors import ClusterError, SpecError
+from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError
 from stereo_jobs.job import submit
 from stereo_jobs.launch.portable import read_portable
 from tests.conftest import REPOSITORY
@@ -270,9 +270,18 @@ def test_how_a_job_ended(details, code):
     assert submit._end(SimpleNamespace(**(empty | details))).exit_code == code
 
 
-def test_a_log_that_breaks_off_is_read_on_without_repeats():
-    cluster = submit.Cluster.__new__(submit.Cluster)
-    cluster.address = "http://127.0.0.1:9"
+@pytest.fixture
+def connected(monkeypatch):
+    """A connection to a cluster that is played by `client`."""
+
+    def connect(client):
+        monkeypatch.setattr("ray.job_submission.JobSubmissionClient", lambda address, headers: client)
+        return submit.Cluster("http://127.0.0.1:9")
+
+    return connect
+
+
+def test_a_log_that_breaks_off_is_read_on_without_repeats(connected):
     connections = iter([["one\n", "two\n", OSError("gone")], ["one\ntwo\n", "three\n"]])
 
     class Client:
@@ -285,10 +294,43 @@ def test_a_log_that_breaks_off_is_read_on_without_repeats():
         def get_job_info(self, job_id):
             return SimpleNamespace(status="SUCCEEDED", message=None)
 
-    cluster._client = Client()
     said = []
-    assert cluster.follow("x", said.append).exit_code == 0
+    assert connected(Client()).follow("x", said.append).exit_code == 0
     assert "".join(said) == "one\ntwo\nthree\n"
+
+
+class Forgetful:
+    """A head that knows a job for the first `times` that it is asked, and then not, or again after `gap` times."""
+
+    def __init__(self, times: int, gap: int) -> None:
+        self.asked, self.known = 0, lambda asked: asked <= times or asked > times + gap
+
+    async def tail_job_logs(self, job_id):
+        yield "working\n"
+
+    def get_job_info(self, job_id):
+        self.asked += 1
+        if not self.known(self.asked):
+            raise RuntimeError(f"Request failed with status code 404: Job {job_id} does not exist")
+        return SimpleNamespace(status="SUCCEEDED" if self.asked > 3 else "RUNNING", message=None)
+
+    def list_jobs(self):
+        return []
+
+    def submit_job(self, **send):
+        pass
+
+
+def test_a_job_that_the_cluster_has_lost_is_an_interruption(connected, monkeypatch, spec_file):
+    monkeypatch.setattr(submit, "PATIENCE_S", 2.0)
+    with pytest.raises(ClusterError, match="no job x"):
+        connected(Forgetful(0, gap=1000)).follow("x", print)
+    with pytest.raises(InterruptedRunError, match=r"nothing was heard of x for 2 s .*404.* submit again"):
+        connected(Forgetful(2, gap=1000)).follow("x", print)
+    assert connected(Forgetful(2, gap=1)).follow("x", print).exit_code == 0
+    cluster = connected(Forgetful(0, gap=1000))
+    with pytest.raises(InterruptedRunError):
+        cluster.follow(cluster.submit(spec_file()).id, print)
 
 
 def test_submitting_imports_no_torch(tmp_path, spec_file):
