@@ -15,7 +15,7 @@ from stereo_jobs.toyscapes.scenes import COLOURS, POSITIONS, SHAPES, Scene, Spli
 from stereo_jobs.toyscapes.training import Batch, Schedule
 from stereo_jobs.toyscapes.vae import to_pixels
 
-SCHEDULE = Schedule(steps=900, batch=24, learning_rate=2e-3, warmup=100, ema=0.995)
+SCHEDULE = Schedule(steps=900, batch=48, learning_rate=2e-3, warmup=100, ema=0.995)
 _SIZES = {"shape": len(SHAPES), "colour": len(COLOURS), "position": len(POSITIONS), "count": 3}
 QUESTIONS = tuple(_SIZES)
 _NOT_ASKED = -100

@@ -5,7 +5,8 @@ import math
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,13 +58,45 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path):
 
 def test_two_processes_of_which_one_is_killed_end_where_one_does_that_sees_both_batches(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
+    both = replace(LINE, batch=2 * LINE.batch)  # shared by the two
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
-        train(Mortal(LineLesson, 4, 1), LINE, killed, Machine(processes=2, checkpoint_s=EVERY_STEP))
+        train(Mortal(LineLesson, 4, 1), both, killed, Machine(processes=2, checkpoint_s=EVERY_STEP))
     assert checkpoint(killed)["step"] == 4
-    train(LineLesson, LINE, killed, Machine(processes=2))
+    train(LineLesson, both, killed, Machine(processes=2))
     train(BothRanksLesson, LINE, whole)
     assert checkpoint(whole)["step"] == LINE.steps
     assert_same(checkpoint(killed), checkpoint(whole))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_sees_the_whole_batch_whatever_the_number_of_processes(tmp_path, processes):
+    train(Counted(tmp_path), LINE, tmp_path, Machine(processes=processes))
+    shares = [int(path.read_text()) for path in sorted(tmp_path.glob("samples-*"))]
+    assert shares == [LINE.batch // processes] * processes
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Makes lessons that write down how many samples a process draws."""
+
+    folder: Path
+
+    def __call__(self, schedule):
+        lesson = LineLesson(schedule)
+        real = lesson.draw
+
+        def draw(step, rank, device):
+            batch = real(step, rank, device)
+            (self.folder / f"samples-{rank}").write_text(str(len(batch["x"])))
+            return batch
+
+        lesson.draw = draw
+        return lesson
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be shared evenly by 3 processes"):
+        train(LineLesson, LINE, tmp_path, Machine(processes=3))
 
 
 def test_a_half_written_checkpoint_is_ignored(tmp_path):
