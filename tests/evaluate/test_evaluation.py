@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError
+from stereo_jobs.evaluate import cost
 from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
 from stereo_jobs.evaluate.evaluation import Options, evaluate
 from stereo_jobs.evaluate.models import KeptModels
@@ -183,6 +185,12 @@ def test_the_cost_is_counted_by_mode(tmp_path):
         assert "depth" in found.problems["cost/depth"][0].id
 
 
+def test_an_even_number_of_costs_has_the_median_between_the_middle_ones():
+    rows = {str(i): {"seconds": seconds} for i, seconds in enumerate((1.0, 9.0, 2.0, 3.0, math.nan))}
+    assert cost._median(rows, "seconds") == 2.5
+    assert cost._median({}, "seconds") is None
+
+
 def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
     image = resolve_recipe(Recipe(mode="image"))
     first = KEPT(image, "cpu", 2)
@@ -199,6 +207,10 @@ def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
         ({"tables": ("nope",)}, "table 'nope': not known; there are: methods"),
         ({"methods": ("nope",)}, "method 'nope': not known"),
         ({"toyscapes": 0}, "nothing to evaluate on"),
+        ({"folders": ("Best!=somewhere",)}, "--folder 'Best!': 'best' has the folder best, too; choose another name"),
+        ({"folders": ("A B=one", "a-b=two")}, "--folder 'a-b': 'A B' has the folder a-b, too"),
+        ({"folders": ("stretch, grain 0=x",), "sweeps": ("grain=0",)}, "has the folder stretch-grain-0, too"),
+        ({"folders": ("???=somewhere",)}, "needs a letter or a digit"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, complaint):
