@@ -3,6 +3,9 @@
 import csv
 import io
 import math
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +28,7 @@ from stereo_jobs.job.verify import verify
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.truth import score
 from stereo_jobs.spec import Recipe, StorageSpec
+from tests.conftest import REPOSITORY
 from tests.evaluate.test_datasets import write_middlebury
 
 SIZE = 64
@@ -39,9 +43,9 @@ def run_here(spec):
     return driver.run(spec, local=True, load=KEPT)
 
 
-def run(output, **options):
+def run(output, run_case=run_here, **options):
     given = {"toyscapes": 3, "size": SIZE, "protocols": ("metric",), "methods": ("leave_blank", "stretch")}
-    return evaluate(str(output), SHORT, Options(**given | options), run_here)
+    return evaluate(str(output), SHORT, Options(**given | options), run_case)
 
 
 def figures(output, table):
@@ -102,6 +106,26 @@ def test_a_second_call_makes_nothing_again(output):
     assert before == {path: path.read_bytes() for path in output.glob("toyscapes/metric/*/data/*")}
     assert scenes == {path: path.stat().st_mtime_ns for path in output.glob("toyscapes/scenes/*/*")}
     assert (output / "tables/methods-metric.md").read_text() == page
+
+
+def test_a_killed_evaluation_goes_on_and_ends_with_the_tables_of_a_whole_one(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "tests.evaluate.killed", str(killed)]
+    done = subprocess.run(command, cwd=REPOSITORY, timeout=240, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    first = {path: path.stat().st_mtime_ns for path in killed.glob("toyscapes/*/*/data/*")}
+    assert {path.parent.parent.name for path in first} == {"leave_blank"}
+    assert not (killed / "tables").exists()
+    for folder in (killed, whole):
+        run(folder)
+    assert {path: path.stat().st_mtime_ns for path in first} == first  # made once
+    tables = {path.name: path.read_text() for path in (whole / "tables").glob("methods-metric.*")}
+    assert tables == {path.name: path.read_text() for path in (killed / "tables").glob("methods-metric.*")}
+    assert len(tables) == 3
+    for parts in ("methods-metric-toyscapes", "methods-metric-toyscapes-plain"):
+        one, other = (figures(folder, parts) for folder in (killed, whole))
+        assert one.keys() == other.keys()
+        assert all(one[key] == other[key] for key in one if key[1] != "seconds")
 
 
 def test_other_scenes_need_another_output(output):
