@@ -169,7 +169,8 @@ def _has_bfloat16(device: str) -> bool:
     """Whether a device computes in bfloat16; CPUs that only imitate it are several times faster in float32."""
     if device != "cpu":
         return True
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    known = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return bool(known and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _average(networks: nn.Module, schedule: Schedule) -> AveragedModel:

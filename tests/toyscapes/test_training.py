@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from stereo_jobs.toyscapes import training
 from stereo_jobs.toyscapes.training import Machine, Schedule, averaged, train
 from tests.conftest import REPOSITORY
 from tests.toyscapes.lessons import EVERY_STEP, LINE, BothRanksLesson, LineLesson, Mortal, short_depth_lesson
@@ -213,6 +214,20 @@ def test_progress_is_told_line_by_line(tmp_path):
     assert all(line["of"] == LINE.steps and line["samples_per_s"] > 0 for line in lines)
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["bias"] == pytest.approx(float(checkpoint(tmp_path)["average"]["module.bias"]))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_the_machine_has_it(tmp_path, monkeypatch, native):
+    used = []
+
+    class Watching(LineLesson):
+        def draw(self, step, rank, device):
+            self.networks.register_forward_pre_hook(lambda *_: used.append(torch.is_autocast_enabled("cpu")))
+            return super().draw(step, rank, device)
+
+    monkeypatch.setattr(training, "_has_bfloat16", lambda device: native)
+    train(Watching, replace(LINE, steps=1), tmp_path)
+    assert used == [native]
 
 
 # --- The schedule ---
