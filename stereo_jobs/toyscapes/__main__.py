@@ -73,6 +73,9 @@ def evaluate(
     """Measure models on held-out scenes: `figures.json` and sheets of the first pictures in the work folder."""
     from stereo_jobs.toyscapes import figures
 
+    if not (work / "judge/checkpoint.pt").is_file():
+        why = "no judge in it yet; train one with the part `judge` and the same --work"
+        raise typer.BadParameter(why, param_hint="--work")
     chosen = models or figures.models_of(work)
     typer.echo(f"models: {chosen}")
     results = {}

@@ -1,14 +1,17 @@
 """The model card's figures: how they are made, and that the weights in the package keep the aims."""
 
+import json
 import types
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.toyscapes import depth, figures, judge, vae
+from stereo_jobs.toyscapes.__main__ import app
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 
@@ -36,6 +39,25 @@ def test_models_are_those_of_the_work_folder_or_else_the_embedded_ones(tmp_path)
     assert figures.models_of(tmp_path) == DEMO_FOLDER
     (tmp_path / "models").mkdir()
     assert figures.models_of(tmp_path) == tmp_path / "models"
+
+
+def test_without_a_judge_nothing_is_measured(tmp_path):
+    result = CliRunner().invoke(app, ["evaluate", "--work", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "no judge in it yet" in result.output
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_the_command_measures_the_models_it_is_given_or_the_embedded_ones(tmp_path, monkeypatch, given):
+    (tmp_path / "judge").mkdir()
+    (tmp_path / "judge/checkpoint.pt").touch()
+    monkeypatch.setattr(figures, "measure", lambda models, work, scenes: [(str(models.folder), {"scenes": scenes})])
+    options = ["--models", str(tmp_path / "others")] if given else []
+    result = CliRunner().invoke(app, ["evaluate", "--work", str(tmp_path), "--scenes", "9", *options])
+    assert result.exit_code == 0, result.output
+    wanted = tmp_path / "others" if given else DEMO_FOLDER
+    assert json.loads((tmp_path / "figures.json").read_text()) == {str(wanted): {"scenes": 9}}
 
 
 class AlwaysOne(judge.Judge):
