@@ -2,6 +2,7 @@
 
     python benchmarks/verdict.py                        # 100 scenes of the test split, the defaults of the spec
     python benchmarks/verdict.py --split train --fix    # where thresholds lie between truth and fault: fixing them
+    python benchmarks/verdict.py --data DIR             # true pairs of Middlebury or KITTI, as they are
 
 Thresholds are fixed on the train split and reported on the test split; no caption is in both. Depth is estimated by the
 embedded model, or by one in a folder (`--depth`).
@@ -21,12 +22,16 @@ import torch
 from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
+from stereo_jobs.evaluate.datasets import Scene as DatasetScene
+from stereo_jobs.evaluate.datasets import open_dataset
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.quality.verdict import judge
 from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.fill import fill_sparse
+from stereo_jobs.stereo.warp import forward_warp
 from stereo_jobs.toyscapes.render import ToyScape, render
 from stereo_jobs.toyscapes.scenes import Split, draw_scene
 
@@ -120,30 +125,40 @@ WATCHED = {
     "other_depth": "depth_rank",
 }
 """The metric that each rule reads."""
+OFF = {"left_right": "lr_consistency", "backwarp": "backwarp_lpips", "siou": "siou"} | {
+    "holes": "hole_share",
+    "depth_doubt": "depth_confidence",
+}
+"""The same of rules that are off by default and have no fault of their own."""
 
 
 # --- Measuring ---
 
 
 class Meter:
-    """Measures pairs; remembers the depth of left views."""
+    """Measures pairs, without an estimator all but depth; remembers the depth of left views."""
 
-    def __init__(self, estimator: DepthEstimator) -> None:
+    def __init__(self, estimator: DepthEstimator | None) -> None:
         self.estimator = estimator
         self.depths: dict[bytes, list[NDArray[np.float32]]] = {}
         self.seconds: list[float] = []
 
     def __call__(self, pair: Labelled) -> Metrics:
-        key = pair.left.tobytes()
-        if key not in self.depths:
-            with torch.inference_mode():
-                found = self.estimator.inverse_depth([pair.left, np.ascontiguousarray(pair.left[:, ::-1])])
-            self.depths = {key: [depth.cpu().numpy() for depth in found]}
-        depth, mirrored = self.depths[key]
+        depth, mirrored = self._depths(pair.left)
         began = time.process_time()
         metrics = measure(**vars(pair), depth=depth, mirrored_depth=mirrored)
         self.seconds.append(time.process_time() - began)
         return metrics
+
+    def _depths(self, left: NDArray[np.uint8]) -> list[NDArray[np.float32]] | tuple[None, None]:
+        if self.estimator is None:
+            return None, None
+        key = left.tobytes()
+        if key not in self.depths:
+            with torch.inference_mode():
+                found = self.estimator.inverse_depth([left, np.ascontiguousarray(left[:, ::-1])])
+            self.depths = {key: [depth.cpu().numpy() for depth in found]}
+        return self.depths[key]
 
 
 def measured(meter: Meter, split: Split, scenes: int, size: int, first: int = 0) -> dict[str, list[Metrics]]:
@@ -156,6 +171,12 @@ def measured(meter: Meter, split: Split, scenes: int, size: int, first: int = 0)
         for name, (_, plant) in FAULTS.items():
             results[name].append(meter(plant(pair, other)))
     return results
+
+
+def of_scene(scene: DatasetScene) -> Labelled:
+    """A camera's pair with its true disparity; what is hidden follows from it."""
+    warp = forward_warp(fill_sparse(torch.from_numpy(scene.disparity)[None]), torch.ones(1), subpixel=True)
+    return Labelled(scene.left, scene.right, scene.disparity, warp.visible[0].numpy(), ~warp.filled[0].numpy())
 
 
 # --- Tables ---
@@ -176,7 +197,7 @@ def confusion(results: dict[str, list[Metrics]], config: QualityConfig) -> str:
 
 
 def limits(results: dict[str, list[Metrics]]) -> str:
-    """Markdown: for every rule, its metric on true pairs and on the fault it is meant for."""
+    """Markdown: for every rule, its metric on true pairs and on the fault it is meant for, if there is one."""
     lines = [
         "| rule | metric | true 1 % | 5 % | 50 % | 95 % | 99 % | fault 5 % | 50 % | 95 % |",
         "|---|---" + "|---:" * 8 + "|",
@@ -189,6 +210,25 @@ def limits(results: dict[str, list[Metrics]]) -> str:
             for v in (*np.quantile(true, [0.01, 0.05, 0.5, 0.95, 0.99]), *np.quantile(fault, [0.05, 0.5, 0.95]))
         ]
         lines.append(f"| {rule} | {metric} | " + " | ".join(cells) + " |")
+    for rule, metric in OFF.items():
+        true = np.quantile(_values(results[TRUE], metric), [0.01, 0.05, 0.5, 0.95, 0.99])
+        lines.append(f"| {rule} (off) | {metric} | " + " | ".join(f"{v:.3f}" for v in true) + " |  |  |  |")
+    return "\n".join(lines)
+
+
+def true_pairs(folder: Path, estimator: DepthEstimator) -> str:
+    """Markdown: verdict and metrics of each scene of a data set, without and with estimated depth."""
+    metrics = list(dict.fromkeys([*WATCHED.values(), *OFF.values(), "bad_2", "control_bad_2"]))
+    lines = [f"| scene | depth | verdict | {' | '.join(metrics)} |", "|---|---|---|" + "---:|" * len(metrics)]
+    dataset = open_dataset(folder)
+    for name in dataset.ids:
+        pair = of_scene(dataset.read(name))
+        for depth, meter in (("none", Meter(None)), ("estimated", Meter(estimator))):
+            found = meter(pair)
+            values = [getattr(found, metric) for metric in metrics]
+            cells = ["" if value is None else f"{value:.3f}" for value in values]
+            verdict = judge(found, QualityConfig()).reject_reason or "accepted"
+            lines.append(f"| {name} | {depth} | {verdict} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -209,6 +249,7 @@ def _values(metrics: list[Metrics], name: str) -> NDArray[np.float64]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="folder of Middlebury 2014 or KITTI 2015: its true pairs instead")
     parser.add_argument("--scenes", type=int, default=100)
     parser.add_argument("--first", type=int, default=1000, help="first seed; take one that no threshold was moved for")
     parser.add_argument("--split", choices=("train", "test"), default="test")
@@ -219,15 +260,18 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
+    if options.depth:
+        estimator = DepthEstimator(options.depth, "inverse", torch.float32, "cpu")
+    else:
+        estimator = DepthEstimator.load(resolve_recipe(Recipe()).models.depth, "cpu")
+    if options.data:
+        print(true_pairs(options.data, estimator))
+        return
     if options.metrics and options.metrics.exists():
         kept = json.loads(options.metrics.read_text())
         results = {name: [Metrics(**values) for values in rows] for name, rows in kept["results"].items()}
         each = kept["ms"]
     else:
-        if options.depth:
-            estimator = DepthEstimator(options.depth, "inverse", torch.float32, "cpu")
-        else:
-            estimator = DepthEstimator.load(resolve_recipe(Recipe()).models.depth, "cpu")
         meter = Meter(estimator)
         results = measured(meter, options.split, options.scenes, options.size, options.first)
         each = 1000 * float(np.median(meter.seconds))

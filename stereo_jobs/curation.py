@@ -10,7 +10,7 @@ from stereo_jobs.records import QUALITY_PREFIX, StereoPair
 
 
 def measure_pair(pair: StereoPair) -> Metrics:
-    """The metrics of a pair, without ground truth."""
+    """The metrics of a pair, which need no ground truth."""
     return measure(
         pair.left,
         pair.right,
@@ -18,6 +18,7 @@ def measure_pair(pair: StereoPair) -> Metrics:
         pair.mask_nonocc_left,
         pair.mask_hole_right,
         raw_right=pair.raw_right,
+        true_right=pair.true_right,
         depth=pair.depth,
         mirrored_depth=pair.mirrored_depth,
         clip_left=pair.clip_left,

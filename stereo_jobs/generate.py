@@ -247,7 +247,12 @@ def _with_truth(result: StereoPair | RowError, scene: Scene) -> StereoPair | Row
     """The same pair with what its row says of the true right view."""
     if isinstance(result, RowError) or scene.true_right is None:
         return result
-    return dataclasses.replace(result, true_right=scene.true_right, true_hole_right=scene.true_hole_right)
+    return dataclasses.replace(
+        result,
+        true_right=scene.true_right,
+        true_hole_right=scene.true_hole_right,
+        true_known_right=scene.true_known_right,
+    )
 
 
 def _padded(items: list[T], size: int) -> list[T]:

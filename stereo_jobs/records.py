@@ -98,6 +98,7 @@ class StereoPair:
         clip_right: the same of the right view.
         true_right: what a camera saw there, where the row says so.
         true_hole_right: right pixels that the left view does not show in truth; None where that is not known.
+        true_known_right: right pixels of which that is known; None without `true_hole_right`.
     """
 
     id: str
@@ -120,6 +121,7 @@ class StereoPair:
     clip_right: float | None = None
     true_right: NDArray[np.uint8] | None = None
     true_hole_right: NDArray[np.bool_] | None = None
+    true_known_right: NDArray[np.bool_] | None = None
 
 
 class Mean(BaseModel):

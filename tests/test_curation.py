@@ -44,6 +44,10 @@ def test_notebook_and_job_measure_alike(pair):
     assert cells["accepted"] is True
 
 
+def test_a_true_right_view_is_passed_on(pair):
+    assert measure_pair(pair).siou < 1 == measure_pair(dataclasses.replace(pair, true_right=pair.right)).siou
+
+
 def test_switched_off_there_are_no_cells(pair):
     assert quality_cells(pair, QualityConfig(enabled=False)) == {}
 

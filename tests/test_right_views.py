@@ -147,6 +147,21 @@ def test_true_columns_are_the_scores_against_the_truth(loaded, view):
     assert (pair.true_hole_right != view.hole_right).mean() < 0.03
 
 
+def test_parts_are_scored_where_the_true_disparity_is_known(loaded, view):
+    sparse = np.where(np.random.default_rng(0).random(view.disparity.shape) < 0.2, view.disparity, np.nan)
+    sparse[:20] = np.nan  # no laser looks at the sky
+    given = row(view, true_disparity=encode_disparity(sparse.astype(np.float32)))
+    [pair] = with_method(loaded, **PUBLISHED | {"right_view": "stretch"}).generate([given])
+    cells = encode_pair(pair)
+    known = pair.true_known_right
+    assert 0 < known.mean() < 0.2
+    assert not known[:20].any()
+    wanted = vars(score(pair.right, view.right, pair.true_hole_right, known))
+    for name, value in wanted.items():
+        assert cells[f"true_{name}"] == (value if math.isfinite(value) else None), name
+    assert cells["true_psnr_nonocc"] != score(pair.right, view.right, pair.true_hole_right).psnr_nonocc
+
+
 def test_without_truth_there_are_no_true_columns(loaded, view):
     [pair] = with_method(loaded, **PUBLISHED | {"right_view": "stretch"}).generate([row(view, true_right=None)])
     assert not [name for name in encode_pair(pair) if name.startswith("true_")]

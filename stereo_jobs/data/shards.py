@@ -68,7 +68,7 @@ def _true_cells(pair: StereoPair) -> dict[str, float | None]:
 
     torch.set_num_threads(1)  # of this thread: the last bits of LPIPS depend on it
     hole = pair.mask_hole_right if pair.true_hole_right is None else pair.true_hole_right
-    scores = vars(score(pair.right, pair.true_right, hole))
+    scores = vars(score(pair.right, pair.true_right, hole, pair.true_known_right))
     return {f"true_{name}": value if math.isfinite(value) else None for name, value in scores.items()}
 
 

@@ -1,6 +1,7 @@
 """What a pair costs, by mode and method (the paper's Table 3)."""
 
 import math
+import statistics
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, get_args
@@ -79,5 +80,5 @@ def _case(source: Cases, mode: Mode, method: Method, *, pairs: int, size: int, d
 
 
 def _median(rows: Rows, metric: str) -> float | None:
-    known = sorted(value for value in values(rows, metric).values() if math.isfinite(value))
-    return known[len(known) // 2] if known else None
+    known = [value for value in values(rows, metric).values() if math.isfinite(value)]
+    return statistics.median(known) if known else None

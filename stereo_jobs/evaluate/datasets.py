@@ -1,5 +1,7 @@
 """Stereo scenes with truth: Middlebury 2014 and KITTI 2015 as their authors lay them out, ToyScapes as rendered."""
 
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -188,13 +190,19 @@ def _read(name: str, left: Path, right: Path, disparity: Path) -> Scene:
         if not path.is_file():
             raise DatasetError(f"{path.name} is missing in {path.parent.name}")
     views = [decode_rgb(path.read_bytes(), _MAX_PIXELS, path.name) for path in (left, right)]
-    if disparity.suffix == ".npz":
-        values = np.load(disparity)["arr_0"].astype(np.float32)
-        values = np.where(np.isfinite(values), values, np.nan).astype(np.float32)
-    else:
-        values = decode_disparity_px(disparity.read_bytes(), disparity.name)
+    data = _only_array(disparity) if disparity.suffix == ".npz" else disparity.read_bytes()
+    values = decode_disparity_px(data, disparity.name)
     sizes = {view.shape[:2] for view in views} | {values.shape}
     if len(sizes) != 1:
         shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise DatasetError(f"both views and the disparity must have one size, got {shown}")
     return Scene(name, views[0], views[1], values)
+
+
+def _only_array(path: Path) -> bytes:
+    """The unnamed array of an NPZ file, as NPY. Raises DatasetError."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read("arr_0.npy")
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DatasetError(f"{path.name}: not a readable NPZ file with one array ({error})") from None

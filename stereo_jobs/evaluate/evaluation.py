@@ -129,6 +129,20 @@ def _check(options: Options) -> None:
         by_name(name)
     if not (options.data or options.toyscapes) and (options.sweeps or set(options.tables) - {"cost"}):
         raise SpecError("nothing to evaluate on: give --data DIR or --toyscapes N")
+    _check_names(options)
+
+
+def _check_names(options: Options) -> None:
+    """A method's folder and scores are found by its name: two that share one would have each other's figures."""
+    taken = {slug(method.name): method for methods in TABLES.values() for method in methods}
+    for method in (*folders(options.folders), *(m for _, methods in _comparisons(options) for m in methods)):
+        key = slug(method.name)
+        if not key:
+            raise SpecError(f"--folder {method.name!r}: the name needs a letter or a digit")
+        if taken.setdefault(key, method) != method:
+            raise SpecError(
+                f"--folder {method.name!r}: {taken[key].name!r} has the folder {key}, too; choose another name"
+            )
 
 
 def _datasets(options: Options) -> list[tuple[Dataset, int]]:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
 from stereo_jobs.quality.matcher import match
+from stereo_jobs.quality.truth import hidden
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
@@ -19,7 +20,8 @@ def score_details(left: Image, right: Image, true_right: Image, true_disparity: 
 
     `sharpness`: the Laplacian's variance in the holes over that of the truth there (1 is right). `change`: mean
     absolute difference to `stretch` in the holes, levels of 255: whether anything was drawn at all. `bad_1`: share of
-    the visible pixels a matcher finds whose disparity is over 1 pixel off. NaN where there are no such pixels.
+    the visible pixels a matcher finds whose disparity is over 1 pixel off. Only over pixels whose truth is known; NaN
+    where there are none.
 
     Args:
         left: H,W,3 uint8, as the other views.
@@ -29,7 +31,8 @@ def score_details(left: Image, right: Image, true_right: Image, true_disparity: 
     """
     disparity = fill_sparse(torch.from_numpy(true_disparity)[None])
     warp = forward_warp(disparity, torch.ones(1), subpixel=True)
-    hole = ~warp.filled[0].numpy()
+    hole, known = hidden(true_disparity)
+    hole &= known
     stretched, _ = stretch(left, disparity[0].numpy())
     # Not along the rim: an object's outline beside the hole would count as the hole's own detail.
     inside = cv2.erode(hole.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0

@@ -140,10 +140,10 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """The table as a `tabular` of booktabs."""
+    """The table as a `tabular` of booktabs; amssymb has its check marks."""
     groups = [group for group, _ in table.columns]
     lines = [
-        "% needs \\usepackage{booktabs}",
+        "% needs \\usepackage{booktabs} and \\usepackage{amssymb}",
         f"\\begin{{tabular}}{{{'l' * len(table.labels)}{'r' * len(table.columns)}}}",
         "\\toprule",
     ]
@@ -209,7 +209,18 @@ def _tex(cell: str) -> str:
     return cell.replace("±", r"\,$\pm$\,")
 
 
+_SPECIAL = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "_%&#${}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "↑": r"$\uparrow$",
+        "↓": r"$\downarrow$",
+        "✓": r"$\checkmark$",
+    }
+)
+
+
 def _escaped(text: str) -> str:
-    for plain, special in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("↑", r"$\uparrow$"), ("↓", r"$\downarrow$")):
-        text = text.replace(plain, special)
-    return text.replace("✓", r"$\checkmark$")
+    return text.translate(_SPECIAL)

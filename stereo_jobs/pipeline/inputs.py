@@ -6,17 +6,16 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_depth, decode_disparity_px, decode_mask
 from stereo_jobs.pipeline.fit import Fit
 from stereo_jobs.quality.lpips import SMALLEST_SIDE as LPIPS_SIDE
+from stereo_jobs.quality.truth import hidden
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import metric_disparity
 from stereo_jobs.stereo.fill import fill_sparse
-from stereo_jobs.stereo.warp import forward_warp
 
 SMALLEST_SIDE = 16
 """Pixels of a photo; below, not even one latent lies wholly inside."""
@@ -39,6 +38,7 @@ class Scene:
         given_right: H,W,3 uint8, a right view that another program made.
         true_right: H,W,3 uint8, the true right view.
         true_hole_right: H,W bool, right pixels that the left view does not show, by the true disparity.
+        true_known_right: H,W bool, right pixels of which that is known.
     """
 
     row: Row
@@ -51,6 +51,7 @@ class Scene:
     given_right: NDArray[np.uint8] | None = None
     true_right: NDArray[np.uint8] | None = None
     true_hole_right: NDArray[np.bool_] | None = None
+    true_known_right: NDArray[np.bool_] | None = None
 
     @property
     def given(self) -> NDArray[np.uint8]:
@@ -91,7 +92,7 @@ def read_scene(row: Row, recipe: Recipe, multiple: int) -> Scene:
 def _with_right_views(scene: Scene, recipe: Recipe) -> Scene:
     """The same with the right views that its row brings: one to be judged, the true one to be measured against."""
     inputs, size = scene.row.inputs, scene.given.shape[:2]
-    given = true = hole = None
+    given = true = hole = known = None
     if recipe.method.right_view == "given":
         if "given_right" not in inputs:
             raise InputError("given_right: this row has none; method.right_view given needs a right view in every row")
@@ -101,9 +102,10 @@ def _with_right_views(scene: Scene, recipe: Recipe) -> Scene:
         if min(size) < LPIPS_SIDE:
             raise InputError(f"true_right: {size[1]}x{size[0]} pixels; LPIPS needs at least {LPIPS_SIDE} each way")
         if "true_disparity" in inputs:
-            disparity = _complete_map(decode_disparity_px(inputs["true_disparity"], "true_disparity"), size)
-            hole = ~forward_warp(disparity, torch.ones(1), subpixel=True).filled[0].numpy()
-    return replace(scene, given_right=given, true_right=true, true_hole_right=hole)
+            disparity = decode_disparity_px(inputs["true_disparity"], "true_disparity")
+            _check_size(disparity, "true_disparity", size)
+            hole, known = hidden(disparity)
+    return replace(scene, given_right=given, true_right=true, true_hole_right=hole, true_known_right=known)
 
 
 def _read_right(data: bytes, column: str, size: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -116,14 +118,12 @@ def _read_right(data: bytes, column: str, size: tuple[int, ...]) -> NDArray[np.u
     return right
 
 
-def _complete_map(values: NDArray[np.float32], size: tuple[int, ...]) -> Tensor:
-    """A true disparity without gaps, 1,H,W."""
+def _check_size(values: NDArray[np.float32], column: str, size: tuple[int, ...]) -> None:
     if values.shape != size:
         raise InputError(
-            f"true_disparity: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
+            f"{column}: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
             "a map must have the size of its image"
         )
-    return fill_sparse(torch.from_numpy(values)[None])
 
 
 def _check_metric(row: Row) -> None:
@@ -170,11 +170,8 @@ def _read_map(row: Row, recipe: Recipe, size: tuple[int, int] | None) -> NDArray
             values = np.reciprocal(values)
     else:
         return None
-    if size is not None and values.shape != size:
-        raise InputError(
-            f"{column}: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
-            "a map must have the size of its image"
-        )
+    if size is not None:
+        _check_size(values, column, size)
     complete = fill_sparse(torch.from_numpy(values)[None])[0].numpy()
     if not np.isfinite(complete).all():
         raise InputError(f"{column}: every value leaves the range of float32 when it is made into a disparity")

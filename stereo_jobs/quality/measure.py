@@ -53,6 +53,7 @@ def measure(
     hole_right: Bools,
     *,
     raw_right: Image | None = None,
+    true_right: Image | None = None,
     depth: F32 | None = None,
     mirrored_depth: F32 | None = None,
     clip_left: float | None = None,
@@ -68,6 +69,7 @@ def measure(
         nonocc_left: H,W bool, left pixels that the right view shows.
         hole_right: H,W bool, right pixels without a source.
         raw_right: the right view before it was composited, if it was.
+        true_right: what a camera saw there, if that is known; SIoU alone looks at it.
         depth: H,W inverse depth that an estimator sees in the left view; without it both metrics of depth are None.
         mirrored_depth: the same of the mirrored left view, as estimated.
         clip_left: CLIP score of the left view with its prompt, where there is one.
@@ -77,7 +79,16 @@ def measure(
     Raises:
         ValueError: another type, or sizes that differ.
     """
-    views = Views.of(left, right, disparity, nonocc_left, hole_right, raw_right=raw_right, scale_sign=scale_sign)
+    views = Views.of(
+        left,
+        right,
+        disparity,
+        nonocc_left,
+        hole_right,
+        raw_right=raw_right,
+        true_right=true_right,
+        scale_sign=scale_sign,
+    )
     found = match(views.left, views.right, views.reach)
     values = asdict(measure_geometry(views, found)) | asdict(measure_appearance(views, found))
     nearness = disparity if scale_sign >= 0 else -disparity

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
+from stereo_jobs.stereo.fill import fill_sparse
+from stereo_jobs.stereo.warp import forward_warp
 
 Image = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
@@ -46,7 +49,25 @@ class TrueScores:
     lpips_occ: float
 
 
-def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> TrueScores:
+def hidden(true_disparity: Floats) -> tuple[Bools, Bools]:
+    """What the left view does not show of the right one, and of which right pixels that is known; both H,W bool.
+
+    Gaps of the disparity are filled for the warp. A right pixel is known where it comes from left pixels of known
+    disparity alone; one of a hole, where the nearest pixels on both sides of it in its row are known.
+
+    Args:
+        true_disparity: H,W pixels of the left view, not finite where unknown.
+    """
+    values = torch.from_numpy(true_disparity)[None]
+    warp = forward_warp(fill_sparse(values), torch.ones(1), subpixel=True)
+    measured = warp(torch.isfinite(values).float()[:, None], torch.nan)[:, 0]
+    sides = fill_sparse(measured), fill_sparse(measured.flip(-1)).flip(-1)
+    return ~warp.filled[0].numpy(), torch.minimum(*sides)[0].numpy() == 1
+
+
+def score(
+    right: Image, true_right: Image, hole: Bools, known: Bools | None = None, *, device: str = "cpu"
+) -> TrueScores:
     """PSNR, SSIM (Wang et al. 2004) and LPIPS (Zhang et al. 2018) of a right view against the true one.
 
     All with a data range of 255 on uint8 RGB. SSIM with scikit-image's defaults, which published comparisons use: an
@@ -57,12 +78,15 @@ def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> 
         right: H,W,3 uint8, as `true_right`; sides of 31 pixels or more.
         true_right: what a camera saw there.
         hole: H,W bool, the pixels of the right view without a source in the left view.
+        known: H,W bool, where `hole` says the truth; the parts are scored there alone. None: everywhere.
         device: where LPIPS computes, as torch names it.
 
     Raises:
         ValueError: another type or shape, sizes that differ, or a side below 31 pixels.
     """
     _check(right, true_right, hole)
+    seen = ~hole if known is None else ~hole & known
+    unseen = hole if known is None else hole & known
     error = ((right.astype(np.float64) - true_right) ** 2).mean(-1)  # H,W,3 -> H,W
     ssim, ssim_map = structural_similarity(  # type: ignore[no-untyped-call]
         right, true_right, channel_axis=-1, data_range=255, full=True
@@ -71,14 +95,14 @@ def score(right: Image, true_right: Image, hole: Bools, device: str = "cpu") -> 
     distance = lpips_model(device)(right, true_right)
     return TrueScores(
         psnr=decibels(float(error.mean())),
-        psnr_nonocc=decibels(masked_mean(error, ~hole)),
-        psnr_occ=decibels(masked_mean(error, hole)),
+        psnr_nonocc=decibels(masked_mean(error, seen)),
+        psnr_occ=decibels(masked_mean(error, unseen)),
         ssim=float(ssim),
-        ssim_nonocc=masked_mean(ssim_map, ~hole),
-        ssim_occ=masked_mean(ssim_map, hole),
+        ssim_nonocc=masked_mean(ssim_map, seen),
+        ssim_occ=masked_mean(ssim_map, unseen),
         lpips=float(distance.score),
-        lpips_nonocc=masked_mean(distance.map, ~hole),
-        lpips_occ=masked_mean(distance.map, hole),
+        lpips_nonocc=masked_mean(distance.map, seen),
+        lpips_occ=masked_mean(distance.map, unseen),
     )
 
 

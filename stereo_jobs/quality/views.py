@@ -28,6 +28,7 @@ class Views:
         visible: H,W bool, left pixels that the right view shows and whose disparity is known.
         hole: H,W bool, right pixels without a source in the left view.
         raw_right: the right view before it was composited with pixels of the left one.
+        true_right: what a camera saw there, where that is known.
     """
 
     left: Image
@@ -36,6 +37,7 @@ class Views:
     visible: Bools
     hole: Bools
     raw_right: Image | None = None
+    true_right: Image | None = None
 
     @classmethod
     def of(
@@ -47,6 +49,7 @@ class Views:
         hole_right: Bools,
         *,
         raw_right: Image | None = None,
+        true_right: Image | None = None,
         scale_sign: int = 1,
     ) -> "Views":
         """Check a pair and turn it so that larger disparities are nearer.
@@ -61,12 +64,16 @@ class Views:
             nonocc_left: H,W bool.
             hole_right: H,W bool.
             raw_right: see the class.
+            true_right: see the class.
             scale_sign: negative for a pair of negative scale.
 
         Raises:
             ValueError: another type, or sizes that differ.
         """
-        for name, image in (("left", left), ("right", right), ("raw_right", left if raw_right is None else raw_right)):
+        given = {"left": left, "right": right, "raw_right": raw_right, "true_right": true_right}
+        for name, image in given.items():
+            if image is None:
+                continue
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape != left.shape:
                 raise ValueError(f"{name} must be H,W,3 uint8 in one size, got {image.shape} {image.dtype}")
         for name, values in (("disparity", disparity), ("nonocc_left", nonocc_left), ("hole_right", hole_right)):
@@ -75,7 +82,7 @@ class Views:
         known = np.isfinite(disparity)
         complete = fill_sparse(torch.from_numpy(np.ascontiguousarray(disparity, np.float32))[None])[0].numpy()
         complete = np.where(np.isfinite(complete), complete, np.float32(0))
-        views = cls(left, right, complete, nonocc_left & known, hole_right, raw_right)
+        views = cls(left, right, complete, nonocc_left & known, hole_right, raw_right, true_right)
         return views if scale_sign >= 0 else views._mirrored()
 
     def _mirrored(self) -> "Views":
@@ -87,6 +94,7 @@ class Views:
             visible=_flip(self.visible),
             hole=_flip(self.hole),
             raw_right=None if self.raw_right is None else _flip(self.raw_right),
+            true_right=None if self.true_right is None else _flip(self.true_right),
         )
 
     @property

@@ -46,8 +46,9 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
     scalars = read_scalars(storage, MOST_ROWS)
     quality = QualityConfig.model_validate(job.plans[0].recipe["quality"])
     found = distributions(scalars, quality)
-    disparity, holes = _decoded(storage, scalars)
-    if holes is not None and not any(each.name == "qc_hole_share" for each in found):
+    measured = any(each.name == "qc_hole_share" for each in found)
+    disparity, holes = _decoded(storage, scalars, with_holes=not measured)
+    if holes is not None:
         found.append(holes)
     ranking = rank(scalars, ENDS)
     why = reasons(scalars)
@@ -85,18 +86,22 @@ def _places(scalars: pa.Table, indices: Sequence[int]) -> list[tuple[int, int]]:
     return list(zip(rows[SHARD].to_pylist(), rows[POSITION].to_pylist(), strict=True)) if len(rows) else []
 
 
-def _decoded(storage: Storage, scalars: pa.Table) -> tuple[Distribution | None, Distribution | None]:
-    """Disparities in pixels, and shares of holes, of evenly spaced pairs: no column has them."""
+def _decoded(storage: Storage, scalars: pa.Table, with_holes: bool) -> tuple[Distribution | None, Distribution | None]:
+    """Disparities in pixels of evenly spaced pairs, and shares of holes where no column has them."""
     chosen = sorted({int(i) for i in np.linspace(0, len(scalars) - 1, min(DECODED_PAIRS, len(scalars)))})
     pixels: list[NDArray[np.float32]] = []
     holes: list[float] = []
-    for row in read_rows(storage, _places(scalars, chosen), ("disparity", "mask_hole_right")):
+    columns = ("disparity", "mask_hole_right") if with_holes else ("disparity",)
+    for row in read_rows(storage, _places(scalars, chosen), columns):
         disparity = decode_disparity(row["disparity"]["bytes"]).ravel()
         pixels.append(disparity[:: max(1, disparity.size // 10_000)])
-        holes.append(float((_pixels(row["mask_hole_right"]["bytes"]) > 0).mean()))
+        if with_holes:
+            holes.append(float((_pixels(row["mask_hole_right"]["bytes"]) > 0).mean()))
     if not pixels:
         return None, None
-    return distribution("disparity", np.concatenate(pixels)), distribution("hole_share", np.array(holes))
+    return distribution("disparity", np.concatenate(pixels)), distribution(
+        "hole_share", np.array(holes)
+    ) if holes else None
 
 
 def _ends(scalars: pa.Table, column: str, indices: Sequence[int]) -> list[dict[str, Any]]:

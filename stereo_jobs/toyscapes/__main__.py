@@ -62,12 +62,24 @@ def train_judge(work: Work = WORK, processes: Processes = 2, device: Device = "c
 
 
 @app.command("evaluate")
-def evaluate(work: Work = WORK, scenes: Annotated[int, typer.Option(help="Held-out scenes.")] = 200) -> None:
-    """Measure all parts on held-out scenes: `figures.json` and sheets of the first pictures in the work folder."""
+def evaluate(
+    work: Work = WORK,
+    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 200,
+    models: Annotated[
+        Path | None,
+        typer.Option(help="Folder with sd, sd_depth and depth; default: those in the work folder, else the embedded."),
+    ] = None,
+) -> None:
+    """Measure models on held-out scenes: `figures.json` and sheets of the first pictures in the work folder."""
     from stereo_jobs.toyscapes import figures
 
+    if not (work / "judge/checkpoint.pt").is_file():
+        why = "no judge in it yet; train one with the part `judge` and the same --work"
+        raise typer.BadParameter(why, param_hint="--work")
+    chosen = models or figures.models_of(work)
+    typer.echo(f"models: {chosen}")
     results = {}
-    for part, values in figures.measure(figures.DemoModels(work / "models"), work, scenes):
+    for part, values in figures.measure(figures.DemoModels(chosen), work, scenes):
         results[part] = values
         typer.echo(f"{part}: " + ", ".join(f"{name} {value:.4g}" for name, value in values.items()))
         figures.write(results, work / "figures.json")

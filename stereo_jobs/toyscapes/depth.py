@@ -19,7 +19,7 @@ from stereo_jobs.toyscapes.render import F32, Bools, ToyScape, render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from stereo_jobs.toyscapes.training import Batch, Schedule
 
-SCHEDULE = Schedule(steps=1800, batch=8, learning_rate=1e-3, warmup=500, ema=0.998)
+SCHEDULE = Schedule(steps=1800, batch=16, learning_rate=1e-3, warmup=500, ema=0.998)
 EDGE_PX = 3
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -27,7 +27,7 @@ from stereo_jobs.toyscapes.tokenizer import LENGTH, new_tokenizer
 from stereo_jobs.toyscapes.training import Batch, Lesson, Machine, Schedule
 from stereo_jobs.toyscapes.vae import encode
 
-SCHEDULE = Schedule(steps=7400, batch=16, learning_rate=1e-3, warmup=500, ema=0.9995)
+SCHEDULE = Schedule(steps=7400, batch=32, learning_rate=1e-3, warmup=500, ema=0.9995)
 CHUNK = 500
 CAPTION_DROPOUT = 0.1
 DEPTH_SHARE = 0.3

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.fit import Fit
 from stereo_jobs.pipeline.inputs import Scene as Input
@@ -26,6 +27,8 @@ BATCH = 8
 GUIDANCE = 6.0
 SIZE = 128
 SHEET = 16
+SEVERAL = {2: "two objects", 3: "three objects"}
+"""Of these the number alone is judged: a judge that always said `one` would be right about all other pictures."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,18 @@ class DemoModels:
         return DepthEstimator(self.folder / "depth", "inverse", torch.float32, "cpu")
 
 
+def models_of(work: Path) -> Path:
+    """The models trained in a work folder; where none were, the embedded ones."""
+    return work / "models" if (work / "models").is_dir() else DEMO_FOLDER
+
+
 def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple[str, dict[str, float]]]:
     """One part after the other: its name and its figures.
 
     Args:
         models: to be measured.
         work: where the judge was trained; the sheet of pictures goes there, too.
-        scenes: held-out ones.
+        scenes: held-out ones; text is also tried on a quarter as many of two and of three objects each.
     """
     drawn = [draw_scene(seed, "test") for seed in range(scenes)]
     rendered = [render(scene) for scene in drawn]
@@ -67,15 +75,27 @@ def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple
 
     _, trained, _ = averaged(judge.JudgeLesson, judge.SCHEDULE, work / "judge")
     classifier: judge.Judge = trained.judge  # type: ignore[assignment]
-    one_object = judge.one_object_scenes(scenes)
-    truth = np.stack([render(scene).left for scene in one_object])
-    yield "judge on renders", judge.score(classifier, truth, one_object)
+    one_object = judge.scenes_with(1, scenes)
+    several = {name: judge.scenes_with(objects, max(1, scenes // 4)) for objects, name in SEVERAL.items()}
+    yield "judge on renders", judge.score(classifier, _renders(one_object), one_object)
+    for name, wanted in several.items():
+        yield f"judge on renders, {name}", {"count": judge.counted(classifier, _renders(wanted), wanted)}
 
-    made = np.stack(list(_from_text(models.pipeline("text"), one_object)))
+    lefts = models.pipeline("text")
+    made = np.stack(list(_from_text(lefts, one_object)))
     save_sheet(made[:SHEET], work / "text.png")
     yield "text", judge.score(classifier, made, one_object)
+    for name, wanted in several.items():
+        made = np.stack(list(_from_text(lefts, wanted)))
+        save_sheet(made[:SHEET], work / f"text {name}.png".replace(" ", "_"))
+        yield f"text, {name}", {"count": judge.counted(classifier, made, wanted)}
 
     yield "depth mode", {"error": float(np.mean(_depth_mode_errors(models, drawn, work)))}
+
+
+def _renders(scenes: Sequence[Scene]) -> np.ndarray:
+    """True left views, N,128,128,3 uint8."""
+    return np.stack([render(scene).left for scene in scenes])
 
 
 def _from_text(lefts: LeftMaker, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
@@ -115,7 +135,8 @@ def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) 
 
 
 def save_sheet(images: np.ndarray, path: Path) -> None:
-    """Pictures N,H,W,3 uint8 in rows of eight as one PNG."""
+    """Pictures N,H,W,3 uint8 in rows of eight as one PNG, the last row filled up with black."""
+    images = np.concatenate([images, np.zeros((-len(images) % 8, *images.shape[1:]), np.uint8)])
     rows = [np.concatenate(list(images[i : i + 8]), 1) for i in range(0, len(images), 8)]
     Image.fromarray(np.concatenate(rows)).save(path)
 

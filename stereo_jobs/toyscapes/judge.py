@@ -15,7 +15,7 @@ from stereo_jobs.toyscapes.scenes import COLOURS, POSITIONS, SHAPES, Scene, Spli
 from stereo_jobs.toyscapes.training import Batch, Schedule
 from stereo_jobs.toyscapes.vae import to_pixels
 
-SCHEDULE = Schedule(steps=900, batch=24, learning_rate=2e-3, warmup=100, ema=0.995)
+SCHEDULE = Schedule(steps=900, batch=48, learning_rate=2e-3, warmup=100, ema=0.995)
 _SIZES = {"shape": len(SHAPES), "colour": len(COLOURS), "position": len(POSITIONS), "count": 3}
 QUESTIONS = tuple(_SIZES)
 _NOT_ASKED = -100
@@ -78,7 +78,7 @@ class JudgeLesson:
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
         """Share of right answers on held-out renders."""
-        scenes = one_object_scenes(200)
+        scenes = scenes_with(1, 200)
         images = np.stack([render(scene).left for scene in scenes])
         return score(networks.judge, images, scenes)  # type: ignore[arg-type]
 
@@ -94,26 +94,24 @@ def answers(scene: Scene) -> dict[str, int]:
     return result
 
 
-def one_object_scenes(count: int, split: Split = "test") -> list[Scene]:
-    """The first scenes of a split with one object."""
+def scenes_with(objects: int, count: int, split: Split = "test") -> list[Scene]:
+    """The first `count` scenes of a split with so many objects."""
     found: list[Scene] = []
     seed = 0
     while len(found) < count:
         scene = draw_scene(seed, split)
         seed += 1
-        if len(scene.billboards) == 1:
+        if len(scene.billboards) == objects:
             found.append(scene)
     return found
 
 
-@torch.inference_mode()
 def score(judge: Judge, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of right answers about N,128,128,3 images; `shape_and_colour` is both at once.
+    """Share of right answers about N,128,128,3 images of one object each; `shape_and_colour` is both at once.
 
     `shuffled` is the same share for the caption of another scene: what guessing would reach.
     """
-    device = next(judge.parameters()).device
-    said = {name: logits.argmax(1).cpu().numpy() for name, logits in judge(to_pixels(images).to(device)).items()}
+    said = _said(judge, images)
     truth = [answers(scene) for scene in scenes]
     right = {name: np.array([a[name] for a in truth]) == said[name] for name in QUESTIONS}
     both = np.array([[a["shape"], a["colour"]] for a in truth])
@@ -124,3 +122,15 @@ def score(judge: Judge, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> d
         "shuffled": float((said_both == shuffled).all(1).mean()),
         **{name: float(values.mean()) for name, values in right.items()},
     }
+
+
+def counted(judge: Judge, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> float:
+    """Share of N,128,128,3 images in which the judge counts as many objects as the scenes have."""
+    return float((_said(judge, images)["count"] == [answers(scene)["count"] for scene in scenes]).mean())
+
+
+@torch.inference_mode()
+def _said(judge: Judge, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
+    """The judge's answer to every question about every image."""
+    device = next(judge.parameters()).device
+    return {name: logits.argmax(1).cpu().numpy() for name, logits in judge(to_pixels(images).to(device)).items()}

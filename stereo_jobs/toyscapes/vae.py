@@ -14,7 +14,7 @@ from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Split, draw_scene
 from stereo_jobs.toyscapes.training import Batch, Schedule
 
-SCHEDULE = Schedule(steps=3400, batch=12, learning_rate=1.5e-3, ema=0.998)
+SCHEDULE = Schedule(steps=3400, batch=24, learning_rate=1.5e-3, ema=0.998)
 CROP = 64
 """Training sees crops: what a VAE does is local."""
 

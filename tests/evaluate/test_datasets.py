@@ -8,7 +8,16 @@ from PIL import Image
 
 from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.maps import encode_pfm
-from stereo_jobs.evaluate.datasets import DatasetError, Scene, kitti, middlebury, open_dataset, prepare, toyscapes
+from stereo_jobs.evaluate.datasets import (
+    DatasetError,
+    Problem,
+    Scene,
+    kitti,
+    middlebury,
+    open_dataset,
+    prepare,
+    toyscapes,
+)
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 
@@ -59,6 +68,26 @@ def test_scikit_images_copy_of_a_scene_is_read(tmp_path, view):
     found = middlebury(tmp_path)
     assert found.ids == ("motorcycle",)
     np.testing.assert_array_equal(found.read("motorcycle").disparity, view.disparity)
+
+
+def test_a_broken_archive_is_named_and_the_others_prepared(tmp_path, view):
+    arrays = {"fine": view.disparity, "empty": None, "named": None, "cut": None, "colour": np.ones((96, 160, 3))}
+    for name, array in arrays.items():
+        (tmp_path / f"{name}_left.png").write_bytes(encode_png(view.left))
+        (tmp_path / f"{name}_right.png").write_bytes(encode_png(view.right))
+        if array is not None:
+            np.savez(tmp_path / f"{name}_disp.npz", array)
+    (tmp_path / "empty_disp.npz").write_bytes(b"")
+    np.savez(tmp_path / "named_disp.npz", disparity=view.disparity)
+    whole = (tmp_path / "fine_disp.npz").read_bytes()
+    (tmp_path / "cut_disp.npz").write_bytes(whole[: len(whole) // 2])
+    found = middlebury(tmp_path)
+    scenes = list(found.prepared(found.ids, 64))
+    problems = {problem.id: problem.message for problem in scenes if isinstance(problem, Problem)}
+    assert problems.keys() == {"empty", "named", "cut", "colour"}
+    for name in ("empty", "named", "cut"):
+        assert problems[name].startswith(f"{name}_disp.npz: not a readable NPZ file with one array (")
+    assert problems["colour"].startswith("colour_disp.npz: must have one channel")
 
 
 def test_kitti_disparities_are_256ths_and_zero_is_unknown(tmp_path, view):

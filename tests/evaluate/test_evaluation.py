@@ -2,6 +2,10 @@
 
 import csv
 import io
+import math
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError
+from stereo_jobs.evaluate import cost
 from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
 from stereo_jobs.evaluate.evaluation import Options, evaluate
 from stereo_jobs.evaluate.models import KeptModels
@@ -23,6 +28,7 @@ from stereo_jobs.job.verify import verify
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.truth import score
 from stereo_jobs.spec import Recipe, StorageSpec
+from tests.conftest import REPOSITORY
 from tests.evaluate.test_datasets import write_middlebury
 
 SIZE = 64
@@ -37,9 +43,9 @@ def run_here(spec):
     return driver.run(spec, local=True, load=KEPT)
 
 
-def run(output, **options):
+def run(output, run_case=run_here, **options):
     given = {"toyscapes": 3, "size": SIZE, "protocols": ("metric",), "methods": ("leave_blank", "stretch")}
-    return evaluate(str(output), SHORT, Options(**given | options), run_here)
+    return evaluate(str(output), SHORT, Options(**given | options), run_case)
 
 
 def figures(output, table):
@@ -100,6 +106,26 @@ def test_a_second_call_makes_nothing_again(output):
     assert before == {path: path.read_bytes() for path in output.glob("toyscapes/metric/*/data/*")}
     assert scenes == {path: path.stat().st_mtime_ns for path in output.glob("toyscapes/scenes/*/*")}
     assert (output / "tables/methods-metric.md").read_text() == page
+
+
+def test_a_killed_evaluation_goes_on_and_ends_with_the_tables_of_a_whole_one(tmp_path):
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    command = [sys.executable, "-m", "tests.evaluate.killed", str(killed)]
+    done = subprocess.run(command, cwd=REPOSITORY, timeout=240, capture_output=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    first = {path: path.stat().st_mtime_ns for path in killed.glob("toyscapes/*/*/data/*")}
+    assert {path.parent.parent.name for path in first} == {"leave_blank"}
+    assert not (killed / "tables").exists()
+    for folder in (killed, whole):
+        run(folder)
+    assert {path: path.stat().st_mtime_ns for path in first} == first  # made once
+    tables = {path.name: path.read_text() for path in (whole / "tables").glob("methods-metric.*")}
+    assert tables == {path.name: path.read_text() for path in (killed / "tables").glob("methods-metric.*")}
+    assert len(tables) == 3
+    for parts in ("methods-metric-toyscapes", "methods-metric-toyscapes-plain"):
+        one, other = (figures(folder, parts) for folder in (killed, whole))
+        assert one.keys() == other.keys()
+        assert all(one[key] == other[key] for key in one if key[1] != "seconds")
 
 
 def test_other_scenes_need_another_output(output):
@@ -183,6 +209,12 @@ def test_the_cost_is_counted_by_mode(tmp_path):
         assert "depth" in found.problems["cost/depth"][0].id
 
 
+def test_an_even_number_of_costs_has_the_median_between_the_middle_ones():
+    rows = {str(i): {"seconds": seconds} for i, seconds in enumerate((1.0, 9.0, 2.0, 3.0, math.nan))}
+    assert cost._median(rows, "seconds") == 2.5
+    assert cost._median({}, "seconds") is None
+
+
 def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
     image = resolve_recipe(Recipe(mode="image"))
     first = KEPT(image, "cpu", 2)
@@ -199,6 +231,10 @@ def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
         ({"tables": ("nope",)}, "table 'nope': not known; there are: methods"),
         ({"methods": ("nope",)}, "method 'nope': not known"),
         ({"toyscapes": 0}, "nothing to evaluate on"),
+        ({"folders": ("Best!=somewhere",)}, "--folder 'Best!': 'best' has the folder best, too; choose another name"),
+        ({"folders": ("A B=one", "a-b=two")}, "--folder 'a-b': 'A B' has the folder a-b, too"),
+        ({"folders": ("stretch, grain 0=x",), "sweeps": ("grain=0",)}, "has the folder stretch-grain-0, too"),
+        ({"folders": ("???=somewhere",)}, "needs a letter or a digit"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, complaint):

@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 
 from stereo_jobs.baselines import leave_blank, stretch
+from stereo_jobs.evaluate.datasets import toyscapes
 from stereo_jobs.evaluate.scoring import score_details
+from stereo_jobs.quality.truth import hidden, score
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 
@@ -31,6 +33,18 @@ def test_the_true_right_view_is_perfect(view):
 def test_stretch_changes_nothing_against_itself_and_blank_a_lot(view):
     assert details(view, stretch(view.left, view.disparity)[0])["change"] == 0
     assert details(view, leave_blank(view.left, view.disparity)[0])["change"] > 50
+
+
+def test_fractions_of_a_pixel_beat_whole_ones_and_those_beat_black_holes():
+    """What docs/benchmarks.md finds on 200 scenes, on the first four of them."""
+    dataset = toyscapes(4, 128)
+    for scene in dataset.prepared(dataset.ids, 128):
+        fills = ((stretch, True), (stretch, False), (leave_blank, False))
+        rights = [fill(scene.left, scene.disparity, subpixel=subpixel)[0] for fill, subpixel in fills]
+        scores = [score(right, scene.right, *hidden(scene.true_disparity)) for right in rights]
+        for metric in ("psnr", "psnr_nonocc", "ssim", "ssim_nonocc"):
+            fractions, whole, black = (getattr(each, metric) for each in scores)
+            assert fractions > whole > black, (scene.id, metric)
 
 
 def test_blur_in_the_holes_is_less_sharp_than_the_truth(view):

@@ -60,6 +60,13 @@ def test_latex_is_whole():
         assert part in text
 
 
+def test_names_are_escaped_for_latex_and_its_packages_named():
+    text = latex(table({}, rows=[(r"a_b #1 $x^2$ {y} ~z \q 5 %",), ("✓",)]))
+    escaped = r"a\_b \#1 \$x\textasciicircum{}2\$ \{y\} \textasciitilde{}z \textbackslash{}q 5 \% "
+    assert escaped in text
+    assert text.startswith("% needs \\usepackage{booktabs} and \\usepackage{amssymb}\n")
+
+
 def test_the_csv_has_every_figure_in_full():
     one = table({(0, 0): Figure(1 / 3, 5, best=0.1, worst=-0.2), (1, 0): Figure(2.0, 4, interval=0.5)})
     rows = list(csv.DictReader(io.StringIO(comma_separated(one))))

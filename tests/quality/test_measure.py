@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from stereo_jobs.quality.appearance import siou
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.records import DATASET_COLUMNS, QUALITY_PREFIX
 from stereo_jobs.toyscapes.render import render
@@ -58,6 +59,17 @@ def test_the_raw_view_is_measured_apart(pair):
     alone = measure(**pair)
     assert (alone.raw_epe, alone.raw_bad_2, alone.raw_backwarp_lpips, alone.depth_rank) == (None,) * 4
     assert alone.bad_2 == metrics.bad_2
+
+
+def test_siou_takes_the_true_right_view_where_it_is_known(pair):
+    alone, judged = measure(**pair), measure(**pair, true_right=pair["right"])
+    assert alone.siou < judged.siou == 1  # the label's own warp is not quite the true view
+    assert dataclasses.replace(judged, siou=alone.siou) == alone
+    copied = pair | {"right": pair["left"]}
+    assert measure(**copied, true_right=pair["right"]).siou == siou(pair["left"], pair["left"], pair["right"])
+    turned = {name: np.ascontiguousarray(values[:, ::-1]) for name, values in pair.items()}
+    turned["disparity"] = -turned["disparity"]
+    assert measure(**turned, true_right=turned["right"], scale_sign=-1).siou == 1
 
 
 def test_clip_scores_are_taken_as_they_are(pair):

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from stereo_jobs.quality.lpips import lpips_model
-from stereo_jobs.quality.truth import PSNR_CAP, TrueScores, masked_mean, score
+from stereo_jobs.quality.truth import PSNR_CAP, TrueScores, hidden, masked_mean, score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -85,6 +85,44 @@ def test_the_parts_equal_the_slow_reference(size):
         assert getattr(scores, f"ssim_{part}") == pytest.approx(slow_masked_mean(ssim_map, over), rel=1e-6)
         assert getattr(scores, f"lpips_{part}") == pytest.approx(slow_masked_mean(lpips_map, over), rel=1e-6)
     assert scores.ssim == pytest.approx(ssim_map[3:-3, 3:-3].mean(), rel=1e-6)
+
+
+def test_the_parts_are_scored_where_the_truth_is_known():
+    right, true, hole = pair()
+    known = np.random.default_rng(3).random(hole.shape) < 0.4
+    scores, whole = score(right, true, hole, known), score(right, true, hole)
+    assert (scores.psnr, scores.ssim, scores.lpips) == (whole.psnr, whole.ssim, whole.lpips)
+    for part, over in (("nonocc", ~hole & known), ("occ", hole & known)):
+        assert getattr(scores, f"psnr_{part}") == pytest.approx(slow_psnr(right, true, over), rel=1e-12)
+        lpips = slow_masked_mean(lpips_model()(right, true).map, over)
+        assert getattr(scores, f"lpips_{part}") == pytest.approx(lpips, rel=1e-6)
+    assert score(right, true, hole, np.ones_like(hole)) == whole
+    assert np.isnan(score(right, true, hole, ~hole).ssim_occ)
+
+
+def test_a_right_pixel_is_known_by_what_it_comes_from_and_a_hole_by_both_its_sides():
+    #                        0  1  2  3  4  5  6  7  8  9
+    disparity = np.array([[0, 0, 0, 2, 2, 2, 0, 0, 0, 0]] * 5, np.float32)
+    gaps = {1: 7, 2: 5, 3: 2, 4: 9}  # in a row each: not to be told from its left neighbour, so nothing moves
+    for row, column in gaps.items():
+        disparity[row, column] = np.nan
+    hole, known = hidden(disparity)
+    # Left pixels 3 to 5 move to 1 to 3 and open 4 and 5; pixels 1 and 2 are hidden.
+    np.testing.assert_array_equal(hole[[0, 1, 2, 4]], [[x in (4, 5) for x in range(10)]] * 4)
+    assert known[0].all()
+    assert np.nonzero(~known[1])[0].tolist() == [7]
+    assert np.nonzero(~known[2])[0].tolist() == [3, 4, 5]
+    assert known[3].all()  # nobody sees the gap
+    assert np.nonzero(~known[4])[0].tolist() == [9]
+
+
+def test_a_border_hole_is_known_by_its_one_side():
+    disparity = np.full((2, 8), 2, np.float32)
+    disparity[1, 7] = np.nan
+    hole, known = hidden(disparity)
+    np.testing.assert_array_equal(hole, [[x > 5 for x in range(8)]] * 2)
+    assert known[0].all()
+    assert np.nonzero(~known[1])[0].tolist() == [5, 6, 7]
 
 
 @often

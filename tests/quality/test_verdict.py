@@ -3,12 +3,16 @@
 import dataclasses
 
 import pytest
+import torch
 from pydantic import ValidationError
 
 from benchmarks import verdict as planting
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.quality.verdict import judge
+from stereo_jobs.toyscapes.render import render
+from stereo_jobs.toyscapes.scenes import draw_scene
+from tests.evaluate.test_datasets import write_middlebury
 
 DEFAULTS = QualityConfig()
 NOTHING = Metrics(**{f.name: None for f in dataclasses.fields(Metrics)})
@@ -121,3 +125,20 @@ def test_thresholds_are_checked():
     ):
         with pytest.raises(ValidationError):
             QualityConfig(**wrong)
+
+
+def test_true_pairs_of_a_data_set_are_judged_without_and_with_estimated_depth(tmp_path):
+    view = render(draw_scene(3, "test"))
+    write_middlebury(tmp_path / "Room", view, view.disparity)
+
+    class Backwards:
+        """Sees near things far."""
+
+        def inverse_depth(self, images):
+            return [-torch.from_numpy(view.disparity) for _ in images]
+
+    table = planting.true_pairs(tmp_path, Backwards()).splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
+    assert [row[:3] for row in cells[2:]] == [["Room", "none", "accepted"], ["Room", "estimated", "other_depth"]]
+    rank = cells[0].index("depth_rank")
+    assert (cells[2][rank], float(cells[3][rank])) == ("", -1)

@@ -116,6 +116,16 @@ def test_without_quality_control_holes_are_decoded_and_nothing_is_ranked(tmp_pat
     assert 0.3 < holes["mean"] < 0.7  # the stand-in's masks are noise
 
 
+def test_measured_holes_are_read_from_their_column(spec, monkeypatch):
+    asked = []
+    real = read_rows
+    monkeypatch.setattr(
+        page, "read_rows", lambda storage, places, columns: asked.append(columns) or real(storage, places, columns)
+    )
+    report(spec)
+    assert asked[0] == ("disparity",)
+
+
 def test_an_output_without_pairs_has_a_page(tmp_path, make_manifest):
     manifest = make_manifest(rows=2, prompt=["boom", "boom"])
     _, facts, tags = report(made(tmp_path, str(manifest), {"enabled": False}))

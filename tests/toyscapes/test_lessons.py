@@ -359,10 +359,11 @@ def test_answers_name_the_one_object_and_count_several():
             assert (first[1], first[-4], first[-1]) == (colour, shape, POSITIONS[found["position"]])
 
 
-def test_scenes_with_one_object_are_the_first_of_their_split():
-    found = judge.one_object_scenes(12)
-    expected = [scene for scene in (draw_scene(seed, "test") for seed in range(40)) if len(scene.billboards) == 1]
-    assert found == expected[:12]
+@pytest.mark.parametrize("objects", [1, 2, 3])
+def test_scenes_with_so_many_objects_are_the_first_of_their_split(objects):
+    found = judge.scenes_with(objects, 8)
+    expected = [s for s in (draw_scene(seed, "test") for seed in range(200)) if len(s.billboards) == objects]
+    assert found == expected[:8]
 
 
 class Oracle(judge.Judge):
@@ -378,13 +379,15 @@ class Oracle(judge.Judge):
         logits = {name: torch.zeros(len(pixels), size) for name, size in sizes.items()}
         for name, size in sizes.items():
             for i, answers in enumerate(self.truth):
+                if name not in answers:
+                    continue
                 wrong = i >= len(self.truth) - self.wrong.get(name, 0)
                 logits[name][i, (answers[name] + wrong) % size] = 1
         return logits
 
 
 def test_the_score_counts_right_answers(images):
-    scenes = judge.one_object_scenes(20)
+    scenes = judge.scenes_with(1, 20)
     pictures = np.repeat(images[:1], 20, 0)
     perfect = judge.score(Oracle(scenes), pictures, scenes)
     assert [perfect[name] for name in ("shape_and_colour", *judge.QUESTIONS)] == [1.0] * 5
@@ -395,6 +398,13 @@ def test_the_score_counts_right_answers(images):
     named = [(scene.billboards[0].shape, scene.billboards[0].colour) for scene in scenes]
     by_chance = np.mean([one == other for one, other in zip(named, [named[-1], *named], strict=False)])
     assert perfect["shuffled"] == pytest.approx(by_chance)
+
+
+def test_objects_are_counted_whatever_they_are(images):
+    scenes = [scene for objects in (1, 2, 3) for scene in judge.scenes_with(objects, 2)]
+    pictures = np.repeat(images[:1], 6, 0)
+    assert judge.counted(Oracle(scenes), pictures, scenes) == 1
+    assert judge.counted(Oracle(scenes[::-1]), pictures, scenes) == pytest.approx(1 / 3)
 
 
 def test_only_what_a_scene_answers_is_asked():

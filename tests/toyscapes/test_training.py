@@ -5,12 +5,14 @@ import math
 import signal
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 from torch.multiprocessing.spawn import ProcessExitedException
 
+from stereo_jobs.toyscapes import training
 from stereo_jobs.toyscapes.training import Machine, Schedule, averaged, train
 from tests.conftest import REPOSITORY
 from tests.toyscapes.lessons import EVERY_STEP, LINE, BothRanksLesson, LineLesson, Mortal, short_depth_lesson
@@ -57,13 +59,45 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path):
 
 def test_two_processes_of_which_one_is_killed_end_where_one_does_that_sees_both_batches(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
+    both = replace(LINE, batch=2 * LINE.batch)  # shared by the two
     with pytest.raises(ProcessExitedException, match="SIGKILL"):
-        train(Mortal(LineLesson, 4, 1), LINE, killed, Machine(processes=2, checkpoint_s=EVERY_STEP))
+        train(Mortal(LineLesson, 4, 1), both, killed, Machine(processes=2, checkpoint_s=EVERY_STEP))
     assert checkpoint(killed)["step"] == 4
-    train(LineLesson, LINE, killed, Machine(processes=2))
+    train(LineLesson, both, killed, Machine(processes=2))
     train(BothRanksLesson, LINE, whole)
     assert checkpoint(whole)["step"] == LINE.steps
     assert_same(checkpoint(killed), checkpoint(whole))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_step_sees_the_whole_batch_whatever_the_number_of_processes(tmp_path, processes):
+    train(Counted(tmp_path), LINE, tmp_path, Machine(processes=processes))
+    shares = [int(path.read_text()) for path in sorted(tmp_path.glob("samples-*"))]
+    assert shares == [LINE.batch // processes] * processes
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Makes lessons that write down how many samples a process draws."""
+
+    folder: Path
+
+    def __call__(self, schedule):
+        lesson = LineLesson(schedule)
+        real = lesson.draw
+
+        def draw(step, rank, device):
+            batch = real(step, rank, device)
+            (self.folder / f"samples-{rank}").write_text(str(len(batch["x"])))
+            return batch
+
+        lesson.draw = draw
+        return lesson
+
+
+def test_a_batch_that_cannot_be_shared_evenly_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="a batch of 4 cannot be shared evenly by 3 processes"):
+        train(LineLesson, LINE, tmp_path, Machine(processes=3))
 
 
 def test_a_half_written_checkpoint_is_ignored(tmp_path):
@@ -180,6 +214,20 @@ def test_progress_is_told_line_by_line(tmp_path):
     assert all(line["of"] == LINE.steps and line["samples_per_s"] > 0 for line in lines)
     assert all(math.isfinite(line["loss"]) for line in lines)
     assert lines[-1]["bias"] == pytest.approx(float(checkpoint(tmp_path)["average"]["module.bias"]))
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_bfloat16_is_used_where_the_machine_has_it(tmp_path, monkeypatch, native):
+    used = []
+
+    class Watching(LineLesson):
+        def draw(self, step, rank, device):
+            self.networks.register_forward_pre_hook(lambda *_: used.append(torch.is_autocast_enabled("cpu")))
+            return super().draw(step, rank, device)
+
+    monkeypatch.setattr(training, "_has_bfloat16", lambda device: native)
+    train(Watching, replace(LINE, steps=1), tmp_path)
+    assert used == [native]
 
 
 # --- The schedule ---
