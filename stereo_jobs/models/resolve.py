@@ -32,9 +32,10 @@ POLARITY = {
     "depth_anything": "inverse",
     "zoedepth": "metric",
     "glpn": "metric",
-    "depth_pro": "metric",
+    "depth_pro": "inverse",
 }
-"""What the estimators of a transformers family return; MiDaS checkpoints are of the family `dpt`."""
+"""What the networks of a transformers family return, before any post-processing (which inverts DepthPro's); MiDaS
+checkpoints are of the family `dpt`."""
 
 
 class SDFacts(NamedTuple):
