@@ -132,7 +132,8 @@ def test_broken_files_are_a_model_error(checkpoint, tmp_path):
 
 
 def wanting(folder, wanted=True):
-    return Recipe(models={"stable_diffusion": {"path": str(folder)}, "safety_checker": wanted})
+    models = {"stable_diffusion": {"path": str(folder)}, "depth": {"path": "demo"}, "safety_checker": wanted}
+    return Recipe(models=models)
 
 
 def test_its_files_are_pinned_only_when_it_is_wanted(checkpoint, tmp_path):
