@@ -1,6 +1,6 @@
 """A checkpoint at its published size with random weights, through all of its modes.
 
-`python -m tests.models.full_size sd1 bfloat16` prints what it took as JSON.
+`python -m tests.models.full_size sd1 float32` prints what it took as JSON.
 """
 
 import json

@@ -128,7 +128,7 @@ def test_more_than_100_steps_have_rates_of_their_own(unet):
     pivot = invert(unet, solver, draw(1, 4, SIZE, SIZE))
     found = null_text(guided(unet, 1), solver, pivot, iterations=1)
     moves = found.embeddings.diff(dim=0).flatten(1).abs().amax(1)[:-1]  # the last step changes no level
-    torch.testing.assert_close(moves, 1e-2 * (1 - torch.arange(1.0, 101) / 102), rtol=0.01, atol=0)
+    torch.testing.assert_close(moves, 1e-2 * (1 - torch.arange(1.0, 101) / 102), rtol=0.05, atol=0)
 
 
 def test_gradients_do_not_leak(unet, optimised):
