@@ -71,21 +71,23 @@ class StereoPipeline(NotebookCalls):
 
     @classmethod
     def from_pretrained(
-        cls, stable_diffusion: str = DEMO, *, depth: str = DEMO, device: str = "auto", **recipe: Any
+        cls, stable_diffusion: str = DEMO, *, depth: str | None = None, device: str = "auto", **recipe: Any
     ) -> "StereoPipeline":
         """Load models for single calls: `pipeline(prompt)`, `.from_image(...)`, `.from_depth(...)`.
 
         Args:
             stable_diffusion: a folder in diffusers format, a Hub id, or `demo`.
-            depth: a folder in transformers format, a Hub id, or `demo`.
+            depth: a folder in transformers format, a Hub id, or `demo`; to be named for any other `stable_diffusion`.
             device: `auto`, `cuda` or `cpu`.
-            recipe: fields of a job's recipe, such as `method={"preset": "official"}` or `size`.
+            recipe: fields of a job's recipe, such as `method={"preset": "official"}`, `size` or `negative_prompt`.
 
         Raises:
             SpecError: a field is wrong.
             ModelError: a model cannot be used.
         """
-        models = {"stable_diffusion": {"path": stable_diffusion}, "depth": {"path": depth}}
+        models = {"stable_diffusion": {"path": stable_diffusion}}
+        if depth is not None:
+            models["depth"] = {"path": depth}
         resolved = resolve_recipe(parse_recipe({"models": models} | recipe))
         return cls.load(resolved, choose_device(device), batch_size=1)
 
@@ -94,8 +96,10 @@ class StereoPipeline(NotebookCalls):
         if mode == self.recipe.mode:
             return self
         if mode not in self._others:
-            unpinned = self.recipe.models.stable_diffusion.model_copy(update={"revision": None})
-            models = self.recipe.models.model_copy(update={"stable_diffusion": unpinned})
+            sd = self.recipe.models.stable_diffusion
+            if sd.path == DEMO:  # which has a checkpoint of its own for depth
+                sd = sd.model_copy(update={"revision": None})
+            models = self.recipe.models.model_copy(update={"stable_diffusion": sd})
             recipe = resolve_recipe(self.recipe.model_copy(update={"mode": mode, "models": models}))
             if "depth" in (mode, self.recipe.mode):
                 self._others[mode] = self.load(recipe, self.sd.device, self.batch_size)
@@ -127,7 +131,7 @@ class StereoPipeline(NotebookCalls):
         """StereoDiffusion (Fig. 1) from text, depth or photos: a pair or an error for every row, in order."""
         results: dict[str, StereoPair | RowError] = {}
         scenes: dict[str, Scene] = {}
-        groups: dict[tuple[tuple[int, int], float], list[Row]] = {}
+        groups: dict[tuple[tuple[int, int], float, float], list[Row]] = {}
         for row in rows:
             if row.error:
                 results[row.id] = row.error
@@ -139,18 +143,19 @@ class StereoPipeline(NotebookCalls):
                 continue
             self._report_unread(row)
             # A network call has one size, and runs one or both halves of the guidance for all of its rows.
-            groups.setdefault((scenes[row.id].fit.working, self._guidance(row)), []).append(row)
-        for (_, guidance), group in groups.items():
+            groups.setdefault((scenes[row.id].fit.working, *self._guidance(row)), []).append(row)
+        for (_, *guidance), group in groups.items():
             for batch in batches(group, self.batch_size):
-                for result in self._generate([scenes[row.id] for row in batch], guidance):
+                for result in self._generate([scenes[row.id] for row in batch], *guidance):
                     results[result.id] = result
         return [results[row.id] for row in rows]
 
-    def _generate(self, scenes: list[Scene], guidance: float) -> list[StereoPair | RowError]:
+    def _generate(self, scenes: list[Scene], guidance: float, mask_guidance: float) -> list[StereoPair | RowError]:
         """Pairs of a batch: at most `batch_size` left views, each with the right views of all its rows."""
         unique = list({left_of(scene.row): scene for scene in scenes}.values())
         index = {left_of(scene.row): i for i, scene in enumerate(unique)}
-        lefts = LeftMaker(self.sd, self.depth, self.recipe).make(_padded(unique, self.batch_size), guidance)
+        maker = LeftMaker(self.sd, self.depth, self.recipe)
+        lefts = maker.make(_padded(unique, self.batch_size), guidance, mask_guidance)
         rights = (RightMaker if self.method.diffuses_pair else BaselineMaker)(self.sd, self.recipe)
         results: list[StereoPair | RowError] = []
         for start in range(0, len(scenes), self.batch_size):
@@ -211,12 +216,16 @@ class StereoPipeline(NotebookCalls):
             return result
         return dataclasses.replace(result, unsafe=any(self.safety.flags(np.stack([result.left, result.right]))))
 
-    def _guidance(self, row: Row) -> float:
-        """Guidance of one row; with equal prompts both halves say the same, unless one of them is optimised."""
-        photo = self.recipe.mode in ("image", "inpaint")
-        scale = self.method.photo_guidance_scale if photo else self.method.guidance_scale
-        optimised = photo and self.method.diffuses_pair and self.method.inversion == "null_text"
-        return 1.0 if row.prompt == row.negative_prompt and not optimised else scale
+    def _guidance(self, row: Row) -> tuple[float, float]:
+        """Guidance of one row's views, and of what its mask is filled with.
+
+        With equal prompts both halves say the same, unless one of them is optimised.
+        """
+        method, photo, equal = self.method, self.recipe.mode in ("image", "inpaint"), row.prompt == row.negative_prompt
+        views = method.photo_guidance_scale if photo else method.guidance_scale
+        optimised = photo and method.diffuses_pair and method.inversion == "null_text"
+        mask = method.guidance_scale if self.recipe.mode == "inpaint" else 1.0
+        return 1.0 if equal and not optimised else views, 1.0 if equal else mask
 
     def _report_unread(self, row: Row) -> None:
         """Say what of a prompt the model does not see: each unknown word once, and the first prompt that is cut."""

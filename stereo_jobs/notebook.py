@@ -2,8 +2,9 @@
 
 import hashlib
 import io
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -12,13 +13,15 @@ from PIL import Image
 from stereo_jobs.batches import Generator
 from stereo_jobs.curation import measure_pair
 from stereo_jobs.data.images import encode_disparity, encode_png, to_rgb
+from stereo_jobs.data.manifest import draw_scale
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.quality.measure import Metrics
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
-from stereo_jobs.spec import Mode, check_scale_percent
+from stereo_jobs.spec import Mode, Recipe, check_scale_percent
 from stereo_jobs.views import anaglyph, side_by_side
 
 Picture = Image.Image | NDArray[np.uint8]
+DepthKind = Literal["inverse", "metric"]
 
 
 class InputRefusedError(StereoJobsError):
@@ -58,6 +61,11 @@ class StereoImage:
         """Right pixels that diffusion made."""
         return self.pair.mask_hole_right
 
+    @property
+    def mask_border_right(self) -> NDArray[np.bool_]:
+        """Those of them at the frame's edge, beyond what the left view shows."""
+        return self.pair.mask_border_right
+
     @cached_property
     def quality(self) -> Metrics:
         """How good the pair is without ground truth: the `qc_*` columns of a job; docs/quality.md explains them."""
@@ -78,67 +86,118 @@ class StereoImage:
 
 
 class NotebookCalls:
-    """The calls of a notebook, on top of `generate`: one input, one result."""
+    """The calls of a notebook, on top of `generate`: one input, one result.
+
+    `scale_percent` is the shift of the nearest point in percent of the width. It and `negative_prompt` are the recipe's
+    where a call gives none.
+    """
+
+    recipe: Recipe
 
     def for_mode(self, mode: Mode) -> Generator:
         """What makes pairs of a mode."""
         raise NotImplementedError
 
-    def __call__(self, prompt: str, *, seed: int = 0, scale_percent: float = 8.0, negative: str = "") -> StereoImage:
-        """A pair from a prompt; `scale_percent` is the shift of the nearest point in percent of the width."""
-        return self._one("text", Row("", prompt, negative, seed, scale_percent))
+    def __call__(
+        self, prompt: str, *, negative_prompt: str | None = None, seed: int = 0, scale_percent: float | None = None
+    ) -> StereoImage:
+        """A pair from a prompt."""
+        return self._one("text", prompt, negative_prompt, seed, scale_percent)
 
     def from_image(
         self,
         image: Picture,
         prompt: str = "",
         *,
+        negative_prompt: str | None = None,
         disparity: ArrayLike | None = None,
+        depth: ArrayLike | None = None,
+        depth_kind: DepthKind = "inverse",
+        camera: Camera | None = None,
         mask: ArrayLike | None = None,
         seed: int = 0,
-        scale_percent: float = 8.0,
+        scale_percent: float | None = None,
     ) -> StereoImage:
-        """A pair whose left view is a photo.
+        """A pair whose left view is a photo. Without disparity and depth, depth is estimated.
 
         Args:
             image: of any size.
             prompt: what it shows; may stay empty.
-            disparity: H,W pixels, for geometry `metric`; else depth is estimated.
+            negative_prompt: what it does not show.
+            disparity: H,W pixels; goes before `depth`.
+            depth: H,W.
+            depth_kind: `inverse` depth grows towards the viewer, `metric` away from it.
+            camera: makes disparity of metric depth (Eq. 2), for geometry `metric`.
             mask: H,W, true where the photo is to be filled first.
             seed: of what diffusion draws.
-            scale_percent: as for text.
+            scale_percent: for geometry `relative`.
         """
         inputs = {"image": encode_png(_pixels(image))}
-        if disparity is not None:
-            inputs["disparity"] = encode_disparity(_flat("disparity", disparity).astype(np.float32))
+        for name, values in (("disparity", disparity), ("depth", depth)):
+            if values is not None:
+                inputs[name] = encode_disparity(_flat(name, values).astype(np.float32))
         if mask is not None:
             inputs["mask"] = encode_png(_flat("mask", mask).astype(bool))
         mode: Mode = "image" if mask is None else "inpaint"
-        return self._one(mode, Row("", prompt, "", seed, scale_percent, inputs=inputs))
+        return self._one(
+            mode,
+            prompt,
+            negative_prompt,
+            seed,
+            scale_percent,
+            inputs=inputs,
+            depth_kind=depth_kind,
+            camera=camera,
+        )
 
     def from_depth(
         self,
         depth: ArrayLike,
         prompt: str,
         *,
-        depth_kind: str = "inverse",
+        negative_prompt: str | None = None,
+        depth_kind: DepthKind = "inverse",
         camera: Camera | None = None,
         seed: int = 0,
-        scale_percent: float = 8.0,
+        scale_percent: float | None = None,
     ) -> StereoImage:
         """A pair from a prompt and a depth map H,W: `inverse` grows towards the viewer, `metric` away from it."""
         inputs = {"depth": encode_disparity(_flat("depth", depth).astype(np.float32))}
-        row = Row("", prompt, "", seed, scale_percent, inputs, depth_kind, camera or Camera())
-        return self._one("depth", row)
+        return self._one(
+            "depth",
+            prompt,
+            negative_prompt,
+            seed,
+            scale_percent,
+            inputs=inputs,
+            depth_kind=depth_kind,
+            camera=camera,
+        )
 
-    def _one(self, mode: Mode, row: Row) -> StereoImage:
+    def _one(
+        self,
+        mode: Mode,
+        prompt: str,
+        negative_prompt: str | None,
+        seed: int,
+        scale_percent: float | None,
+        *,
+        inputs: dict[str, bytes] | None = None,
+        depth_kind: DepthKind = "inverse",
+        camera: Camera | None = None,
+    ) -> StereoImage:
+        generator, seed = self.for_mode(mode), int(seed)  # a NumPy integer would overflow
+        scale = draw_scale(self.recipe, seed) if scale_percent is None else scale_percent
         try:
-            check_scale_percent(row.scale_percent)
+            check_scale_percent(scale)
         except ValueError as error:
-            raise InputRefusedError(f"scale_percent: {error}, got {row.scale_percent:g}") from None
-        row = replace(row, seed=int(row.seed))  # a NumPy integer would overflow
-        digest = hashlib.sha256(repr((mode, row.prompt, row.seed)).encode()).hexdigest()[:12]
-        made = self.for_mode(mode).generate([replace(row, id=digest)])[0]
+            raise InputRefusedError(f"scale_percent: {error}, got {scale:g}") from None
+        if depth_kind not in get_args(DepthKind):
+            raise InputRefusedError(f"depth_kind: must be inverse or metric, got {depth_kind!r}")
+        name = hashlib.sha256(repr((mode, prompt, seed)).encode()).hexdigest()[:12]
+        negative = self.recipe.negative_prompt if negative_prompt is None else negative_prompt
+        row = Row(name, prompt, negative, seed, scale, inputs or {}, depth_kind, camera or Camera())
+        made = generator.generate([row])[0]
         if isinstance(made, RowError):
             raise InputRefusedError(made.error_message)
         return StereoImage(made)

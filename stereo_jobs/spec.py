@@ -72,7 +72,8 @@ class DepthSpec(_Model):
     path: str = Field(
         DEMO,
         min_length=1,
-        description="A folder in transformers format, a Hub id, or `demo`: the embedded estimator.",
+        description="A folder in transformers format, a Hub id, or `demo`: the embedded estimator. It has seen "
+        "nothing but ToyScapes, so that another Stable Diffusion needs an estimator to be named.",
     )
     revision: str | None = Field(None, description="As for stable_diffusion.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision.")

@@ -234,6 +234,20 @@ def test_inpainting_counts_its_evaluations_too(pipeline, inpainted, evaluations)
     assert pairs[0].unet_evaluations == STEPS + 2 * STEPS + STEPS + pair_evaluations(one.method)
 
 
+def test_a_mask_without_a_prompt_needs_no_second_half(pipeline, evaluations):
+    """Filled with guidance 7.5 where a prompt says anything; each row as if it were alone."""
+    masked = photo_row(0, mask=encode_png(HOLE))
+    one = variant(pipeline, "inpaint", batch_size=1)
+    rows = [dataclasses.replace(masked, id="said", prompt="a red ball"), masked]
+    rows.append(dataclasses.replace(masked, id="same", prompt="a red ball", negative_prompt="a red ball"))
+    pairs = one.generate(rows)
+    after = STEPS + pair_evaluations(one.method)
+    assert [pair.unet_evaluations for pair in pairs] == [n * STEPS + after for n in (1 + 2, 1 + 1, 1 + 1)]
+    assert evaluations(lambda: one.generate(rows[1:2])) == pairs[1].unet_evaluations
+    for row, pair in zip(rows, pairs, strict=True):
+        assert_same(one.generate([row])[0], pair)
+
+
 # --- Known disparity and depth ---
 
 

@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 
 import stereo_jobs
+from stereo_jobs.data.manifest import draw_scale
 from stereo_jobs.errors import ModelError, SpecError
 from stereo_jobs.generate import StereoPipeline
+from stereo_jobs.models import resolve
 from stereo_jobs.notebook import InputRefusedError, NotebookCalls
 from stereo_jobs.records import Camera, Row
 from stereo_jobs.toyscapes.render import render
@@ -76,12 +78,32 @@ def test_a_prompt_becomes_a_pair(pipeline, made):
     others = [
         pipeline("a red circle on the left", seed=4, scale_percent=16),
         pipeline("a blue box", seed=3, scale_percent=16),
-        pipeline("a red circle on the left", seed=np.int64(3), scale_percent=16, negative="a red circle"),
+        pipeline("a red circle on the left", seed=np.int64(3), scale_percent=16, negative_prompt="a red circle"),
     ]
     assert len({other.left.tobytes() for other in [made, *others]}) == 4
     nearer = pipeline("a red circle on the left", seed=3, scale_percent=-8)
     assert nearer.left.tobytes() == made.left.tobytes()
     assert nearer.disparity.min() < 0 <= -nearer.disparity.max()
+
+
+def test_what_a_call_leaves_out_is_the_recipes(pipeline):
+    own = {"negative_prompt": "a blue box", "scale_percent": 20.0}
+    other = StereoPipeline.from_pretrained(device="cpu", **(RECIPE | own))
+    left_out, said = other("a red circle"), pipeline("a red circle", **own)
+    assert left_out._repr_png_() == said._repr_png_() != pipeline("a red circle")._repr_png_()
+    photo = other.from_image(PHOTO)
+    np.testing.assert_array_equal(photo.disparity, pipeline.from_image(PHOTO, scale_percent=20).disparity)
+    assert other("a red circle", negative_prompt="", scale_percent=8.0)._repr_png_() == (
+        pipeline("a red circle")._repr_png_()
+    )
+
+
+def test_a_range_of_scales_is_drawn_from_by_the_seed_as_in_a_job(pipeline):
+    scales = {"min": 4.0, "max": 10.0}
+    other = StereoPipeline.from_pretrained(device="cpu", **(RECIPE | {"scale_percent": scales}))
+    found = [other("a red circle", seed=seed).disparity.max() / 0.64 for seed in (1, 2)]
+    np.testing.assert_allclose(found, [draw_scale(other.recipe, seed) for seed in (1, 2)], rtol=1e-5)
+    assert found[0] != found[1]
 
 
 def test_a_call_is_what_a_job_makes_of_the_row(pipeline, made):
@@ -109,6 +131,39 @@ def test_a_photo_becomes_a_pair_of_its_own_size(pipeline):
     np.testing.assert_array_equal(np.asarray(result.left), PHOTO)
     assert result.pair.left_psnr == 100
     assert result.disparity.shape == (50, 70)
+
+
+def test_a_photo_takes_all_that_a_row_does(pipeline, metric):
+    """Depth of either kind with its camera, a negative prompt; and the result shows all of its masks."""
+    depth = np.tile(np.linspace(4, 9, 70, dtype=np.float32), (50, 1))
+    away = pipeline.from_image(PHOTO, depth=depth, depth_kind="metric")
+    near = pipeline.from_image(PHOTO, depth=1 / depth)
+    np.testing.assert_allclose(away.disparity, near.disparity, atol=1e-4)
+    assert away.disparity[:, 0].min() > away.disparity[:, -1].max()
+    known = metric.from_image(PHOTO, depth=depth, depth_kind="metric", camera=Camera(80.0, 0.5, 1.0))
+    np.testing.assert_allclose(known.disparity, 80 * 0.5 / depth - 1, rtol=1e-5)
+    np.testing.assert_array_equal(known.mask_border_right, known.pair.mask_border_right)
+    assert known.mask_border_right[:, -1].all()
+    with pytest.raises(InputRefusedError, match="depth_kind: must be inverse or metric, got 'far'"):
+        pipeline.from_image(PHOTO, depth=depth, depth_kind="far")
+    mask = np.zeros((50, 70), bool)
+    mask[15:40, 20:50] = True
+    negatives = (pipeline.from_image(PHOTO, "a ball", mask=mask, negative_prompt=word) for word in ("", "a red box"))
+    assert len({result.left.tobytes() for result in negatives}) == 2
+
+
+def test_another_mode_keeps_the_pinned_revision(tmp_path, monkeypatch):
+    """On the Hub the branch may have moved since; what is recorded must be what is loaded."""
+    folder = write_checkpoint(tmp_path, "sd1")
+    pipeline = StereoPipeline.from_pretrained(str(folder), depth="demo", device="cpu", **RECIPE)
+    asked, find = [], resolve.find
+    monkeypatch.setattr(resolve, "find", lambda spec, *rest: (asked.append(spec.revision), find(spec, *rest))[1])
+    other = pipeline.for_mode("image")
+    assert asked == [
+        model.revision for model in (pipeline.recipe.models.stable_diffusion, pipeline.recipe.models.depth)
+    ]
+    assert other.recipe.models == pipeline.recipe.models
+    assert other.sd is pipeline.sd
 
 
 def test_models_of_another_mode_are_loaded_once(pipeline):
@@ -157,7 +212,7 @@ def test_a_known_disparity_is_the_label(metric):
 
 def test_a_depth_map_becomes_a_pair(tmp_path):
     folder = write_checkpoint(tmp_path / "sd2_depth", "sd2_depth")
-    pipeline = StereoPipeline.from_pretrained(str(folder), mode="depth", device="cpu", **RECIPE)
+    pipeline = StereoPipeline.from_pretrained(str(folder), depth="demo", mode="depth", device="cpu", **RECIPE)
     ramp = np.tile(np.linspace(1, 5, 70, dtype=np.float32), (50, 1))
     inverse = pipeline.from_depth(ramp, "a red ball")
     assert inverse.left.size == (64, 64)

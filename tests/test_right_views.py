@@ -77,6 +77,19 @@ def test_sub_pixel_baselines_shift_by_the_disparity_itself(loaded, view):
     assert pair.disparity_requested is None
 
 
+@pytest.mark.parametrize("name", FILLS)
+def test_which_disparity_is_the_nearest_is_not_guessed(loaded, view, name):
+    """Known ones may all be negative (Eq. 2 with large doffs); a negative scale turns the others around."""
+    doffs = np.float32(view.disparity.max() + 1)
+    known = {"right_view": name, "edge_px": 0, "warp": "subpixel", "geometry": "metric"}
+    [pair] = with_method(loaded, **known).generate([row(view, disparity=encode_disparity(view.disparity - doffs))])
+    np.testing.assert_array_equal(pair.right, FILLS[name](view.left, view.disparity - doffs)[0])
+    [pair] = with_method(loaded, **known | {"geometry": "relative"}).generate(
+        [dataclasses.replace(row(view), scale_percent=-8.0)]
+    )
+    np.testing.assert_array_equal(pair.right, FILLS[name](view.left, pair.disparity, scale_sign=-1)[0])
+
+
 def test_baselines_take_left_views_of_prompts_too(loaded):
     method = {"right_view": "stretch", "steps": 3, "shift_step": 1, "attention_step": 1, "guidance_scale": 1.0}
     [pair] = with_method(loaded, "text", **method).generate([Row("t", "a red circle", "", 3, 8.0)])

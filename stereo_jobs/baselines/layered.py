@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stereo_jobs.baselines.fills import Image, Result, columns_of, sign_of, to_image, to_tensor, warp_of
+from stereo_jobs.baselines.fills import Image, Result, columns_of, to_image, to_tensor, warp_of
 from stereo_jobs.stereo.warp import ForwardWarp
 
 _RADIUS_PX = 3
@@ -12,36 +12,38 @@ _RADIUS_PX = 3
 _SAME_SURFACE_PX = 0.5
 
 
-def layered(left: Image, disparity: NDArray[np.float32], *, subpixel: bool = True) -> Result:
+def layered(left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1, subpixel: bool = True) -> Result:
     """A layered depth image, inpainted and rendered: the steps of 3D Photography (Shih et al. 2020), classical.
 
     Behind every edge that opens a hole, the background goes on as a second layer: its disparity and its colour are
     inpainted (Telea 2004) from the background's side of the edge, never from the object in front. Both layers are
     warped, the first in front. What lies beyond the left view's frame is inpainted in the rendered view.
     """
-    front = warp_of(left, disparity, subpixel)
-    hidden = cv2.dilate(_hidden(front, disparity), np.ones((3, 3), np.uint8))  # edge pixels mix both colours
+    front = warp_of(left, disparity, scale_sign, subpixel)
+    hidden = cv2.dilate(
+        _hidden(front, disparity, scale_sign), np.ones((3, 3), np.uint8)
+    )  # edge pixels mix both colours
     color = cv2.inpaint(left, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     behind = cv2.inpaint(disparity, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
-    back = warp_of(left, np.asarray(behind if subpixel else np.round(behind), np.float32), subpixel)
+    back = warp_of(left, np.asarray(behind if subpixel else np.round(behind), np.float32), scale_sign, subpixel)
     pixels = front(to_tensor(left), back(to_tensor(np.asarray(color, np.uint8))))
     beyond = ~(front.filled | back.filled)[0].numpy()
     right = cv2.inpaint(to_image(pixels), beyond.astype(np.uint8), _RADIUS_PX, cv2.INPAINT_TELEA)
     return np.asarray(right, np.uint8), ~front.filled[0].numpy()
 
 
-def _hidden(front: ForwardWarp, disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
+def _hidden(front: ForwardWarp, disparity: NDArray[np.float32], scale_sign: int) -> NDArray[np.uint8]:
     """Left pixels (H,W, 1 where set) that the background layer lacks: objects in front of where a hole opens.
 
     A hole as wide as k pixels shows k pixels of background behind its object's edge. More than twice as many are left
     open: the inpainting starts from all sides, and what will be seen must be out of the object's reach.
     """
-    beside = columns_of(front, disparity)
+    beside = columns_of(front, disparity, scale_sign)
     rows, holes = np.nonzero(~front.filled[0].numpy())
     background = beside[0].numpy()[rows, holes]
     source = front.source[0].numpy()[rows, background]
     reach = background - holes  # signed: the background may stand on either side
-    nearness = disparity * float(sign_of(disparity))
+    nearness = disparity * scale_sign
     height, width = disparity.shape
     hidden = np.zeros((height, width), np.uint8)
     beyond = (2 * reach + np.sign(reach) * margin for margin in range(-1, 2 * _RADIUS_PX + 1))

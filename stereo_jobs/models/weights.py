@@ -28,7 +28,13 @@ def load_part(kind: Any, folder: Path, dtype: torch.dtype, device: str, **option
     """
     try:
         network, info = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **options
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            low_cpu_mem_usage=False,  # the other way needs `accelerate`; diffusers would say so at every load
+            **options,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"model {folder}: cannot be loaded ({error})") from error

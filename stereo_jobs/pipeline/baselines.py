@@ -13,7 +13,7 @@ from stereo_jobs.baselines import FILLS, columns_of, leave_blank, warp_of
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack
-from stereo_jobs.pipeline.pairs import Labels, labelled_pair, requested_disparity
+from stereo_jobs.pipeline.pairs import Labels, labelled_pair, requested_disparity, scale_sign
 from stereo_jobs.pipeline.pictures import PictureWarp, composites
 from stereo_jobs.pipeline.pixels import Image, to_tensor
 from stereo_jobs.records import Row, RowError, StereoPair
@@ -32,12 +32,14 @@ class _Shift:
 
     Attributes:
         disparity: H,W float32 pixels, as a fill takes it; where it rounds, the fraction still tells which is nearer.
+        sign: as a fill takes it.
         applied: H,W float32 pixels, what the pixels really do.
         warp: by it.
         columns: from where each hole continues the background.
     """
 
     disparity: NDArray[np.float32]
+    sign: int
     applied: NDArray[np.float32]
     warp: ForwardWarp
     columns: Tensor
@@ -104,20 +106,22 @@ class BaselineMaker:
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
         blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts
-        warp = warp_of(blank, full, self.subpixel)
-        return _Shift(full, full if self.subpixel else np.round(full), warp, columns_of(warp, full))
+        sign = scale_sign(row, self.method)
+        warp = warp_of(blank, full, sign, self.subpixel)
+        return _Shift(full, sign, full if self.subpixel else np.round(full), warp, columns_of(warp, full, sign))
 
     def _fill(self, scene: Scene, left: Image, shift: _Shift) -> Image:
         if self.method.right_view == "given":
             assert scene.given_right is not None
             return scene.given_right
-        return FILLS[self.method.right_view](left, shift.disparity, subpixel=self.subpixel)[0]
+        fill = FILLS[self.method.right_view]
+        return fill(left, shift.disparity, scale_sign=shift.sign, subpixel=self.subpixel)[0]
 
     def _repaint(self, lefts: Lefts, shifts: list[_Shift], guidance: float) -> tuple[list[Image], Tensor, int]:
         """RePaint on the latents of the blank right views: images, which hold no NaN, evaluations of each."""
         scenes = lefts.scenes
         blanks = [
-            leave_blank(left, shift.disparity, subpixel=self.subpixel)[0]
+            leave_blank(left, shift.disparity, scale_sign=shift.sign, subpixel=self.subpixel)[0]
             for left, shift in zip(lefts.images, shifts, strict=True)
         ]
         pictures = [scene.fit.into(to_tensor(blank)) for scene, blank in zip(scenes, blanks, strict=True)]

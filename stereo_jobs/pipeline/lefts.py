@@ -83,8 +83,14 @@ class LeftMaker:
         self.mode = recipe.mode
         self.method = recipe.method
 
-    def make(self, scenes: list[Scene], guidance: float) -> Lefts:
-        """The left views of scenes of one working size."""
+    def make(self, scenes: list[Scene], guidance: float, mask_guidance: float = 1.0) -> Lefts:
+        """The left views of scenes of one working size.
+
+        Args:
+            scenes: of one batch.
+            guidance: of the left view and of the pair; 1 needs no second half of the batch.
+            mask_guidance: of what masks are filled with (mode inpaint).
+        """
         conditional = self.sd.encode_prompts([scene.row.prompt for scene in scenes])
         unconditional = self.sd.encode_prompts([scene.row.negative_prompt for scene in scenes])
         model = GuidedUNet(self.sd.unet, conditional, unconditional, guidance)
@@ -93,7 +99,7 @@ class LeftMaker:
         spent = torch.zeros(len(scenes), dtype=torch.int64)
         usable = torch.ones(len(scenes), dtype=torch.bool, device=self.sd.device)
         if self.mode == "inpaint":
-            scenes, usable = self._fill_masks(scenes, model, solver)
+            scenes, usable = self._fill_masks(scenes, model, solver, mask_guidance)
         trajectory: Trajectory | None = None
         if all(scene.photo is None for scene in scenes):
             trajectory = denoise(model, solver, stack_noise(self.sd, scenes), condition)
@@ -143,7 +149,9 @@ class LeftMaker:
         model.evaluations = before  # counted per sample: each stops on its own
         return found.left, found.embeddings, spent + found.evaluations
 
-    def _fill_masks(self, scenes: list[Scene], model: GuidedUNet, solver: Solver) -> tuple[list[Scene], Tensor]:
+    def _fill_masks(
+        self, scenes: list[Scene], model: GuidedUNet, solver: Solver, guidance: float
+    ) -> tuple[list[Scene], Tensor]:
         """Inpainting (Sec. 5, Fig. 8): photos with their masks filled by the masked denoise, and which hold no NaN."""
         masks = stack(self.sd, [scene.fit.map_into(_mask(scene)) for scene in scenes])
         photos = stack(self.sd, [scene.fit.into(to_tensor(scene.given)) for scene in scenes])
@@ -154,7 +162,7 @@ class LeftMaker:
         outside = torch.where(keep, photos, mean)
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         known = ddim_inversion(plain, solver, self.sd.encode(outside))
-        guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, self.method.guidance_scale)
+        guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, guidance)
         filled = self.sd.decode(denoise_within(guided, solver, stack_noise(self.sd, scenes), known, mask=grid))
         model.evaluations += plain.evaluations + guided.evaluations
         results = []

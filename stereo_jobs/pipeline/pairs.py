@@ -1,6 +1,7 @@
 """A finished right view and what is known of it as one labelled pair."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -71,8 +72,13 @@ def labelled_pair(
         unet_evaluations=evaluations,
         raw_right=raw_right,
         left_psnr=None if scene.given_photo is None else psnr(left, scene.given_photo, kept),
-        scale_sign=-1 if method.geometry == "relative" and row.scale_percent < 0 else 1,
+        scale_sign=scale_sign(row, method),
     )
+
+
+def scale_sign(row: Row, method: MethodConfig) -> Literal[1, -1]:
+    """-1 where the second view lies to the left; known disparities say of themselves what is nearer."""
+    return -1 if method.geometry == "relative" and row.scale_percent < 0 else 1
 
 
 def requested_disparity(values: Tensor, row: Row, method: MethodConfig) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@
 | `solver` | Eq. 1: the steps of DDIM and of DPM-Solver++ |
 | `sampler` | Sec. 3.2, Eq. 6-8: denoising of the left view and of the pair; inpainting (Sec. 5) |
 | `inversion` | Sec. 3.4, Eq. 9-10: from a photo to latents that lead back to it |
+| `repaint` | Table 1: RePaint, a baseline |
 | `fill` | the background continued into holes |
 | `composite` | the finished right view: the left's own pixels, diffusion in the holes |
 

@@ -8,6 +8,9 @@ from torch import Tensor
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory
 from stereo_jobs.stereo.solver import Solver
 
+_LOSS_SCALE = 2.0**16
+"""Loss scaling (Micikevicius et al. 2018, Sec. 3.2): gradients of a photo's loss are smaller than float16 can tell."""
+
 
 def ddim_inversion(model: GuidedUNet, solver: Solver, x_0: Tensor, condition: Tensor | None = None) -> Trajectory:
     """DDIM inversion (Eq. 9): noisier and noisier latents of a given x_0, one U-Net evaluation a step.
@@ -52,10 +55,12 @@ def null_text(
     """Null-text inversion (Mokady et al. 2023; StereoDiffusion, Eq. 10): embeddings that keep sampling on the pivot.
 
     Adam on the unconditional embedding of each step, warm-started from the step before, learning rate
-    1e-2 (1 - i/100); a sample stops when its loss is below 1e-5 + 2e-5 i, whatever its neighbours do.
+    1e-2 (1 - i/100), or 1e-2 (1 - i/steps) for more than 100 steps; a sample stops when its loss is below
+    1e-5 + 2e-5 i, whatever its neighbours do.
 
     Args:
-        model: predictor with its guidance scale and B,n,c unconditional embeddings to begin from.
+        model: predictor with its guidance scale and B,n,c unconditional embeddings to begin from; in float32 or
+            float16: gradients through a bfloat16 U-Net are too coarse.
         solver: steps.
         pivot: trajectory of `ddim_inversion` at guidance 1.
         iterations: most optimiser steps per denoising step.
@@ -73,7 +78,7 @@ def null_text(
             with_text = model.predict(x[None], timestep, [model.conditional], views)[0, 0]
         evaluations += 1
         weights = [embedding.clone().requires_grad_(True) for embedding in embeddings]
-        optimizer = torch.optim.Adam(weights, lr=1e-2 * (1 - i / 100))
+        optimizer = torch.optim.Adam(weights, lr=1e-2 * (1 - i / max(100, solver.steps)))
         active = list(range(samples))
         for _ in range(iterations):
             if not active:
@@ -84,10 +89,10 @@ def null_text(
                 reached, _ = solver.step(i, x, guided, clean)
                 losses = (reached - target).square().flatten(1).mean(1)
                 # Not `backward`: it would leave gradients in the U-Net as well.
-                slopes = torch.autograd.grad(losses[active].sum(), [weights[sample] for sample in active])
+                scaled = torch.autograd.grad(_LOSS_SCALE * losses[active].sum(), [weights[sample] for sample in active])
             optimizer.zero_grad()  # a finished sample stands still
-            for sample, slope in zip(active, slopes, strict=True):
-                weights[sample].grad = slope
+            for sample, slope in zip(active, scaled, strict=True):
+                weights[sample].grad = slope / _LOSS_SCALE  # in float32, as the weights are
             optimizer.step()
             evaluations[active] += 1
             active = [sample for sample in active if losses[sample] >= 1e-5 + 2e-5 * i]

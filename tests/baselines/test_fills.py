@@ -48,13 +48,13 @@ def slow_stretch(left, disparity, sign):
 
 @st.composite
 def cases(draw):
-    """A small image and disparities of one sign."""
+    """A small image, disparities of any sign, and which of them are the nearest."""
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 12)))
-    sign = draw(st.sampled_from([-1.0, 1.0]))
+    sign = draw(st.sampled_from([-1, 1]))
     numbers = st.floats(0, 6, width=32) | st.integers(0, 14).map(float)
-    disparity = draw(arrays(np.float32, shape, elements=numbers)) * np.float32(sign)
+    disparity = draw(arrays(np.float32, shape, elements=numbers)) * np.float32(sign) - draw(st.sampled_from([0, 3, 14]))
     left = np.random.default_rng(draw(st.integers(0, 99))).integers(1, 256, (*shape, 3), dtype=np.uint8)
-    return left, disparity, sign if disparity.any() else 1.0
+    return left, disparity.astype(np.float32), sign
 
 
 @often
@@ -62,11 +62,11 @@ def cases(draw):
 def test_whole_pixels_equal_the_slow_loops(case):
     left, disparity, sign = case
     blank, holes, _ = slow_blank(left, disparity, sign)
-    found, found_holes = leave_blank(left, disparity, subpixel=False)
+    found, found_holes = leave_blank(left, disparity, scale_sign=sign, subpixel=False)
     np.testing.assert_array_equal(found_holes, holes)
     np.testing.assert_array_equal(found, blank)
     filled, _ = slow_stretch(left, disparity, sign)
-    found, found_holes = stretch(left, disparity, subpixel=False)
+    found, found_holes = stretch(left, disparity, scale_sign=sign, subpixel=False)
     np.testing.assert_array_equal(found_holes, holes)
     np.testing.assert_array_equal(found, filled)
 
@@ -74,11 +74,11 @@ def test_whole_pixels_equal_the_slow_loops(case):
 @often
 @given(cases())
 def test_all_fills_have_the_same_holes_and_agree_outside_of_them(case):
-    left, disparity, _ = case
+    left, disparity, sign = case
     before = left.copy(), disparity.copy()
-    same, holes = identity(left, disparity)
-    blank, blank_holes = leave_blank(left, disparity)
-    filled, filled_holes = stretch(left, disparity)
+    same, holes = identity(left, disparity, scale_sign=sign)
+    blank, blank_holes = leave_blank(left, disparity, scale_sign=sign)
+    filled, filled_holes = stretch(left, disparity, scale_sign=sign)
     np.testing.assert_array_equal(same, left)
     np.testing.assert_array_equal(blank_holes, holes)
     np.testing.assert_array_equal(filled_holes, holes)
@@ -170,10 +170,25 @@ def test_the_other_direction_mirrors(scenes):
     for scene in scenes[:3]:
         for fill in FILLS.values():
             right, holes = fill(scene.left, scene.disparity)
-            mirrored, other_holes = fill(scene.left[:, ::-1].copy(), -scene.disparity[:, ::-1].copy())
+            mirrored, other_holes = fill(scene.left[:, ::-1].copy(), -scene.disparity[:, ::-1].copy(), scale_sign=-1)
             np.testing.assert_array_equal(mirrored[:, ::-1][~holes], right[~holes])
             # A landing just between two pixels goes to the right one of them in either direction.
             assert (other_holes[:, ::-1] == holes).mean() > 0.99
+
+
+@pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
+def test_the_nearest_wins_also_where_all_disparities_are_negative(fill):
+    """Known disparities of cameras that converge (Eq. 2 with large doffs) differ from others by a constant alone."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(0, 256, (9, 60, 3), dtype=np.uint8)
+    disparity = np.full((9, 60), 2, np.float32)
+    disparity[:, 30:40] = 7
+    right, holes = fill(left, disparity)
+    other, other_holes = fill(left, disparity - 10)
+    inside = np.s_[:, 15:45]  # away from the frame
+    np.testing.assert_array_equal(other_holes[:, 25:55], holes[inside])
+    if fill is not identity:
+        np.testing.assert_array_equal(other[:, 25:55], right[inside])
 
 
 # --- Errors ---

@@ -44,7 +44,7 @@ def test_holes_are_filled_from_the_background_alone(width):
 def test_a_view_to_the_other_side_is_the_mirror_image():
     left, disparity = box()
     right, holes = layered(left, disparity)
-    mirrored, mirrored_holes = layered(left[:, ::-1].copy(), -disparity[:, ::-1].copy())
+    mirrored, mirrored_holes = layered(left[:, ::-1].copy(), -disparity[:, ::-1].copy(), scale_sign=-1)
     np.testing.assert_array_equal(mirrored_holes[:, ::-1], holes)
     np.testing.assert_allclose(mirrored[:, ::-1].astype(int), right.astype(int), atol=4)
 

@@ -36,7 +36,10 @@ def spec_of(make_spec, tmp_path, request):
         recipe = {"mode": mode, "method": PRESETS[preset], "scale_percent": 12}
         if mode == "depth":
             path = request.getfixturevalue("depth_checkpoint")
-            recipe |= {"models": {"stable_diffusion": {"path": path}}, "size": {"width": 64, "height": 64}}
+            recipe |= {
+                "models": {"stable_diffusion": {"path": path}, "depth": {"path": "demo"}},
+                "size": {"width": 64, "height": 64},
+            }
         return make_spec(manifest, str(tmp_path / name), recipe, shard_rows=1)
 
     return make

@@ -51,7 +51,7 @@ def ask(repository, tmp_path):
     def run(sd, listing=True, served=repository, **models):
         with serve(served, listing) as (endpoint, downloaded):
             environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
-            recipe = json.dumps({"models": {"stable_diffusion": sd} | models})
+            recipe = json.dumps({"models": {"stable_diffusion": sd, "depth": {"path": "demo"}} | models})
             command = [sys.executable, "-c", PROGRAM, recipe]
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
         assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def test_only_what_is_loaded_is_downloaded(ask, variant, suffix):
 
 def test_actors_of_one_machine_download_every_file_once(repository, tmp_path):
     """They start at the same moment: one downloads, the others wait for its lock."""
-    recipe = json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}}})
+    recipe = json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}, "depth": {"path": "demo"}}})
     with serve(repository) as (endpoint, downloaded):
         environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
         command = [sys.executable, "-c", PROGRAM, recipe]

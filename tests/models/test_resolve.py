@@ -374,6 +374,45 @@ def test_only_the_demo_shares_parts(demo):
         resolve(folder, mode="depth")
 
 
+# --- What goes together ---
+
+
+def test_another_stable_diffusion_needs_an_estimator_to_be_named(tmp_path):
+    from stereo_jobs.generate import StereoPipeline
+
+    folder = str(write_checkpoint(tmp_path, "sd1"))
+    models = {"stable_diffusion": {"path": folder}}
+    words = r"recipe\.models\.depth: must be given for .*, for example {path: depth-anything/.*}; .* {path: demo}"
+    with pytest.raises(ModelError, match=words):
+        resolve_recipe(Recipe(models=models))
+    with pytest.raises(ModelError, match=words):
+        StereoPipeline.from_pretrained(folder, device="cpu")
+    chosen = resolve_recipe(Recipe(models=models | {"depth": {"path": "demo"}}))
+    stored = Recipe.model_validate(chosen.model_dump(mode="json"))
+    assert resolve_recipe(stored) == resolve_recipe(chosen) == chosen
+    # Known disparities need none, unless quality control looks at the left views.
+    known = {"mode": "image", "method": {"geometry": "metric"}}
+    assert resolve_recipe(Recipe(models=models, quality={"enabled": False}, **known)).models.depth.path == "demo"
+    with pytest.raises(ModelError, match=words):
+        resolve_recipe(Recipe(models=models, **known))
+
+
+@pytest.mark.parametrize("mode", ["image", "inpaint"])
+def test_null_text_inversion_needs_more_than_bfloat16(mode):
+    sd, method = {"path": "demo", "dtype": "bfloat16"}, {"preset": "official"}
+    words = (
+        r"recipe\.method\.inversion: null_text needs finer gradients than .* bfloat16 gives; set the dtype to float16"
+    )
+    with pytest.raises(ModelError, match=words):
+        resolve(sd, mode=mode, method=method)
+    resolve(sd, mode="text", method=method)  # inverts nothing
+    with pytest.raises(ModelError, match=words):
+        resolve(sd, mode="text", method=method | {"two_pass": True})
+    for other in ({"inversion": "direct"}, {"right_view": "stretch"}):
+        resolve(sd, mode=mode, method=method | other)
+    resolve(sd | {"dtype": "float16"}, mode=mode, method=method)
+
+
 # --- Refusals of the depth model ---
 
 
@@ -386,6 +425,7 @@ def test_only_the_demo_shares_parts(demo):
         ({"model_type": "depth_anything", "depth_estimation_type": "metric"}, "metric"),
         ({"model_type": "zoedepth"}, "metric"),
         ({"model_type": "glpn"}, "metric"),
+        ({"model_type": "depth_pro"}, "inverse"),
     ],
 )
 def test_known_families_have_their_polarity(depth, config, polarity):
@@ -419,20 +459,6 @@ def test_weights_that_are_none_are_a_model_error(sd, depth):
         DepthEstimator.load(DepthSpec(path=str(depth), polarity="inverse"), "cpu")
     with pytest.raises(ModelError, match="polarity must be inverse or metric, got 'auto'"):
         DepthEstimator.load(DepthSpec(), "cpu")
-
-
-def test_a_metric_estimator_is_inverted():
-    import numpy as np
-    import torch
-
-    from stereo_jobs.models.depth import DepthEstimator
-
-    images = [np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((48, 64), (64, 32))]
-    inverses = DepthEstimator.load(DepthSpec(polarity="inverse"), "cpu").inverse_depth(images)
-    metrics = DepthEstimator.load(DepthSpec(polarity="metric"), "cpu").inverse_depth(images)
-    assert [depth.shape for depth in inverses] == [(48, 64), (64, 32)]
-    for inverse, metric in zip(inverses, metrics, strict=True):
-        torch.testing.assert_close(metric, 1 / inverse.clamp_min(1e-6))
 
 
 def test_a_v_prediction_checkpoint_makes_pairs(tmp_path):

@@ -1,17 +1,26 @@
 """The safety checker tells what its own pipeline would blacken, from the published files, and changes nothing."""
 
+import dataclasses
 import json
 import shutil
+from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import torch
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
+from safetensors.torch import load_file, save_file
 
 from stereo_jobs.errors import ModelError
+from stereo_jobs.generate import StereoPipeline
+from stereo_jobs.job.driver import run
 from stereo_jobs.models.files import fetch
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
+from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.config import MethodConfig
+from tests.datasets import assert_same, rows
 from tests.models.pictures import pictures, pixel_values
 from tests.models.tiny import configs, network, write_checkpoint
 
@@ -111,7 +120,8 @@ def test_broken_files_are_a_model_error(checkpoint, tmp_path):
 
 
 def wanting(folder, wanted=True):
-    return Recipe(models={"stable_diffusion": {"path": str(folder)}, "safety_checker": wanted})
+    models = {"stable_diffusion": {"path": str(folder)}, "depth": {"path": "demo"}, "safety_checker": wanted}
+    return Recipe(models=models)
 
 
 def test_its_files_are_pinned_only_when_it_is_wanted(checkpoint, tmp_path):
@@ -126,6 +136,39 @@ def test_its_files_are_pinned_only_when_it_is_wanted(checkpoint, tmp_path):
     resolve_recipe(wanting(folder, False))
     with pytest.raises(ModelError, match=r"weights in safety_checker, only pickles"):
         resolve_recipe(wanting(folder))
+
+
+SHORT = {"steps": 3, "shift_step": 1, "attention": "off"}
+
+
+def test_unsafe_is_what_either_view_is(checkpoint):
+    """And nothing else of a pair depends on it."""
+    recipe = resolve_recipe(wanting(checkpoint).model_copy(update={"method": MethodConfig(**SHORT)}))
+    loaded, row = StereoPipeline.load(recipe, "cpu", 1), Row("a", "a red circle", "", 1, 8.0)
+    [plain] = StereoPipeline(loaded.sd, loaded.depth, recipe, 1).generate([row])
+    assert plain.unsafe is None
+    for verdicts in ([False, False], [True, False], [False, True]):
+        loaded.safety = Mock(flags=Mock(return_value=verdicts))
+        [pair] = loaded.generate([row])
+        assert_same(pair, dataclasses.replace(plain, unsafe=any(verdicts)))
+        [views] = loaded.safety.flags.call_args.args
+        np.testing.assert_array_equal(views, [plain.left, plain.right])
+
+
+@pytest.mark.parametrize("unsafe", [True, False])
+def test_unsafe_is_a_column_of_the_shards(checkpoint, make_spec, tmp_path, unsafe):
+    """By the real checker, with thresholds that every image passes or none."""
+    folder = shutil.copytree(checkpoint, tmp_path / "sd")
+    path = folder / "safety_checker/model.safetensors"
+    weights = load_file(path)
+    for name in ("concept_embeds_weights", "special_care_embeds_weights"):
+        weights[name] = torch.full_like(weights[name], -2.0 if unsafe else 2.0)
+    save_file(weights, path, {"format": "pt"})
+    models = wanting(folder).models.model_dump(mode="json")
+    size = {"width": 64, "height": 64}
+    spec = make_spec(recipe={"models": models, "method": SHORT, "size": size}, shard_rows=8)
+    assert run(spec, local=True).succeeded == 8
+    assert {row["unsafe"] for row in rows(spec).values()} == {unsafe}
 
 
 def test_fetch_gives_the_folder_to_load_it_from(checkpoint):

@@ -1,6 +1,7 @@
 """Every family of Stable Diffusion checkpoints, as published and as saved today, does what its reference does."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -111,6 +112,13 @@ def test_a_variant_of_the_weights_is_read_by_its_name(tmp_path):
     assert StableDiffusion(folder, torch.float32, "cpu", "fp16").unet.dtype == torch.float32
     with pytest.raises(ModelError, match="text_encoder: cannot be loaded"):
         StableDiffusion(folder, torch.float32, "cpu")
+
+
+def test_loading_says_nothing(folders, caplog, monkeypatch):
+    """diffusers would recommend a library that is not needed, in four lines for each network."""
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    StableDiffusion(folders["sd1"], torch.float32, "cpu")
+    assert caplog.text == ""
 
 
 def test_a_part_without_weights_or_tokenizer_is_named(folders, tmp_path):
