@@ -99,7 +99,7 @@ def test_actors_log_as_json_too(session, make_spec, make_manifest):
 
 START = """
 import json, os, sys
-from stereo_jobs.job.ray_pool import start_ray
+from stereo_jobs.job.cluster import start_ray
 from stereo_jobs.spec import parse_spec
 
 ray, _ = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 1}}))
