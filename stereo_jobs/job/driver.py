@@ -111,7 +111,7 @@ def run(
         local: in this process instead of on Ray; the same dataset.
         extend: also plan manifest files that are new.
         retry: also plan the failed rows again.
-        max_hours: the run has ended by then: it stops dealing `drain_timeout_s` before.
+        max_hours: the run has ended by then: it stops dealing `drain_timeout_s` before, or at half of the time.
         load: loads the generator; another one than the real models is for tests and benchmarks.
         watch: told how far it is, about twice a second.
 
@@ -121,12 +121,17 @@ def run(
     started = time.monotonic()
     storage = open_output(spec)
     spec = spec.model_copy(update={"output": storage.uri})  # workers may be in other folders
+    limit_s = None if max_hours is None else max_hours * 3600
+    if limit_s is not None:  # of which the drain is a part
+        drain_s = min(spec.runtime.drain_timeout_s, limit_s / 2)
+        runtime = spec.runtime.model_copy(update={"drain_timeout_s": drain_s})
+        spec = spec.model_copy(update={"runtime": runtime})
     logs.name_job(storage.uri)
     ttl_s = spec.runtime.lease_ttl_s
     with (
         Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s, STORE_PATIENCE_S) as lease,
         _signals() as stopped,
-        _time_limit(stopped, started, max_hours, spec.runtime.drain_timeout_s),
+        _time_limit(stopped, started, limit_s, spec.runtime.drain_timeout_s),
     ):
 
         def ended() -> bool:
@@ -345,13 +350,12 @@ def _tick(state: _Run, pool: Pool) -> Tick:
 
 
 @contextmanager
-def _time_limit(stopped: threading.Event, started: float, max_hours: float | None, drain_s: float) -> Iterator[None]:
-    """Set `stopped` early enough for a run that was `started` then to end within `max_hours`."""
-    if max_hours is None:
+def _time_limit(stopped: threading.Event, started: float, limit_s: float | None, drain_s: float) -> Iterator[None]:
+    """Set `stopped` early enough for a run that was `started` then to end, its drain included, within `limit_s`."""
+    if limit_s is None:
         yield
         return
-    limit_s = max_hours * 3600
-    left_s = limit_s - min(drain_s, limit_s / 2) - (time.monotonic() - started)
+    left_s = limit_s - drain_s - (time.monotonic() - started)
     timer = threading.Timer(max(0.0, left_s), stopped.set)
     timer.daemon = True
     timer.start()

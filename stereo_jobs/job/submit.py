@@ -107,9 +107,7 @@ class Cluster:
         mark = fingerprint(portable, extend=extend)
         if job_id is not None and not _ID.fullmatch(job_id):
             raise SpecError(f"--id: at most 128 characters of A-Z, a-z, 0-9, dot, - and _ (got {job_id!r})")
-        command = run_command(portable, SPEC_FILE, extend=extend)
-        if max_hours is not None:
-            command += f" --max-hours {max_hours:g}"
+        command = run_command(portable, SPEC_FILE, extend=extend, max_hours=max_hours)
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, SPEC_FILE).write_text(portable.text, encoding="utf-8")
             send = {

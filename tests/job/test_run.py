@@ -259,6 +259,15 @@ def test_a_run_ends_in_time_and_the_next_goes_on(make_spec, make_manifest):
         assert local(spec).succeeded == 60
 
 
+def test_a_shard_that_would_take_longer_than_the_limit_is_left_in_time(make_spec, make_manifest):
+    """Though `drain_timeout_s` alone would be more than the run may take."""
+    spec = make_spec(make_manifest(rows=60, prompt=["slow"] * 60), shard_rows=60, drain_timeout_s=30)
+    started = time.monotonic()
+    with pytest.raises(InterruptedRunError):
+        local(spec, max_hours=4 / 3600)
+    assert time.monotonic() - started < 4 + 2
+
+
 def test_a_shard_that_a_run_leaves_is_counted_as_wasted(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=60, prompt=["slow"] * 60), shard_rows=60, drain_timeout_s=0)
     with pytest.raises(InterruptedRunError):
