@@ -245,7 +245,7 @@ def evaluate(
         list[str] | None, typer.Option(help="paper (min-max disparity) or metric (true pixels); left out: both.")
     ] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="methods, techniques, switches or cost; repeatable; default methods.")
+        list[str] | None, typer.Option(help="methods, techniques, switches, depth, cost; repeatable; default methods.")
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these methods of the tables; repeatable.")] = None,
     sweep: Annotated[
@@ -258,7 +258,7 @@ def evaluate(
     slow_scenes: Annotated[int, typer.Option(min=1, help="Scenes that null-text inversion and RePaint see.")] = 32,
     cost_pairs: Annotated[int, typer.Option(min=1, help="Pairs of each cell of the table cost.")] = 4,
     depth_model: Annotated[
-        str | None, typer.Option(help="Depth-conditioned Stable Diffusion, for the mode depth of the table cost.")
+        str | None, typer.Option(help="Depth-conditioned Stable Diffusion, for the table depth and that mode of cost.")
     ] = None,
     spec: Annotated[Path | None, typer.Option(help="Job spec whose models and runtime hold for all.")] = None,
     overrides: Set = None,

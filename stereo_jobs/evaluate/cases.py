@@ -22,6 +22,7 @@ from stereo_jobs.evaluate.methods import GEOMETRY, Method, Protocol
 from stereo_jobs.evaluate.scenes import Manifests, write_manifests
 from stereo_jobs.evaluate.scoring import score_details
 from stereo_jobs.quality.views import Image
+from stereo_jobs.records import QUALITY_PREFIX
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
 from stereo_jobs.spec import JobSpec, parse_spec
 
@@ -57,15 +58,19 @@ class Cases:
         base: parts of a job spec that hold for all cases, as plain data.
         slow_scenes: how many scenes slow methods see.
         run: runs one job.
+        depth_model: depth-conditioned checkpoint for cases of mode depth; None: the one of the base.
     """
 
-    def __init__(self, output: str, base: Mapping[str, Any], slow_scenes: int, run: Run) -> None:
+    def __init__(
+        self, output: str, base: Mapping[str, Any], slow_scenes: int, run: Run, depth_model: str | None = None
+    ) -> None:
         self.base = {key: value for key, value in base.items() if key in ("recipe", "runtime")}
         # Checks the base before anything is rendered or read.
         self.settings = parse_spec({**self.base, "manifest": output, "output": output}).runtime.storage
         self.storage = open_storage(output, self.settings)
         self.slow_scenes = slow_scenes
         self.run = run
+        self.depth_model = depth_model
         self.problems: dict[str, list[Problem]] = {}
         """Scenes without a score, by data set or case."""
         self._rows: dict[str, Rows] = {}
@@ -101,6 +106,8 @@ class Cases:
             "runtime": {"max_failure_ratio": 1.0, "shard_rows": 16},
         }
         case = {"recipe": {"variants": {"seeds": 1, "scale_percent": []}, **recipe, "method": dict(switches)}}
+        if recipe["mode"] == "depth" and self.depth_model:
+            case["recipe"]["models"] = {"stable_diffusion": {"path": self.depth_model, "revision": None}}
         merged = _merged(_merged(defaults, self.base), case)
         return parse_spec({**merged, "manifest": list(manifests), "output": self.storage.locate(key)})
 
@@ -167,7 +174,13 @@ def values(rows: Rows, metric: str) -> dict[str, float]:
 def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
     """A pair's columns by the names that tables use."""
     return {
-        **{name.removeprefix("true_"): value for name, value in row.items() if name.startswith("true_")},
+        **{
+            name.removeprefix(prefix): value
+            for prefix in ("true_", QUALITY_PREFIX)
+            for name, value in row.items()
+            if name.startswith(prefix)
+        },
+        "accepted": row["accepted"],
         "left_psnr": row["left_psnr"],
         "evaluations": row["unet_evaluations"],
         "seconds": row["run_seconds"],

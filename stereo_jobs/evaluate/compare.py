@@ -75,14 +75,26 @@ def parts_tables(
             case.key: {s: row for s, row in scores[case.key].items() if level in ("", row["level"])} for case in cases
         }
         metrics = (*SCORES, *PARTS, *(DETAILS if details is not None else ()), *WORK)
-        yield _parts_table(f"{name} {protocol} {cases[0].dataset} {level}", cases, of_level, metrics)
+        words = [*name.split(), protocol, cases[0].dataset, *level.split()]
+        title = f"{', '.join(words).capitalize()}: all, visible and hidden pixels"
+        yield paired_table(slug(" ".join(words)), title, cases, of_level, metrics)
 
 
-def _parts_table(name: str, cases: Sequence[Case], scores: Mapping[str, Rows], metrics: Sequence[str]) -> Table:
-    title = ", ".join(name.split())
+def paired_table(
+    name: str, title: str, cases: Sequence[Case], scores: Mapping[str, Rows], metrics: Sequence[str]
+) -> Table:
+    """Means of one data set, with intervals of the paired differences to `best`; what a pair costs has none.
+
+    Args:
+        name: of the table's files.
+        title: one line.
+        cases: rows.
+        scores: by the key of a case.
+        metrics: columns.
+    """
     table = Table(
-        slug(name),
-        f"{title.capitalize()}: all, visible and hidden pixels",
+        name,
+        title,
         ("method",),
         [(case.method.name,) for case in cases],
         [("", metric) for metric in metrics],

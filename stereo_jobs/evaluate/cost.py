@@ -3,24 +3,24 @@
 import math
 import statistics
 from collections.abc import Sequence
-from contextlib import suppress
-from typing import Any, get_args
+from typing import get_args
 
-from stereo_jobs.errors import ManifestError, ModelError
+from stereo_jobs.errors import ModelError
 from stereo_jobs.evaluate import paper
 from stereo_jobs.evaluate.cases import Case, Cases, Rows, slug, values
 from stereo_jobs.evaluate.datasets import Problem
 from stereo_jobs.evaluate.methods import Method
+from stereo_jobs.evaluate.scenes import write_inputs
 from stereo_jobs.evaluate.tables import Figure, Table, counts
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.toyscapes.manifest import Mode, write_manifest
+from stereo_jobs.toyscapes.manifest import Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 _LEFT_ALONE = "leave_blank"
 """The method that costs nothing beyond the left view."""
 
 
-def cost_table(source: Cases, methods: Sequence[Method], *, pairs: int, size: int, depth_model: str | None) -> Table:
+def cost_table(source: Cases, methods: Sequence[Method], *, pairs: int, size: int) -> Table:
     """Seconds and U-Net evaluations a pair, medians; one pair at a time, as the paper measures.
 
     Args:
@@ -28,7 +28,6 @@ def cost_table(source: Cases, methods: Sequence[Method], *, pairs: int, size: in
         methods: rows.
         pairs: of each cell.
         size: of the pictures.
-        depth_model: depth-conditioned checkpoint for the mode depth; None: the one of the base.
     """
     table = Table(
         "cost",
@@ -39,7 +38,7 @@ def cost_table(source: Cases, methods: Sequence[Method], *, pairs: int, size: in
     )
     for m, mode in enumerate(MODES):
         try:
-            cases = [_case(source, mode, method, pairs=pairs, size=size, depth_model=depth_model) for method in methods]
+            cases = [_case(source, mode, method, pairs=pairs, size=size) for method in methods]
         except ModelError as error:
             source.problems[f"cost/{mode}"] = [Problem(mode, str(error))]
             continue
@@ -57,25 +56,13 @@ def cost_table(source: Cases, methods: Sequence[Method], *, pairs: int, size: in
     return table
 
 
-def _case(source: Cases, mode: Mode, method: Method, *, pairs: int, size: int, depth_model: str | None) -> Case:
+def _case(source: Cases, mode: Mode, method: Method, *, pairs: int, size: int) -> Case:
     key, manifest = f"cost/{mode}/{slug(method.name)}", f"cost/scenes/{mode}-{pairs}-{size}.parquet"
-    recipe: dict[str, Any] = {"mode": mode, "size": {"width": size, "height": size}}
-    if mode == "depth" and depth_model:
-        recipe["models"] = {"stable_diffusion": {"path": depth_model, "revision": None}}
+    recipe = {"mode": mode, "size": {"width": size, "height": size}}
     spec = source.spec(key, [source.storage.locate(manifest)], recipe, {**method.switches, "geometry": "relative"})
     single = spec.runtime.model_copy(update={"batch_size": 1})
     resolve_recipe(spec.recipe)  # a model that cannot be used is told before anything is rendered
-    if not source.storage.exists(manifest):
-        with suppress(ManifestError):  # written by another run meanwhile
-            write_manifest(
-                source.storage.locate(manifest),
-                source.settings,
-                rows=pairs,
-                mode=mode,
-                level="structured",
-                size=(size, size),
-                with_disparity=mode == "image",
-            )
+    write_inputs(source.storage, source.settings, manifest, rows=pairs, mode=mode, level="structured", size=size)
     return Case(key, "cost", method, spec.model_copy(update={"runtime": single}))
 
 

@@ -18,9 +18,13 @@ from stereo_jobs.evaluate.cases import Case, Cases, Run, slug
 from stereo_jobs.evaluate.compare import parts_tables, scores_table, worst_mean_best_sheet
 from stereo_jobs.evaluate.cost import cost_table
 from stereo_jobs.evaluate.datasets import Dataset, Problem, open_dataset, toyscapes
+from stereo_jobs.evaluate.depth import depth_table
 from stereo_jobs.evaluate.methods import BEST, TABLES, Method, Protocol, by_name, chosen, folders, sweep
 from stereo_jobs.evaluate.tables import FORMATS, Table, markdown
 from stereo_jobs.job import driver
+
+_OF_RENDERED = {"depth", "cost"}
+"""Tables of ToyScapes in modes that have no true right view."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Options:
         size: of the pictures; None: 512, and 128 for ToyScapes.
         slow_scenes: how many scenes slow methods see.
         cost_pairs: pairs of each cell of the table `cost`.
-        depth_model: depth-conditioned Stable Diffusion for it; None: that of the base.
+        depth_model: depth-conditioned Stable Diffusion for it and `depth`; None: that of the base.
     """
 
     data: tuple[Path, ...] = ()
@@ -84,7 +88,7 @@ def evaluate(output: str, base: Mapping[str, Any], options: Options, run: Run = 
         StereoJobsError: options that break a rule, a data set that is none, or what a run raises.
     """
     _check(options)
-    source, result = Cases(output, base, options.slow_scenes, run), Evaluation()
+    source, result = Cases(output, base, options.slow_scenes, run, options.depth_model), Evaluation()
 
     def put(name: str, data: bytes) -> None:
         source.storage.replace(name, data)
@@ -111,10 +115,11 @@ def evaluate(output: str, base: Mapping[str, Any], options: Options, run: Run = 
                 picture = worst_mean_best_sheet(own, scores, source)
                 if picture:
                     put(f"pictures/{slug(f'{name} {protocol} {dataset.name}')}.png", picture)
+    size = options.size or 128
+    if "depth" in options.tables:
+        write(depth_table(source, chosen("depth", options.methods), scenes=options.toyscapes, size=size), result.tables)
     if "cost" in options.tables:
-        size, pairs = options.size or 128, options.cost_pairs
-        methods = chosen("cost", options.methods)
-        costs = cost_table(source, methods, pairs=pairs, size=size, depth_model=options.depth_model)
+        costs = cost_table(source, chosen("cost", options.methods), pairs=options.cost_pairs, size=size)
         write(costs, result.tables)
     result.problems = {key: problems for key, problems in source.problems.items() if problems}
     put("tables/README.md", _summary(result).encode())
@@ -129,6 +134,8 @@ def _check(options: Options) -> None:
         by_name(name)
     if not (options.data or options.toyscapes) and (options.sweeps or set(options.tables) - {"cost"}):
         raise SpecError("nothing to evaluate on: give --data DIR or --toyscapes N")
+    if "depth" in options.tables and not options.toyscapes:
+        raise SpecError("table 'depth': its depth maps and prompts are those of ToyScapes; give --toyscapes N")
     _check_names(options)
 
 
@@ -163,7 +170,7 @@ def _comparisons(options: Options) -> list[tuple[str, Sequence[Method]]]:
     found: list[tuple[str, Sequence[Method]]] = [
         (name, [*chosen(name, options.methods), *(given if name == "methods" else [])])
         for name in options.tables
-        if name != "cost"
+        if name not in _OF_RENDERED
     ]
     for text in options.sweeps:
         for base in [by_name(name) for name in options.methods] or [BEST]:

@@ -110,6 +110,19 @@ SWITCHES = (
 )
 """Our own switches, one at a time."""
 
+_TWO_PASS = BEST.of("two pass", two_pass=True)
+DEPTH = (
+    BEST,
+    BEST.of("one condition", warp_condition=False),
+    _TWO_PASS,
+    _TWO_PASS.of("one condition", warp_condition=False),
+    BEST.of("attention off", attention="off"),
+    _OFFICIAL,
+    _OFFICIAL.of("warped condition", warp_condition=True),
+    _OFFICIAL.of("two pass", two_pass=True),
+)
+"""Switches of depth mode alone (the paper's Fig. 7), and attention."""
+
 COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, BEST)
 """Table 3."""
 
@@ -117,6 +130,7 @@ TABLES: dict[str, tuple[Method, ...]] = {
     "methods": METHODS,
     "techniques": tuple(method for method, _ in TECHNIQUES.values()),
     "switches": SWITCHES,
+    "depth": DEPTH,
     "cost": COST,
 }
 

@@ -14,7 +14,11 @@ import pyarrow.parquet as pq
 
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.storage import AlreadyExistsError, Storage
+from stereo_jobs.errors import ManifestError
 from stereo_jobs.evaluate.datasets import Dataset, DatasetError, Prepared, Problem
+from stereo_jobs.spec import StorageSpec
+from stereo_jobs.toyscapes.manifest import Mode, write_manifest
+from stereo_jobs.toyscapes.scenes import Level
 
 COLUMNS = pa.schema(
     [
@@ -74,7 +78,7 @@ def write_manifests(
     identity = [*dataset.identity, str(size), str(slow_scenes), *files]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:8]
     folder = f"{dataset.name}/scenes/{kind}"
-    _refuse_others(storage, folder, digest)
+    refuse_others(storage, folder, digest)
     left_out = {name for name, wanted in (("disparity", with_disparity), ("given_right", given)) if not wanted}
     columns = [name for name in COLUMNS.names if name not in left_out]
     uris: list[tuple[str, ...]] = []
@@ -93,6 +97,29 @@ def write_manifests(
             else f"{dataset.name}: has no scenes"
         )
     return Manifests(uris[0], uris[0] + uris[1], tuple(problems))
+
+
+def write_inputs(
+    storage: Storage, settings: StorageSpec, name: str, *, rows: int, mode: Mode, level: Level, size: int
+) -> str:
+    """The first held-out ToyScapes of a level as one mode is given them, unless they are there; URI of the manifest.
+
+    Args:
+        storage: of the evaluation.
+        settings: of that storage.
+        name: of the manifest.
+        rows: how many.
+        mode: photos come with their true disparity.
+        level: of the scenes.
+        size: of the pictures, pixels.
+    """
+    target = storage.locate(name)
+    if not storage.exists(name):
+        with suppress(ManifestError):  # written by another run meanwhile
+            write_manifest(
+                target, settings, rows=rows, mode=mode, level=level, size=(size, size), with_disparity=mode == "image"
+            )
+    return target
 
 
 def _write(
@@ -135,7 +162,8 @@ def _listing(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
     return found
 
 
-def _refuse_others(storage: Storage, folder: str, digest: str) -> None:
+def refuse_others(storage: Storage, folder: str, digest: str) -> None:
+    """Raise DatasetError where a folder of scenes holds others than those whose files end in `-<digest>`."""
     for info in storage.list(f"{folder}/"):
         if f"-{digest}." not in info.key:
             raise DatasetError(

@@ -6,6 +6,7 @@ import math
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +26,12 @@ from stereo_jobs.evaluate.scenes import write_manifests
 from stereo_jobs.job import driver
 from stereo_jobs.job.plan import load_job
 from stereo_jobs.job.verify import verify
+from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.truth import score
+from stereo_jobs.report.columns import read_scalars
 from stereo_jobs.spec import Recipe, StorageSpec
+from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.conftest import REPOSITORY
 from tests.evaluate.test_datasets import write_middlebury
 
@@ -215,6 +219,61 @@ def test_an_even_number_of_costs_has_the_median_between_the_middle_ones():
     assert cost._median({}, "seconds") is None
 
 
+@pytest.fixture(scope="module")
+def depth_output(tmp_path_factory, one_thread):
+    """The table of depth mode, by methods with and without composite, over a base that would hide its figures."""
+    folder = tmp_path_factory.mktemp("depth")
+    base = {**SHORT, "recipe": {"method": {"steps": 3}, "quality": {"enabled": False, "drop_rejected": True}}}
+    options = Options(toyscapes=3, tables=("depth",), methods=("best", "best, two pass", "official"), size=SIZE)
+    assert not evaluate(str(folder), base, options, run_here).problems
+    return folder
+
+
+def depth_rows(output, method):
+    return read_scalars(open_storage(str(output / "depth" / method))).to_pylist()
+
+
+def test_depth_mode_has_figures_without_truth(depth_output):
+    found = figures(depth_output, "depth")
+    for method, column in (("best", "qc_raw_epe"), ("official", "qc_epe")):  # official's right view is the raw one
+        errors = [row[column] for row in depth_rows(depth_output, method)]
+        assert found[method, "raw_epe"] == pytest.approx(np.mean(errors))
+    rows = depth_rows(depth_output, "best")
+    assert len(rows) == 3
+    assert found["best", "accepted"] == np.mean([row["accepted"] for row in rows])
+    assert found["best", "depth_rank"] == pytest.approx(np.mean([row["qc_depth_rank"] for row in rows]))
+    # Three steps with both halves of the guidance, then the pair's two; the inversion of two passes has one half.
+    assert found["best, two pass", "evaluations"] == found["best", "evaluations"] + 3
+    page = (depth_output / "tables/depth.md").read_text()
+    assert "best, two pass |" in page
+    assert "±" in page
+    assert page in (depth_output / "tables/README.md").read_text()
+    assert {path.suffix for path in (depth_output / "tables").glob("depth.*")} == {".md", ".csv", ".tex"}
+
+
+def test_depth_mode_sees_plain_and_structured_scenes_in_turn(depth_output):
+    rows = depth_rows(depth_output, "official")
+    assert sorted(row["src_level"] for row in rows) == ["plain", "plain", "structured"]
+    assert {row["prompt"] for row in rows} == {
+        draw_scene(seed, "test", level).caption for seed, level in ((0, "plain"), (0, "structured"), (1, "plain"))
+    }
+
+
+def test_depth_mode_goes_on_where_it_stopped(depth_output):
+    options = {"tables": ("depth",), "methods": ("best",)}
+    before = {path: path.read_bytes() for path in depth_output.glob("depth/best/data/*")}
+    run(depth_output, **options)
+    assert before == {path: path.read_bytes() for path in depth_output.glob("depth/best/data/*")}
+    with pytest.raises(DatasetError, match="begun with other scenes"):
+        run(depth_output, toyscapes=4, **options)
+
+
+def test_depth_mode_takes_the_depth_model(tmp_path):
+    text_only = str(DEMO_FOLDER / "sd")
+    found = run(tmp_path, toyscapes=1, tables=("depth",), methods=("best",), depth_model=text_only)
+    assert "takes a depth-conditioned checkpoint" in found.problems["depth"][0].message
+
+
 def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
     image = resolve_recipe(Recipe(mode="image"))
     first = KEPT(image, "cpu", 2)
@@ -235,6 +294,7 @@ def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
         ({"folders": ("A B=one", "a-b=two")}, "--folder 'a-b': 'A B' has the folder a-b, too"),
         ({"folders": ("stretch, grain 0=x",), "sweeps": ("grain=0",)}, "has the folder stretch-grain-0, too"),
         ({"folders": ("???=somewhere",)}, "needs a letter or a digit"),
+        ({"toyscapes": 0, "data": (Path("any"),), "tables": ("depth",)}, "table 'depth': .* give --toyscapes N"),
     ],
 )
 def test_wrong_options_are_named(tmp_path, options, complaint):
