@@ -68,16 +68,8 @@ class BaselineMaker:
             rights, usable, spent = self._repaint(lefts, shifts, guidance)
             if self.method.composite:
                 raws = [*rights]
-                pictures = [PictureWarp(shift.warp, shift.columns) for shift in shifts]
-                continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
-                rights = composites(
-                    self.sd,
-                    lefts.scenes,
-                    pictures,
-                    continued=continued,
-                    diffused=rights,
-                    trusted_loss=self.method.trusted_loss,
-                )
+                pictures = [PictureWarp(shift.warp, shift.columns, shift.columns) for shift in shifts]
+                rights = composites(self.sd, lefts.scenes, pictures, lefts.images, diffused=rights, method=self.method)
         else:
             rights = [
                 self._fill(scene, left, shift)

@@ -10,11 +10,14 @@ from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import stack
 from stereo_jobs.pipeline.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.composite import composite, trusted_share
+from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.fill import extend_background, smooth_across_rows
 from stereo_jobs.stereo.warp import ForwardWarp
 
-ROW_REACH = 256
-"""A hole is smoothed across one row above and below for every so many columns of the picture, and one at least."""
+REACH_PX = 12.0
+"""Reach of the composite's colour correction, from a pixel of a hole to where its background is taken from."""
+COLUMNS_PER_ROW = 256
+"""A plain hole is smoothed across one row above and below for so many columns of the picture, and one at least."""
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,25 @@ class PictureWarp:
 
     Attributes:
         warp: of its pixels.
+        edges: column of the background beside each hole.
         columns: from where each hole continues the background.
     """
 
     warp: ForwardWarp
+    edges: Tensor
     columns: Tensor
 
     def continued(self, picture: Image) -> Tensor:
         """The warped picture, its holes continued from the background: 1,3,H,W in [0, 1]."""
-        extended = extend_background(self.warp(to_tensor(picture).to(self.columns.device)), self.columns)
-        return smooth_across_rows(extended, ~self.warp.filled, max(1, extended.shape[-1] // ROW_REACH))
+        return extend_background(self._warped(picture), self.columns)
+
+    def plain(self, picture: Image) -> Tensor:
+        """The warped picture, its holes the background's pixel beside them, smoothed across rows: 1,3,H,W in [0, 1]."""
+        extended = extend_background(self._warped(picture), self.edges)
+        return smooth_across_rows(extended, ~self.warp.filled, max(1, extended.shape[-1] // COLUMNS_PER_ROW))
+
+    def _warped(self, picture: Image) -> Tensor:
+        return self.warp(to_tensor(picture).to(self.columns.device))
 
 
 def fitted(sd: StableDiffusion, scenes: Sequence[Scene], pictures: Sequence[Tensor]) -> Tensor:
@@ -44,10 +56,10 @@ def composites(
     sd: StableDiffusion,
     scenes: Sequence[Scene],
     warps: Sequence[PictureWarp],
+    lefts: Sequence[Image],
     *,
-    continued: Sequence[Tensor],
     diffused: Sequence[Image],
-    trusted_loss: float | None,
+    method: MethodConfig,
     encoded: Tensor | None = None,
 ) -> list[Image]:
     """The composite of each right view.
@@ -56,23 +68,28 @@ def composites(
         sd: whose VAE `diffused` came through.
         scenes: of the batch.
         warps: of the left pictures.
-        continued: the left pictures, so warped and continued.
+        lefts: the left pictures.
         diffused: the right views as decoded.
-        trusted_loss: see `trusted_share`.
-        encoded: latents of `continued`, if they are known.
+        method: says how holes are finished.
+        encoded: latents of the left pictures, warped and continued, if they are known.
     """
+    continued = [warp.continued(left) for warp, left in zip(warps, lefts, strict=True)]
     given = fitted(sd, scenes, continued)
     returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
-    shares = trusted_share(given, returned, trusted_loss)
+    shares = trusted_share(given, returned, method.trusted_loss)
     return [
         to_image(
             composite(
                 pixels,
-                warps[i].warp.filled,
+                warp.warp.filled,
                 to_tensor(diffused[i]).to(pixels.device),
-                scenes[i].fit.back(returned[i : i + 1]).to(pixels.device),
-                shares[i : i + 1],
+                warp.columns,
+                reach_px=REACH_PX,
+                returned=scenes[i].fit.back(returned[i : i + 1]).to(pixels.device),
+                grain=method.grain,
+                plain=warp.plain(lefts[i]),
+                share=shares[i : i + 1],
             )
         )
-        for i, pixels in enumerate(continued)
+        for i, (warp, pixels) in enumerate(zip(warps, continued, strict=True))
     ]

@@ -13,14 +13,17 @@ from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
 from stereo_jobs.pipeline.pairs import Labels, labelled_pair
 from stereo_jobs.pipeline.pictures import PictureWarp, composites, fitted
-from stereo_jobs.pipeline.pixels import Image, finite
+from stereo_jobs.pipeline.pixels import finite
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
-from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
+
+SURFACE_PX = 1.0
+"""What is nearer than a hole's edge by more than this, in picture pixels, is not the background mirrored there."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,7 @@ class RightMaker:
         half = 0.5 if method.shift_both else 1.0
         shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(padded)]
         back = [self._shift(lefts, i, row, -half) for i, row in enumerate(padded)] if method.shift_both else None
-        continued = _continued(lefts.images, shifts)
-        to_right = self._view_shift(lefts, shifts, continued)
+        to_right = self._view_shift(lefts, shifts)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         latents = denoise_pair(
             model,
@@ -69,7 +71,7 @@ class RightMaker:
             lefts.denoised,
             method=method,
             to_right=to_right,
-            to_left=self._view_shift(lefts, back, _continued(lefts.images, back)) if back else None,
+            to_left=self._view_shift(lefts, back) if back else None,
             conditions=self._conditions(lefts, shifts),
         )
         left, left_finite = lefts.images, lefts.usable
@@ -83,9 +85,9 @@ class RightMaker:
                 self.sd,
                 lefts.scenes,
                 _pictures(shifts),
-                continued=_continued(left, shifts) if method.changes_left else continued,
+                left,
                 diffused=right,
-                trusted_loss=method.trusted_loss,
+                method=method,
                 encoded=to_right.clean if same else None,
             )
         usable = lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right)
@@ -126,25 +128,35 @@ class RightMaker:
             # Relative shifts are truncated as in the published code; known pixels are worth rounding.
             on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
         latents = _warp_within(on_grid, -(-fit.inner[1] // factor), sign, subpixel=method.warp != "integer")
-        columns = _columns(latents, on_grid, sign)
+        _, columns = self._columns(latents, on_grid, sign, SURFACE_PX * fit.zoom / factor)
         if method.warp != "pixel" and not method.composite:
             applied = fit.map_back(upsample(on_grid * factor, factor)) / fit.zoom
             return _Shift(latents, columns, None, applied / share)
         pixels = forward_warp(full, sign, subpixel=True)
-        picture = PictureWarp(pixels, _columns(pixels, full, sign))
+        picture = PictureWarp(pixels, *self._columns(pixels, full, sign, SURFACE_PX))
         return _Shift(latents, columns, picture, full / share)
 
-    def _view_shift(self, lefts: Lefts, shifts: list[_Shift], continued: list[Tensor]) -> ViewShift:
+    def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> tuple[Tensor, Tensor]:
+        """Where the background beside each hole of a warp by `disparity` is, and from where the hole continues it."""
+        moved = warp(disparity[:, None])[:, 0]
+        edges = background_columns(warp.filled, moved, sign)
+        if self.method.fill == "mirror":
+            return edges, mirrored_columns(warp.filled, moved, sign, step)
+        return edges, edges
+
+    def _view_shift(self, lefts: Lefts, shifts: list[_Shift]) -> ViewShift:
         """The shifts of a batch, and its warped pictures, as the sampler takes them."""
         method, scenes = self.method, lefts.scenes
         warp, columns = _stacked(shifts)
         filled, clean = warp.filled, None
         if method.warp == "pixel":
+            pictures = _pictures(shifts)
+            continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
             clean = self.sd.encode(fitted(self.sd, scenes, continued))
             # A latent is given only where all of its pixels are.
-            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, _pictures(shifts), strict=True)]
+            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, pictures, strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
-        elif method.warp == "subpixel" or method.fill == "background":
+        elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.denoised.final), columns)
         noise = stack_noise(self.sd, scenes, stream=1)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
@@ -187,20 +199,6 @@ def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool)
 def _pictures(shifts: list[_Shift]) -> list[PictureWarp]:
     """The pictures' warps, of a method that has them."""
     return [shift.picture for shift in shifts if shift.picture is not None]
-
-
-def _columns(warp: ForwardWarp, disparity: Tensor, sign: Tensor) -> Tensor:
-    """From where each hole of a warp by `disparity` continues the background."""
-    return background_columns(warp.filled, warp(disparity[:, None])[:, 0], sign)
-
-
-def _continued(pictures: list[Image], shifts: list[_Shift]) -> list[Tensor]:
-    """Left pictures, warped and their holes continued: 1,3,H,W each."""
-    return [
-        shift.picture.continued(picture)
-        for shift, picture in zip(shifts, pictures, strict=True)
-        if shift.picture is not None
-    ]
 
 
 def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:

@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": False,
+        "grain": 0.0,
     },
     # Exact left and exact geometry; diffusion draws the holes, from the background that borders them.
     "best": {
@@ -35,7 +36,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry": "relative",
         "edge_px": 2,
         "warp": "pixel",
-        "fill": "background",
+        "fill": "mirror",
         "shift_step": 0.4,
         "shift_both": False,
         "warp_condition": True,
@@ -43,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": True,
+        "grain": 0.7,
     },
 }
 
@@ -107,10 +109,10 @@ class MethodConfig(BaseModel):
         description="Stereo Pixel Shift of the latent: whole latent pixels; x_0 with sub-pixel shifts and noise with "
         "whole ones; or x_0 warped in the image and encoded again.",
     )
-    fill: Literal["zero", "noise", "background"] = Field(
-        "background",
-        description="Holes after the shift: zero; unit noise (the paper's Deblur, Eq. 8); or the background beside "
-        "them, noised to the level of the step.",
+    fill: Literal["zero", "noise", "background", "mirror"] = Field(
+        "mirror",
+        description="Holes after the shift: zero; unit noise (the paper's Deblur, Eq. 8); or, noised to the level of "
+        "the step, the background's pixel beside them (background), or the background mirrored into them (mirror).",
     )
     shift_step: Fraction = Field(0.4, ge=0, description="Step after which the latent is shifted (Sec. 3.1).")
     shift_both: bool = Field(False, description="Move each view half of the way instead of only the right.")
@@ -135,14 +137,22 @@ class MethodConfig(BaseModel):
     composite: bool = Field(
         True,
         description="The right image takes the left's own pixels, warped at full resolution, wherever they are seen; "
-        "in the holes it is the background beside them, and what diffusion changed of it. False: the decoded latent.",
+        "diffusion fills the holes. False: the decoded latent as it is.",
+    )
+    grain: float = Field(
+        0.7,
+        ge=0,
+        le=1,
+        description="Composite: share of the fine grain, lost by the VAE in the background continued into a hole, "
+        "that the hole gets back; 0: diffused pixels as they are.",
     )
     trusted_loss: float | None = Field(
-        8.0,
+        9.0,
         gt=0,
         le=255,
-        description="Composite: diffusion's change is taken whole where the VAE loses no more than this of the picture "
-        "(RMS, levels of 255); beyond, its share falls with the square of the loss. Null: always whole.",
+        description="Composite: holes are as diffusion drew them where the VAE loses no more than this of the picture "
+        "(RMS, levels of 255); beyond, its share falls with the square of the loss, and the rest is the background's "
+        "pixel beside them, smoothed across rows. Null: always as drawn.",
     )
 
     @model_validator(mode="before")

@@ -20,11 +20,40 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
     column = torch.arange(width, device=filled.device).expand(filled.shape)
     before = torch.where(filled, column, -1).cummax(-1).values  # -1: none on this side
     after = torch.where(filled, column, width).flip(-1).cummin(-1).values.flip(-1)
-    nearness = disparity * torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]  # larger is nearer
+    nearness = _nearness(disparity, scale_sign)
     far_before = nearness.gather(-1, before.clamp(min=0)).masked_fill(before < 0, torch.inf)
     far_after = nearness.gather(-1, after.clamp(max=width - 1)).masked_fill(after >= width, torch.inf)
     chosen = torch.where(far_after <= far_before, after, before)
     return torch.where((chosen < 0) | (chosen >= width), column, chosen)
+
+
+def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step: float) -> Tensor:
+    """For every hole the filled column that mirrors it at the edge of the background.
+
+    Where that is no background (a hole, outside, or over `step` nearer than the edge), it is the edge itself, as in
+    `background_columns`.
+
+    Args:
+        filled: B,h,w bool of a warped view.
+        disparity: B,h,w of the same view; only filled pixels are read.
+        scale_sign: B; where negative, the larger disparity is the farther one.
+        step: in units of `disparity`.
+
+    Returns:
+        B,h,w int64; filled pixels name themselves, rows without any filled pixel too.
+    """
+    edges = background_columns(filled, disparity, scale_sign)
+    width = filled.shape[-1]
+    mirrored = 2 * edges - torch.arange(width, device=filled.device)
+    inside = mirrored.clamp(0, width - 1)
+    nearness = _nearness(disparity, scale_sign)
+    nearer = nearness.gather(-1, inside) - nearness.gather(-1, edges)
+    return torch.where((mirrored == inside) & filled.gather(-1, inside) & (nearer <= step), inside, edges)
+
+
+def _nearness(disparity: Tensor, scale_sign: Tensor) -> Tensor:
+    """B,h,w of which the larger is the nearer."""
+    return disparity * torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
 
 
 def extend_background(image: Tensor, columns: Tensor) -> Tensor:
