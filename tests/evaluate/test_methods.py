@@ -51,7 +51,7 @@ def test_only_hundreds_of_evaluations_make_a_method_slow():
 
 def test_methods_are_chosen_by_name():
     assert [method.name for method in chosen("methods", ["best", "stretch"])] == ["stretch", "best"]
-    assert by_name("best, edges 0").switches == {"edge_px": 0}
+    assert by_name("best, attention off").switches == {"attention": "off"}
     with pytest.raises(SpecError, match="method 'nope': not known; there are: identity; leave_blank"):
         by_name("nope")
 
