@@ -69,7 +69,10 @@ class BaselineMaker:
             if self.method.composite:
                 raws = [*rights]
                 pictures = [PictureWarp(shift.warp, shift.columns, shift.columns) for shift in shifts]
-                rights = composites(self.sd, lefts.scenes, pictures, lefts.images, diffused=rights, method=self.method)
+                continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
+                rights = composites(
+                    self.sd, lefts.scenes, pictures, continued=continued, diffused=rights, method=self.method
+                )
         else:
             rights = [
                 self._fill(scene, left, shift)

@@ -36,15 +36,12 @@ class PictureWarp:
 
     def continued(self, picture: Image) -> Tensor:
         """The warped picture, its holes continued from the background: 1,3,H,W in [0, 1]."""
-        return extend_background(self._warped(picture), self.columns)
+        return extend_background(self.warp(to_tensor(picture).to(self.columns.device)), self.columns)
 
-    def plain(self, picture: Image) -> Tensor:
-        """The warped picture, its holes the background's pixel beside them, smoothed across rows: 1,3,H,W in [0, 1]."""
-        extended = extend_background(self._warped(picture), self.edges)
+    def plain(self, continued: Tensor) -> Tensor:
+        """The same with its holes the background's pixel beside them, smoothed across rows."""
+        extended = extend_background(continued, self.edges)
         return smooth_across_rows(extended, ~self.warp.filled, max(1, extended.shape[-1] // COLUMNS_PER_ROW))
-
-    def _warped(self, picture: Image) -> Tensor:
-        return self.warp(to_tensor(picture).to(self.columns.device))
 
 
 def fitted(sd: StableDiffusion, scenes: Sequence[Scene], pictures: Sequence[Tensor]) -> Tensor:
@@ -56,8 +53,8 @@ def composites(
     sd: StableDiffusion,
     scenes: Sequence[Scene],
     warps: Sequence[PictureWarp],
-    lefts: Sequence[Image],
     *,
+    continued: Sequence[Tensor],
     diffused: Sequence[Image],
     method: MethodConfig,
     encoded: Tensor | None = None,
@@ -68,12 +65,11 @@ def composites(
         sd: whose VAE `diffused` came through.
         scenes: of the batch.
         warps: of the left pictures.
-        lefts: the left pictures.
+        continued: the left pictures, so warped and continued.
         diffused: the right views as decoded.
         method: says how holes are finished.
-        encoded: latents of the left pictures, warped and continued, if they are known.
+        encoded: latents of `continued`, if they are known.
     """
-    continued = [warp.continued(left) for warp, left in zip(warps, lefts, strict=True)]
     given = fitted(sd, scenes, continued)
     returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
     shares = trusted_share(given, returned, method.trusted_loss)
@@ -87,7 +83,7 @@ def composites(
                 reach_px=REACH_PX,
                 returned=scenes[i].fit.back(returned[i : i + 1]).to(pixels.device),
                 grain=method.grain,
-                plain=warp.plain(lefts[i]),
+                plain=warp.plain(pixels),
                 share=shares[i : i + 1],
             )
         )

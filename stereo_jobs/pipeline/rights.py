@@ -13,7 +13,7 @@ from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
 from stereo_jobs.pipeline.pairs import Labels, labelled_pair
 from stereo_jobs.pipeline.pictures import PictureWarp, composites, fitted
-from stereo_jobs.pipeline.pixels import finite
+from stereo_jobs.pipeline.pixels import Image, finite
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
@@ -63,7 +63,8 @@ class RightMaker:
         half = 0.5 if method.shift_both else 1.0
         shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(padded)]
         back = [self._shift(lefts, i, row, -half) for i, row in enumerate(padded)] if method.shift_both else None
-        to_right = self._view_shift(lefts, shifts)
+        continued = _continued(lefts.images, shifts)
+        to_right = self._view_shift(lefts, shifts, continued)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         latents = denoise_pair(
             model,
@@ -71,7 +72,7 @@ class RightMaker:
             lefts.denoised,
             method=method,
             to_right=to_right,
-            to_left=self._view_shift(lefts, back) if back else None,
+            to_left=self._view_shift(lefts, back, _continued(lefts.images, back)) if back else None,
             conditions=self._conditions(lefts, shifts),
         )
         left, left_finite = lefts.images, lefts.usable
@@ -85,7 +86,7 @@ class RightMaker:
                 self.sd,
                 lefts.scenes,
                 _pictures(shifts),
-                left,
+                continued=_continued(left, shifts) if method.changes_left else continued,
                 diffused=right,
                 method=method,
                 encoded=to_right.clean if same else None,
@@ -144,17 +145,15 @@ class RightMaker:
             return edges, mirrored_columns(warp.filled, moved, sign, step)
         return edges, edges
 
-    def _view_shift(self, lefts: Lefts, shifts: list[_Shift]) -> ViewShift:
+    def _view_shift(self, lefts: Lefts, shifts: list[_Shift], continued: list[Tensor]) -> ViewShift:
         """The shifts of a batch, and its warped pictures, as the sampler takes them."""
         method, scenes = self.method, lefts.scenes
         warp, columns = _stacked(shifts)
         filled, clean = warp.filled, None
         if method.warp == "pixel":
-            pictures = _pictures(shifts)
-            continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
             clean = self.sd.encode(fitted(self.sd, scenes, continued))
             # A latent is given only where all of its pixels are.
-            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, pictures, strict=True)]
+            seen = [s.fit.map_into(p.warp.filled.float()) for s, p in zip(scenes, _pictures(shifts), strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, scenes)) > 0.999
         elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.denoised.final), columns)
@@ -199,6 +198,15 @@ def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool)
 def _pictures(shifts: list[_Shift]) -> list[PictureWarp]:
     """The pictures' warps, of a method that has them."""
     return [shift.picture for shift in shifts if shift.picture is not None]
+
+
+def _continued(pictures: list[Image], shifts: list[_Shift]) -> list[Tensor]:
+    """Left pictures, warped and their holes continued: 1,3,H,W each."""
+    return [
+        shift.picture.continued(picture)
+        for shift, picture in zip(shifts, pictures, strict=True)
+        if shift.picture is not None
+    ]
 
 
 def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:
