@@ -12,6 +12,7 @@ import json
 import os
 import random
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
@@ -258,7 +259,9 @@ def main() -> int:
         "problems": problems,
     }
     print(json.dumps(report))
-    if problems:
+    if not problems:
+        shutil.rmtree(folder, ignore_errors=True)
+    else:
         print((folder / "said").read_text()[-20_000:], file=sys.stderr)
     return 1 if problems else 0
 

@@ -16,7 +16,8 @@ from stereo_jobs.spec import JobSpec, parse_spec
 # Nothing a test starts may ask the Hub, send usage statistics, or write into the home folder.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+_HOME = tempfile.TemporaryDirectory(prefix="home-", ignore_cleanup_errors=True)
+os.environ["HOME"] = _HOME.name
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 # A process decides once, at its first use of Ray, whether it speaks with a token and stays on loopback.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"

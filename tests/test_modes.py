@@ -16,8 +16,7 @@ from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.generate import StereoPipeline
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.pixels import psnr
-from stereo_jobs.quality.truth import PSNR_CAP
+from stereo_jobs.quality.truth import PSNR_CAP, psnr
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe, Size
 from stereo_jobs.stereo.config import MethodConfig

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.fill import background_columns, extend_background
 from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
 
-Image = NDArray[np.uint8]
 Result = tuple[Image, NDArray[np.bool_]]
 """Right image H,W,3 uint8, and its holes H,W bool."""
 
@@ -66,13 +66,3 @@ def columns_of(warp: ForwardWarp, disparity: NDArray[np.float32], scale_sign: in
     """From where each hole of a warp by H,W pixels continues the background: 1,H,W of `background_columns`."""
     at_target = warp(torch.from_numpy(disparity)[None, None])[:, 0]
     return background_columns(warp.filled, at_target, torch.tensor([scale_sign]))
-
-
-def to_tensor(image: Image) -> torch.Tensor:
-    """H,W,3 uint8 -> 1,3,H,W float32 in [0, 1]."""
-    return torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
-
-
-def to_image(pixels: torch.Tensor) -> Image:
-    """1,3,H,W in [0, 1] -> H,W,3 uint8; rounded as everywhere, so that equal warps are equal images."""
-    return np.asarray((pixels[0] * 255).round().to(torch.uint8).permute(1, 2, 0).numpy(), np.uint8)

@@ -4,7 +4,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stereo_jobs.baselines.fills import Image, Result, columns_of, to_image, to_tensor, warp_of
+from stereo_jobs.baselines.fills import Result, columns_of, warp_of
+from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.warp import ForwardWarp
 
 _RADIUS_PX = 3

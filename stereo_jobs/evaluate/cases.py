@@ -21,7 +21,7 @@ from stereo_jobs.evaluate.datasets import Dataset, Problem
 from stereo_jobs.evaluate.methods import GEOMETRY, Method, Protocol
 from stereo_jobs.evaluate.scenes import Manifests, write_manifests
 from stereo_jobs.evaluate.scoring import score_details
-from stereo_jobs.quality.views import Image
+from stereo_jobs.pixels import Image
 from stereo_jobs.records import QUALITY_PREFIX
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
 from stereo_jobs.spec import JobSpec, parse_spec

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.errors import StereoJobsError
+from stereo_jobs.pixels import Image
 from stereo_jobs.records import ID_RULE, valid_id
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Level, draw_scene
 
-Image = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 _MAX_PIXELS = 200_000_000
 

@@ -6,12 +6,12 @@ import torch
 from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
+from stereo_jobs.pixels import Image
 from stereo_jobs.quality.matcher import match
 from stereo_jobs.quality.truth import hidden
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
-Image = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 

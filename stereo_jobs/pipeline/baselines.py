@@ -15,7 +15,7 @@ from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack
 from stereo_jobs.pipeline.pairs import Labels, labelled_pair, requested_disparity, scale_sign
 from stereo_jobs.pipeline.pictures import PictureWarp, composites
-from stereo_jobs.pipeline.pixels import Image, to_tensor
+from stereo_jobs.pixels import Image, to_tensor
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, sharpen_edges

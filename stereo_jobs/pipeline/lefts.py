@@ -12,7 +12,7 @@ from torch.nn import functional
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
-from stereo_jobs.pipeline.pixels import Image, finite, to_image, to_tensor
+from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.stereo.inversion import ddim_inversion, null_text
@@ -225,3 +225,8 @@ def _mask(scene: Scene) -> Tensor:
     assert scene.mask is not None
     mask: NDArray[np.float32] = scene.mask.astype(np.float32)
     return torch.from_numpy(mask)[None]
+
+
+def finite(x: Tensor) -> Tensor:
+    """Which samples are finite throughout. B,... -> B bool."""
+    return torch.isfinite(x).flatten(1).all(1)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from stereo_jobs.pipeline.inputs import Scene
-from stereo_jobs.pipeline.pixels import Image, psnr
+from stereo_jobs.pixels import Image
+from stereo_jobs.quality.truth import psnr
 from stereo_jobs.records import Row, StereoPair
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity

@@ -8,7 +8,7 @@ from torch import Tensor
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pipeline.lefts import stack
-from stereo_jobs.pipeline.pixels import Image, to_image, to_tensor
+from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.composite import composite, trusted_share
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.fill import extend_background, smooth_across_rows

@@ -10,10 +10,10 @@ from torch.nn import functional
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
-from stereo_jobs.pipeline.lefts import Lefts, decode, grid_of, stack_noise
+from stereo_jobs.pipeline.lefts import Lefts, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pairs import Labels, labelled_pair
 from stereo_jobs.pipeline.pictures import PictureWarp, composites, fitted
-from stereo_jobs.pipeline.pixels import Image, finite
+from stereo_jobs.pixels import Image
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges

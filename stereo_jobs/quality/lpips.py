@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-Image = NDArray[np.uint8]
+from stereo_jobs.pixels import Image
+
 F32 = NDArray[np.float32]
 
 WEIGHTS = Path(__file__).parent / "weights" / "alex_lpips_fp16.safetensors"

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-Image = NDArray[np.uint8]
+from stereo_jobs.pixels import Image
+
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
+from stereo_jobs.pixels import Image
 from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
-Image = NDArray[np.uint8]
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 
@@ -109,6 +109,12 @@ def score(
 def masked_mean(values: Floats, over: Bools) -> float:
     """Mean of H,W values where `over` (H,W bool) holds, summed in float64; NaN where it holds nowhere."""
     return float(values[over].mean(dtype=np.float64)) if over.any() else np.nan
+
+
+def psnr(image: Image, truth: Image, over: Bools | None = None) -> float:
+    """Peak signal-to-noise ratio in dB of two H,W,3 images, at most `PSNR_CAP`; `over` some pixels alone, H,W."""
+    squared = (image.astype(np.float64) - truth) ** 2
+    return decibels(float(np.mean(squared if over is None else squared[over])))
 
 
 def decibels(squared_error: float) -> float:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from stereo_jobs.pixels import Image
 from stereo_jobs.stereo.fill import background_columns, extend_background, fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
-Image = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 T = TypeVar("T", bound=np.generic)

@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stereo_jobs.pipeline.pixels import psnr, to_image
+from stereo_jobs.pixels import to_image
+from stereo_jobs.quality.truth import psnr
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Split, draw_scene
 from stereo_jobs.toyscapes.training import Batch, Schedule

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -118,9 +119,10 @@ class Nodes:
         subprocess.run([Path(sys.executable).with_name("ray"), "drain-node", *options], check=True, timeout=120)
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill what is left, and remove its sockets and logs."""
         for node in self.all:
             node.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
