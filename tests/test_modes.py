@@ -272,8 +272,9 @@ def test_sharpened_edges_are_told_from_what_was_asked_for(pipeline):
     sharp, plain = (variant(pipeline, edge_px=px).generate([row])[0] for px in (2, 0))
     assert plain.disparity_requested is None
     np.testing.assert_array_equal(sharp.disparity_requested, plain.disparity)
-    assert (sharp.disparity != plain.disparity).any()
-    np.testing.assert_array_equal(np.isin(sharp.disparity, np.unique(plain.disparity)), True)
+    changed = sharp.disparity != plain.disparity
+    assert 0 < changed.mean() < 0.5  # edges alone
+    np.testing.assert_array_equal(np.isin(sharp.disparity, plain.disparity), True)
 
 
 def test_metric_depth_and_a_camera_give_eq_2(pipeline):

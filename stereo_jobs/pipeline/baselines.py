@@ -18,7 +18,7 @@ from stereo_jobs.pipeline.pictures import PictureWarp, composites
 from stereo_jobs.pixels import Image, to_tensor
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe
-from stereo_jobs.stereo.disparity import relative_disparity, resize, sharpen_edges
+from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.stereo.fill import extend_background
 from stereo_jobs.stereo.repaint import repaint
 from stereo_jobs.stereo.sampler import GuidedUNet
@@ -97,7 +97,7 @@ class BaselineMaker:
 
     def _shift(self, values: Tensor, row: Row) -> _Shift:
         """The shift in the picture. Whole pixels as published comparisons have them: truncated, known ones rounded."""
-        full = requested_disparity(sharpen_edges(values[None], self.method.sharpened_px)[0], row, self.method)
+        full = requested_disparity(values, row, self.method, edge_px=self.method.edge_px)
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
         blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts

@@ -13,7 +13,7 @@ from stereo_jobs.pixels import Image
 from stereo_jobs.quality.truth import psnr
 from stereo_jobs.records import Row, StereoPair
 from stereo_jobs.stereo.config import MethodConfig
-from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity
+from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity, sharpen_edges
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,10 @@ def scale_sign(row: Row, method: MethodConfig) -> Literal[1, -1]:
     return -1 if method.geometry == "relative" and row.scale_percent < 0 else 1
 
 
-def requested_disparity(values: Tensor, row: Row, method: MethodConfig) -> NDArray[np.float32]:
-    """Disparity of the left view before anything is sharpened, quantised or cut: H,W px, from its map H,W."""
+def requested_disparity(values: Tensor, row: Row, method: MethodConfig, *, edge_px: int = 0) -> NDArray[np.float32]:
+    """Disparity of the left view before it is quantised or cut: H,W px, from its map H,W, edges sharp if wanted."""
+    maps = values[None]
     if method.geometry == "relative":
         scale = torch.tensor([row.scale_percent], dtype=torch.float64)
-        values = scaled_disparity(relative_disparity(values[None]), scale)[0]
-    return np.asarray(values.cpu().numpy(), np.float32)
+        maps = scaled_disparity(sharpen_edges(relative_disparity(maps), edge_px), scale)
+    return np.asarray(maps[0].cpu().numpy(), np.float32)

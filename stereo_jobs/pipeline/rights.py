@@ -114,16 +114,16 @@ class RightMaker:
         """The shift of one picture by `share` of the whole way."""
         method, fit, factor = self.method, lefts.scenes[i].fit, self.sd.latent_factor
         grid = grid_of(self.sd, lefts.scenes)
-        sharp = sharpen_edges(lefts.maps[i][None], method.sharpened_px)
+        values = lefts.maps[i][None]
         if method.geometry == "relative":
             sign = torch.tensor([row.scale_percent * share], dtype=torch.float64)
-            full = scaled_disparity(relative_disparity(sharp), sign)
+            full = scaled_disparity(sharpen_edges(relative_disparity(values), method.edge_px), sign)
             # The published order: resize, normalise, scale. A padded picture is narrower than its latents.
-            relative = relative_disparity(resize(fit.map_into(sharp), grid))
+            relative = relative_disparity(resize(fit.map_into(sharpen_edges(values, method.edge_px)), grid))
             on_grid = scaled_disparity(relative, sign * (fit.inner[1] / fit.working[1]))
         else:
             sign = torch.tensor([share])
-            full = sharp * share
+            full = values * share
             on_grid = functional.adaptive_avg_pool2d(fit.map_into(full), grid) * (fit.zoom / factor)
         if method.warp == "integer":
             # Relative shifts are truncated as in the published code; known pixels are worth rounding.

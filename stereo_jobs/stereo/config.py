@@ -205,11 +205,6 @@ class MethodConfig(BaseModel):
         return within and step % self.recopy_interval == 0
 
     @property
-    def sharpened_px(self) -> int:
-        """`edge_px` for depth that is only estimated; disparity known in pixels is taken as it is."""
-        return self.edge_px if self.geometry == "relative" else 0
-
-    @property
     def diffuses_pair(self) -> bool:
         """Whether the right view is denoised beside the left one, which then needs latents of every step."""
         return self.right_view == "stereodiffusion"
