@@ -381,10 +381,16 @@ def test_a_gpu_where_all_fails_is_left_alone(pids, make_spec, make_manifest, cap
 
 
 class OnASpotMachine(standin.StandIn):
-    """Its end is announced from the start; the first batch takes the announcement away, for those that follow."""
+    """The end of the first one is announced during its first batch, and only until it has been noticed."""
 
     def generate(self, rows):
-        Path(os.environ["PID_FOLDER"], "notice").unlink(missing_ok=True)
+        folder = Path(os.environ["PID_FOLDER"])
+        with contextlib.suppress(FileExistsError):
+            (folder / "announced").touch(exist_ok=False)
+            (folder / "notice").touch()
+            while any(thread.name == "notice" for thread in threading.enumerate()):
+                time.sleep(0.05)
+            (folder / "notice").unlink()
         return super().generate(rows)
 
 
@@ -394,10 +400,8 @@ def load_on_a_spot_machine(recipe, device, batch_size):
 
 @pytest.mark.slow
 def test_nothing_more_is_dealt_after_a_spot_notice(pids, make_spec, make_manifest, caplog):
-    notice = pids / "notice"
-    notice.touch()
     manifest = make_manifest(rows=24, prompt=["slow"] * 24)
-    spec = make_spec(manifest, shard_rows=2, actors=1, spot_notice=str(notice))
+    spec = make_spec(manifest, shard_rows=2, actors=1, spot_notice=str(pids / "notice"))
     assert run(spec, load=load_on_a_spot_machine).complete
     assert caplog.text.count("its machine is about to go") == 1
     storage = open_storage(spec.output)
