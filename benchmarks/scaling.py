@@ -131,10 +131,11 @@ class NullPool:
         done, self.tasks = self.tasks, []
         return [Outcome(task, _record(task)) for task in done]
 
-    def stop(self) -> None:
-        pass
+    def stop(self) -> float:
+        return 0.0
 
-    close = stop
+    def close(self) -> None:
+        pass
 
 
 def _record(task: ShardTask) -> ShardRecord:
