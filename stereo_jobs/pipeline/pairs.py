@@ -87,5 +87,5 @@ def requested_disparity(values: Tensor, row: Row, method: MethodConfig, *, edge_
     maps = values[None]
     if method.geometry == "relative":
         scale = torch.tensor([row.scale_percent], dtype=torch.float64)
-        maps = scaled_disparity(sharpen_edges(relative_disparity(maps), edge_px), scale)
+        maps = scaled_disparity(relative_disparity(sharpen_edges(maps, edge_px), of=maps), scale)
     return np.asarray(maps[0].cpu().numpy(), np.float32)

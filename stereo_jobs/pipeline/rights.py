@@ -117,9 +117,10 @@ class RightMaker:
         values = lefts.maps[i][None]
         if method.geometry == "relative":
             sign = torch.tensor([row.scale_percent * share], dtype=torch.float64)
-            full = scaled_disparity(sharpen_edges(relative_disparity(values), method.edge_px), sign)
+            sharp = sharpen_edges(values, method.edge_px)
+            full = scaled_disparity(relative_disparity(sharp, of=values), sign)
             # The published order: resize, normalise, scale. A padded picture is narrower than its latents.
-            relative = relative_disparity(resize(fit.map_into(sharpen_edges(values, method.edge_px)), grid))
+            relative = relative_disparity(resize(fit.map_into(sharp), grid))
             on_grid = scaled_disparity(relative, sign * (fit.inner[1] / fit.working[1]))
         else:
             sign = torch.tensor([share])

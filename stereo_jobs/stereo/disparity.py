@@ -5,16 +5,17 @@ from torch import Tensor
 from torch.nn import functional
 
 
-def relative_disparity(inverse_depth: Tensor) -> Tensor:
+def relative_disparity(inverse_depth: Tensor, *, of: Tensor | None = None) -> Tensor:
     """Normalise inverse depth to [0, 1] per sample (StereoDiffusion, Sec. 3.1: "normalize the range").
 
     Args:
         inverse_depth: B,h,w, any unit, larger is nearer, finite.
+        of: whose range becomes [0, 1], the same maps before a change within it; left out: their own.
 
     Returns:
         B,h,w in [0, 1]; a map without any depth (constant) becomes 0 everywhere, which shifts nothing.
     """
-    flat = inverse_depth.flatten(1)  # B,h*w
+    flat = (inverse_depth if of is None else of).flatten(1)  # B,h*w
     low = flat.amin(dim=1)[:, None, None]
     high = flat.amax(dim=1)[:, None, None]
     span = high - low
