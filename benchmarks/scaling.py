@@ -23,11 +23,11 @@ import pyarrow.parquet as pq
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
-from stereo_jobs.job import driver
-from stereo_jobs.job.driver import Tick
-from stereo_jobs.job.pool import Outcome, Pool
-from stereo_jobs.job.worker import ShardTask
+from stereo_jobs.workers.task import Outcome, Pool, ShardTask
+
 from stereo_jobs.records import Row, ShardRecord, StereoPair
+from stereo_jobs.run import driver
+from stereo_jobs.run.driver import RunProgress
 from stereo_jobs.spec import JobSpec, Recipe, parse_spec
 from tests import standin
 
@@ -83,7 +83,7 @@ class Clock:
 
         return opened
 
-    def __call__(self, tick: Tick) -> None:
+    def __call__(self, tick: RunProgress) -> None:
         self.last, self.cpu_last = time.monotonic(), time.process_time()
         if not self.memory or tick.made >= self.memory[-1][0] + tick.planned / 10:
             self.memory.append((tick.made, psutil.Process().memory_info().rss / 2**20))

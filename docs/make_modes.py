@@ -15,7 +15,7 @@ from make_pictures import GAP, first_rows, strip
 from PIL import Image
 
 from stereo_jobs.data.images import encode_png
-from stereo_jobs.job.driver import run
+from stereo_jobs.run.driver import run
 from stereo_jobs.spec import StorageSpec, parse_spec
 from stereo_jobs.toyscapes.manifest import write_manifest
 from stereo_jobs.toyscapes.render import render

@@ -12,7 +12,7 @@ from PIL import Image
 from stereo_jobs.data.images import decode_disparity
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.job import layout
+from stereo_jobs.output import layout
 from stereo_jobs.report.page import colour
 from stereo_jobs.views import anaglyph
 

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-__version__ = "0.1.0"
+from stereo_jobs.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:
     """`stereo_jobs.StereoPipeline`, imported when it is asked for: it needs torch, which most verbs do without."""
     if name == "StereoPipeline":
-        from stereo_jobs.generate import StereoPipeline
+        from stereo_jobs.notebook import StereoPipeline
 
         return StereoPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

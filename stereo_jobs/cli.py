@@ -20,11 +20,11 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
-    from stereo_jobs.job.estimate import Estimate
-    from stereo_jobs.job.plan import Job
-    from stereo_jobs.job.prepare import Prepared
-    from stereo_jobs.job.progress import Status
-    from stereo_jobs.job.submit import Cluster
+    from stereo_jobs.launch.submit import Cluster
+    from stereo_jobs.output.plan import Job
+    from stereo_jobs.output.progress import Status
+    from stereo_jobs.run.estimate import Estimate
+    from stereo_jobs.run.prepare import Prepared
     from stereo_jobs.spec import JobSpec, StorageSpec
 
 app = typer.Typer(
@@ -71,7 +71,7 @@ def _root(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what happens.")] = False,
 ) -> None:
     if version:
-        from stereo_jobs import __version__
+        from stereo_jobs.version import __version__
 
         print(__version__)
         raise typer.Exit
@@ -89,7 +89,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Make stereo pairs offline, with the small models inside the package."""
-    from stereo_jobs.demo import demo_spec
+    from stereo_jobs.run.demo import demo_spec
 
     spec = demo_spec(output, rows)
     _run(spec, local=local, as_json=as_json)
@@ -113,8 +113,8 @@ def plan(
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
     from stereo_jobs.data.storage import open_storage
-    from stereo_jobs.display import estimate_table
-    from stereo_jobs.job.prepare import open_output, prepare
+    from stereo_jobs.report.terminal import estimate_table
+    from stereo_jobs.run.prepare import open_output, prepare
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, overrides)
@@ -179,13 +179,13 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """How far a job is; works from anywhere, also while it runs."""
-    from stereo_jobs import display
-    from stereo_jobs.job import watch as watching
+    from stereo_jobs.output import watch as watching
+    from stereo_jobs.report import terminal as display
 
     _, storage, _ = _locate(output, endpoint_url)
     if not watch:
         sight = watching.look(storage)
-        _print(sight.as_json(), display.sight_lines(sight), as_json)
+        _print(sight.as_json(), display.snapshot_lines(sight), as_json)
         return
     with display.board(out) as show:
         for sight in watching.watch(storage, every_s=watching.EVERY_S, patience_s=watching.PATIENCE_S):
@@ -199,7 +199,7 @@ def status(
 @app.command()
 def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
     """Check that every planned row is there exactly once and every object whole; exit 4 if not."""
-    from stereo_jobs.job.verify import verify as check
+    from stereo_jobs.output.verify import verify as check
 
     settings, storage, job = _locate(output, endpoint_url)
     verdict = check(storage, job, settings)
@@ -222,7 +222,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write an HTML page, and JSON: distributions of all metrics, verdicts, worst, best and first pairs."""
-    from stereo_jobs.job import progress
+    from stereo_jobs.output import progress
     from stereo_jobs.report.page import build
 
     _, storage, job = _locate(output, endpoint_url)
@@ -268,15 +268,15 @@ def evaluate(
     """Score methods on scenes with truth, as the paper's tables do; goes on where it stopped."""
     from typing import cast
 
-    from stereo_jobs.display import display
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
     from stereo_jobs.evaluate.methods import PROTOCOLS, Protocol
-    from stereo_jobs.evaluate.models import KeptModels
-    from stereo_jobs.evaluate.tables import markdown
-    from stereo_jobs.job.driver import run as run_job
-    from stereo_jobs.job.worker import load_pipeline
+    from stereo_jobs.evaluate.model_cache import KeptModels
+    from stereo_jobs.evaluate.tables.formats import markdown
+    from stereo_jobs.report.terminal import display
+    from stereo_jobs.run.driver import run as run_job
     from stereo_jobs.spec import spec_data
+    from stereo_jobs.workers.worker import load_pipeline
 
     options = Options(
         data=tuple(data or ()),
@@ -370,7 +370,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run SPEC on a Ray cluster: follow its logs and exit as it does. A job that is under way is joined."""
-    from stereo_jobs.job import submit as jobs
+    from stereo_jobs.launch import submit as jobs
 
     with jobs.connect(address) as cluster:
         ticket = cluster.submit(spec, _with(overrides, log_format), job_id=job_id, extend=extend, max_hours=max_hours)
@@ -389,7 +389,7 @@ def stop(
     as_json: AsJson = False,
 ) -> None:
     """Stop a submitted job: running shards finish, and the next submission goes on."""
-    from stereo_jobs.job import submit as jobs
+    from stereo_jobs.launch import submit as jobs
 
     with jobs.connect(address) as cluster:
         stopped = cluster.stop(job_id)
@@ -403,7 +403,7 @@ def print_logs(
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends; then exit as it did.")] = False,
 ) -> None:
     """Print the logs of a submitted job."""
-    from stereo_jobs.job import submit as jobs
+    from stereo_jobs.launch import submit as jobs
 
     with jobs.connect(address) as cluster:
         if follow:
@@ -533,7 +533,7 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     """Storage settings, storage and plans of an output that is given by its URI or by its job spec."""
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import StorageError
-    from stereo_jobs.job.plan import load_job
+    from stereo_jobs.output.plan import load_job
     from stereo_jobs.spec import load_spec, parse_storage
 
     settings = parse_storage(endpoint_url=endpoint_url)
@@ -563,8 +563,8 @@ def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> Non
 
 def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: float | None) -> "Estimate":
     from stereo_jobs.errors import SpecError
-    from stereo_jobs.job import progress
-    from stereo_jobs.job.estimate import estimate, rehearse
+    from stereo_jobs.output import progress
+    from stereo_jobs.run.estimate import estimate, measure_rows
 
     storage, job, recipe = prepared
     status = progress.status(job, progress.totals(storage, job))
@@ -572,7 +572,7 @@ def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: 
         raise SpecError(f"{storage.uri}: every planned row is done, so there is nothing to estimate")
     newest = next(p for p in reversed(job.plans) if p.kind == "manifest")
     share = spec.runtime.gpus_per_actor
-    rehearsal = rehearse(spec, recipe, newest)
+    rehearsal = measure_rows(spec, recipe, newest)
     return estimate(rehearsal, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
 
 
@@ -581,8 +581,8 @@ def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:
 
 
 def _run(spec: "JobSpec", *, as_json: bool, **options: Any) -> None:
-    from stereo_jobs.display import display
-    from stereo_jobs.job.driver import run as run_job
+    from stereo_jobs.report.terminal import display
+    from stereo_jobs.run.driver import run as run_job
 
     if spec.runtime.log_format == "json":
         logs.configure("json")
@@ -592,6 +592,6 @@ def _run(spec: "JobSpec", *, as_json: bool, **options: Any) -> None:
 
 
 def _print_status(status: "Status", as_json: bool) -> None:
-    from stereo_jobs.display import status_lines
+    from stereo_jobs.report.terminal import status_lines
 
     _print(status.as_json(), status_lines(status), as_json)

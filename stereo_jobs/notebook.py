@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from stereo_jobs.batches import Generator
-from stereo_jobs.curation import measure_pair
 from stereo_jobs.data.images import encode_disparity, encode_png, to_rgb
 from stereo_jobs.data.manifest import draw_scale
 from stereo_jobs.errors import StereoJobsError
+from stereo_jobs.pipeline.batching import Generator
+from stereo_jobs.pipeline.scoring import measure_pair
 from stereo_jobs.quality.measure import Metrics
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
 from stereo_jobs.spec import Mode, Recipe, check_scale_percent

@@ -31,13 +31,13 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
-from stereo_jobs.job.driver import run
+from stereo_jobs.run.driver import run
 from stereo_jobs.spec import JobSpec, parse_spec
 from tests import seaweed, standin
 from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
 from tests.datasets import failures, rows, verdict
 from tests.fault_proxy import FaultProxy
-from tests.job.processes import start
+from tests.run.processes import start
 
 INTERRUPTED = {75, -signal.SIGKILL, 5, -signal.SIGTERM}
 """Exit codes of runs after which the next one goes on; SIGTERM itself ends one that has not begun to listen."""

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.job import layout
-from stereo_jobs.job.plan import load_job
-from stereo_jobs.job.prepare import Prepared, prepare
-from stereo_jobs.job.verify import Verdict, verify
+from stereo_jobs.output import layout
+from stereo_jobs.output.plan import load_job
+from stereo_jobs.output.verify import Verdict, verify
 from stereo_jobs.records import RUN_PREFIX, StereoPair
+from stereo_jobs.run.prepare import Prepared, prepare
 from stereo_jobs.spec import JobSpec
 
 

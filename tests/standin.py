@@ -72,7 +72,7 @@ def pair(row: Row) -> StereoPair:
 
 
 def load(recipe: Recipe, device: str, batch_size: int) -> StandIn:
-    """As `Load` of stereo_jobs.job.worker."""
+    """As `GeneratorFactory` of stereo_jobs.workers.worker."""
     return StandIn(batch_size)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stereo_jobs.job import driver
+from stereo_jobs.run import driver
 from tests import standin
 from tests.conftest import REPOSITORY
 from tests.seaweed import SECRET_KEY
@@ -266,8 +266,8 @@ def test_light_verbs_import_no_torch(verb, spec_file, tmp_path):
 def test_sigterm_drains_and_exits_75(spec_file, make_manifest, tmp_path, stereo_jobs):
     import signal
 
-    from tests.job.processes import finish, start
-    from tests.job.test_lease import wait_for
+    from tests.output.test_lease import wait_for
+    from tests.run.processes import finish, start
 
     path = spec_file(manifest=str(make_manifest(prompt=["slow"] * 8)), runtime={"shard_rows": 1})
     from stereo_jobs.spec import load_spec

@@ -10,11 +10,11 @@ from typer.main import get_command
 
 from stereo_jobs import cli, errors
 from stereo_jobs.evaluate.methods import METHODS, PROTOCOLS, TABLES
-from stereo_jobs.evaluate.tables import METRICS as SCORES
-from stereo_jobs.job.metrics import METRICS, exported
+from stereo_jobs.evaluate.tables.formats import METRICS as SCORES
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
 from stereo_jobs.spec import parse_spec
+from stereo_jobs.workers.prometheus import METRICS, exported
 from tests.conftest import REPOSITORY
 
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from stereo_jobs import logs
-from stereo_jobs.job import driver
+from stereo_jobs.run import driver
 from tests import standin
 
 

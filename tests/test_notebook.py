@@ -11,9 +11,9 @@ from PIL import Image
 import stereo_jobs
 from stereo_jobs.data.manifest import draw_scale
 from stereo_jobs.errors import ModelError, SpecError
-from stereo_jobs.generate import StereoPipeline
 from stereo_jobs.models import resolve
 from stereo_jobs.notebook import InputRefusedError, NotebookCalls
+from stereo_jobs.pipeline.generator import StereoPipeline
 from stereo_jobs.records import Camera, Row
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
@@ -52,7 +52,9 @@ def pixels(png):
 # --- Importing ---
 
 
-@pytest.mark.parametrize("module", ["stereo_jobs", "stereo_jobs.spec", "stereo_jobs.batches", "stereo_jobs.data.maps"])
+@pytest.mark.parametrize(
+    "module", ["stereo_jobs", "stereo_jobs.spec", "stereo_jobs.pipeline.batching", "stereo_jobs.data.maps"]
+)
 def test_importing_the_package_imports_no_torch(module):
     code = f"import sys, {module}; print([name for name in ('torch', 'ray', 'diffusers') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -11,7 +11,8 @@ import yaml
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ClusterError, SpecError, StorageError, hide_passwords
-from stereo_jobs.job import layout, submit
+from stereo_jobs.launch import submit
+from stereo_jobs.output import layout
 from stereo_jobs.spec import StorageSpec, load_spec
 from tests import seaweed
 from tests.conftest import REPOSITORY
@@ -27,11 +28,12 @@ KEYS = {"access_key_id": "${MY_ACCESS_KEY}", "secret_access_key": "${MY_SECRET_K
 WITH_STAND_IN = """
 import sys
 from stereo_jobs import cli
-from stereo_jobs.job import driver, estimate
+from stereo_jobs.run import driver
+from stereo_jobs.run import estimate
 from tests import standin
-run, rehearse = driver.run, estimate.rehearse
+run, measure_rows = driver.run, estimate.measure_rows
 driver.run = lambda spec, **options: run(spec, **options | {"load": standin.load})
-estimate.rehearse = lambda *parts: rehearse(*parts, standin.load)
+estimate.measure_rows = lambda *parts: measure_rows(*parts, standin.load)
 cli.main()
 """
 
@@ -187,7 +189,7 @@ def test_no_password_of_an_output_is_said_again(say, spec_file, output):
 
 
 def test_what_a_models_exception_says_of_an_address_is_hidden(spec_file, monkeypatch, capsys):
-    from stereo_jobs.job.driver import run
+    from stereo_jobs.run.driver import run
     from tests import standin
 
     class Careless(standin.StandIn):

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from stereo_jobs.errors import SpecError
-from stereo_jobs.evaluate.cases import Case, Cases, Run, slug
-from stereo_jobs.evaluate.compare import parts_tables, scores_table, worst_mean_best_sheet
-from stereo_jobs.evaluate.cost import cost_table
 from stereo_jobs.evaluate.datasets import Dataset, Problem, open_dataset, toyscapes
-from stereo_jobs.evaluate.depth import depth_table
+from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Run, slug
 from stereo_jobs.evaluate.methods import BEST, TABLES, Method, Protocol, by_name, chosen, folders, sweep
-from stereo_jobs.evaluate.tables import FORMATS, Table, markdown
-from stereo_jobs.job import driver
+from stereo_jobs.evaluate.tables.compare import parts_tables, scores_table, worst_mean_best_sheet
+from stereo_jobs.evaluate.tables.cost import cost_table
+from stereo_jobs.evaluate.tables.depth import depth_table
+from stereo_jobs.evaluate.tables.formats import FORMATS, Table, markdown
+from stereo_jobs.run import driver
 
 _OF_RENDERED = {"depth", "cost"}
 """Tables of ToyScapes in modes that have no true right view."""
@@ -88,7 +88,7 @@ def evaluate(output: str, base: Mapping[str, Any], options: Options, run: Run = 
         StereoJobsError: options that break a rule, a data set that is none, or what a run raises.
     """
     _check(options)
-    source, result = Cases(output, base, options.slow_scenes, run, options.depth_model), Evaluation()
+    source, result = ExperimentRunner(output, base, options.slow_scenes, run, options.depth_model), Evaluation()
 
     def put(name: str, data: bytes) -> None:
         source.storage.replace(name, data)
@@ -179,7 +179,7 @@ def _comparisons(options: Options) -> list[tuple[str, Sequence[Method]]]:
 
 
 def _cases(
-    source: Cases, datasets: Sequence[tuple[Dataset, int]], protocol: Protocol, methods: Sequence[Method]
+    source: ExperimentRunner, datasets: Sequence[tuple[Dataset, int]], protocol: Protocol, methods: Sequence[Method]
 ) -> list[Case]:
     """Methods x data sets; an estimator knows no pixels, so its disparity has no protocol `metric`."""
     return [

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_depth, decode_disparity_px, decode_mask
-from stereo_jobs.pipeline.fit import Fit
+from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.quality.lpips import SMALLEST_SIDE as LPIPS_SIDE
 from stereo_jobs.quality.truth import hidden
 from stereo_jobs.records import Row
@@ -28,7 +28,7 @@ class Scene:
 
     Attributes:
         row: where it comes from.
-        fit: how its picture lies in the working size.
+        letterbox: how its picture lies in the working size.
         photo: H,W,3 uint8, the left view; None where it is still to be made.
         guide: H,W,3 uint8 of depth mode, which depth is estimated on.
         map: H,W float32 that the shift is made of: disparity in pixels (geometry metric), or anything that grows
@@ -42,7 +42,7 @@ class Scene:
     """
 
     row: Row
-    fit: Fit
+    letterbox: Letterbox
     photo: NDArray[np.uint8] | None = None
     guide: NDArray[np.uint8] | None = None
     map: NDArray[np.float32] | None = None
@@ -76,16 +76,16 @@ def read_scene(row: Row, recipe: Recipe, multiple: int) -> Scene:
     if recipe.method.geometry == "metric":
         _check_metric(row)
     if recipe.mode == "text":
-        return Scene(row, Fit.exact(size))
+        return Scene(row, Letterbox.exact(size))
     if recipe.mode == "depth":
         return _read_depth_scene(row, recipe, size)
     photo = decode_rgb(row.inputs["image"], _MAX_PIXELS)
     height, width = photo.shape[:2]
     if min(height, width) < SMALLEST_SIDE:
         raise InputError(f"image: {width}x{height} pixels; it needs at least {SMALLEST_SIDE} each way")
-    fit = Fit.of_area((height, width), size[0] * size[1], multiple)
+    letterbox = Letterbox.of_area((height, width), size[0] * size[1], multiple)
     mask = decode_mask(row.inputs["mask"], (height, width)) if recipe.mode == "inpaint" else None
-    scene = Scene(row, fit, photo, None, _read_map(row, recipe, (height, width)), mask, photo)
+    scene = Scene(row, letterbox, photo, None, _read_map(row, recipe, (height, width)), mask, photo)
     return scene if recipe.mode == "inpaint" else _with_right_views(scene, recipe)
 
 
@@ -144,12 +144,12 @@ def _read_depth_scene(row: Row, recipe: Recipe, size: tuple[int, int]) -> Scene:
         resized = cv2.resize(found, (size[1], size[0]), interpolation=cv2.INTER_AREA)
         if recipe.method.geometry == "metric":
             resized *= size[1] / found.shape[1]  # disparity in pixels of the picture
-        return Scene(row, Fit.exact(size), map=np.asarray(resized, np.float32))
+        return Scene(row, Letterbox.exact(size), map=np.asarray(resized, np.float32))
     image = decode_rgb(row.inputs["image"], _MAX_PIXELS)
     if min(image.shape[:2]) < SMALLEST_SIDE:
         raise InputError(f"image: {image.shape[1]}x{image.shape[0]} pixels; needs at least {SMALLEST_SIDE} each way")
     guide = cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA)
-    return Scene(row, Fit.exact(size), guide=np.asarray(guide, np.uint8))
+    return Scene(row, Letterbox.exact(size), guide=np.asarray(guide, np.uint8))
 
 
 def _read_map(row: Row, recipe: Recipe, size: tuple[int, int] | None) -> NDArray[np.float32] | None:

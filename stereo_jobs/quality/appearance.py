@@ -7,10 +7,10 @@ import numpy as np
 from skimage.metrics import structural_similarity
 
 from stereo_jobs.pixels import Image
+from stereo_jobs.quality.labelled_pair import F32, Bools, Views, sample
 from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
 from stereo_jobs.quality.matcher import Match
 from stereo_jobs.quality.truth import decibels, masked_mean
-from stereo_jobs.quality.views import F32, Bools, Views, sample
 
 FEWEST_PIXELS = 96
 """Pixels that the holes' inside and their surround must have before their sharpness is compared: the variance of fewer

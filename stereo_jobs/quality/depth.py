@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from stereo_jobs.quality.views import F32, Bools
+from stereo_jobs.quality.labelled_pair import F32, Bools
 
 
 def depth_doubt(depth: F32, mirrored: F32) -> float:

@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from stereo_jobs.pixels import Image
+from stereo_jobs.quality.labelled_pair import F32, Bools, Views
 from stereo_jobs.quality.matcher import Match, agreement, match
-from stereo_jobs.quality.views import F32, Bools, Views
 
 FEWEST_MATCHES = 8
 """Corners that must be found in both views before their median height means anything."""

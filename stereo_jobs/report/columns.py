@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stereo_jobs.data.storage import Storage
-from stereo_jobs.job import layout
-from stereo_jobs.job.commits import committed, failed_rows, keys_with_errors
-from stereo_jobs.job.layout import ShardKey
+from stereo_jobs.output import layout
+from stereo_jobs.output.commits import committed, failed_rows, keys_with_errors
+from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.records import IMAGE_COLUMNS, RowError
 
 SHARD, POSITION = "shard", "position"

@@ -16,9 +16,9 @@ from PIL import Image
 
 from stereo_jobs.data.images import decode_disparity, encode_png
 from stereo_jobs.data.storage import Storage
-from stereo_jobs.job import layout
-from stereo_jobs.job.plan import Job
-from stereo_jobs.job.progress import Status
+from stereo_jobs.output import layout
+from stereo_jobs.output.plan import Job
+from stereo_jobs.output.progress import Status
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.report.columns import POSITION, SHARD, read_rows, read_scalars
 from stereo_jobs.report.statistics import Distribution, distribution, distributions, numbers, rank, reasons

@@ -12,9 +12,9 @@ from PIL import Image
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.fit import Fit
 from stereo_jobs.pipeline.inputs import Scene as Input
-from stereo_jobs.pipeline.lefts import LeftMaker
+from stereo_jobs.pipeline.left_view import LeftViewMaker
+from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe, Size
 from stereo_jobs.toyscapes import judge, vae
@@ -37,10 +37,10 @@ class DemoModels:
 
     folder: Path
 
-    def pipeline(self, mode: str) -> LeftMaker:
+    def pipeline(self, mode: str) -> LeftViewMaker:
         """What makes left views in a mode, with the published number of steps."""
         recipe = Recipe(mode=mode, size=Size(width=SIZE, height=SIZE))
-        return LeftMaker(self.stable_diffusion(mode), self.depth(), recipe)
+        return LeftViewMaker(self.stable_diffusion(mode), self.depth(), recipe)
 
     def stable_diffusion(self, mode: str = "text") -> StableDiffusion:
         """The checkpoint of a mode."""
@@ -98,12 +98,12 @@ def _renders(scenes: Sequence[Scene]) -> np.ndarray:
     return np.stack([render(scene).left for scene in scenes])
 
 
-def _from_text(lefts: LeftMaker, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
+def _from_text(lefts: LeftViewMaker, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
     """Pictures of captions; the seed is the position in the list, so that none is chosen."""
-    fit = Fit.exact((SIZE, SIZE))
+    letterbox = Letterbox.exact((SIZE, SIZE))
     for start in range(0, len(scenes), BATCH):
         part = [
-            Input(Row(str(seed), scene.caption, "", seed, 8.0), fit)
+            Input(Row(str(seed), scene.caption, "", seed, 8.0), letterbox)
             for seed, scene in enumerate(scenes[start : start + BATCH], start)
         ]
         with torch.no_grad():
@@ -112,14 +112,14 @@ def _from_text(lefts: LeftMaker, scenes: Sequence[Scene]) -> Iterator[np.ndarray
 
 def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) -> list[float]:
     """Mean absolute error of the depth estimated on pictures made from true depth, against that depth."""
-    lefts, fit = models.pipeline("depth"), Fit.exact((SIZE, SIZE))
+    lefts, letterbox = models.pipeline("depth"), Letterbox.exact((SIZE, SIZE))
     results: list[float] = []
     pictures = []
     for start in range(0, len(scenes), BATCH):
         part = list(enumerate(scenes[start : start + BATCH], start))
         maps = [render(scene).disparity for _, scene in part]
         inputs = [
-            Input(Row(str(seed), scene.caption, "", seed, 8.0), fit, map=values)
+            Input(Row(str(seed), scene.caption, "", seed, 8.0), letterbox, map=values)
             for (seed, scene), values in zip(part, maps, strict=True)
         ]
         with torch.no_grad():

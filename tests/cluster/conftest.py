@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from stereo_jobs.data.storage import Storage, open_storage
-from stereo_jobs.job import layout, progress
-from stereo_jobs.job.commits import read_records
-from stereo_jobs.job.driver import run
-from stereo_jobs.job.plan import load_job
+from stereo_jobs.output import layout, progress
+from stereo_jobs.output.commits import read_records
+from stereo_jobs.output.plan import load_job
+from stereo_jobs.run.driver import run
 from stereo_jobs.spec import JobSpec, StorageSpec
 from tests import standin
 from tests.datasets import rows, verdict
-from tests.job.processes import finish, start
+from tests.run.processes import finish, start
 
 
 class LongJob:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from stereo_jobs.spec import parse_spec
 from tests.cluster.nodes import SETTINGS, Nodes, comes_back, environment, wait_until
-from tests.job.processes import finish, start
+from tests.run.processes import finish, start
 
 HERE, THERE = "10.77.1.1", "10.77.2.1"
 """On the loopback devices of the two sides: a side keeps its own address when the link fails."""

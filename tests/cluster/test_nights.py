@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.job import layout
-from stereo_jobs.job.driver import run
-from stereo_jobs.job.plan import load_job
+from stereo_jobs.output import layout
+from stereo_jobs.output.plan import load_job
+from stereo_jobs.run.driver import run
 from tests import standin
 from tests.datasets import rows, verdict
-from tests.job.processes import finish, start
+from tests.run.processes import finish, start
 
 ROWS, LONG = 12, 80
 SLACK_S = 10

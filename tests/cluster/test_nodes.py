@@ -13,7 +13,7 @@ import pytest
 
 from tests.cluster.nodes import cluster, comes_back, wait_until
 from tests.conftest import REPOSITORY
-from tests.job.processes import finish
+from tests.run.processes import finish
 
 of_two_and_three_nodes = pytest.mark.parametrize("workers", [1, 2])
 

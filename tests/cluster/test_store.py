@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from stereo_jobs.errors import InterruptedRunError, StorageUnavailableError
-from stereo_jobs.job import worker
-from stereo_jobs.job.driver import run
+from stereo_jobs.run.driver import run
+from stereo_jobs.workers import worker
 from tests import standin
 from tests.cluster.nodes import cluster, wait_until
 from tests.fault_proxy import FaultProxy

@@ -17,19 +17,19 @@ from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError
-from stereo_jobs.evaluate import cost
 from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
 from stereo_jobs.evaluate.evaluation import Options, evaluate
-from stereo_jobs.evaluate.models import KeptModels
+from stereo_jobs.evaluate.model_cache import KeptModels
 from stereo_jobs.evaluate.pictures import worst_mean_best
 from stereo_jobs.evaluate.scenes import write_manifests
-from stereo_jobs.job import driver
-from stereo_jobs.job.plan import load_job
-from stereo_jobs.job.verify import verify
+from stereo_jobs.evaluate.tables import cost
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.output.plan import load_job
+from stereo_jobs.output.verify import verify
 from stereo_jobs.quality.truth import score
 from stereo_jobs.report.columns import read_scalars
+from stereo_jobs.run import driver
 from stereo_jobs.spec import Recipe, StorageSpec
 from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.conftest import REPOSITORY

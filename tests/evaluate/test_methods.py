@@ -3,9 +3,9 @@
 import pytest
 
 from stereo_jobs.errors import SpecError
-from stereo_jobs.evaluate import paper
-from stereo_jobs.evaluate.cases import slug
+from stereo_jobs.evaluate.experiments import slug
 from stereo_jobs.evaluate.methods import BEST, GEOMETRY, TABLES, TECHNIQUES, by_name, chosen, folders, sweep
+from stereo_jobs.evaluate.tables import paper
 from stereo_jobs.stereo.config import MethodConfig
 
 ALL = [method for methods in TABLES.values() for method in methods]

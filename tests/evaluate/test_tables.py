@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from stereo_jobs.evaluate.tables import Figure, Table, comma_separated, figure, latex, markdown
+from stereo_jobs.evaluate.tables.formats import Figure, Table, comma_separated, figure, latex, markdown
 
 
 def table(cells, metric="psnr", **fields):

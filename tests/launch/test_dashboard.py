@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from stereo_jobs.job.metrics import METRICS, exported
+from stereo_jobs.workers.prometheus import METRICS, exported
 from tests.launch.examples import CLUSTER
 
 BY_RAY = {"NodeAddress", "WorkerId"}

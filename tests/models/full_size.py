@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from stereo_jobs.data.images import encode_disparity, encode_png
-from stereo_jobs.generate import StereoPipeline
 from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.pipeline.generator import StereoPipeline
 from stereo_jobs.records import Row, StereoPair
 from stereo_jobs.spec import Mode, Recipe
 from tests.models.tiny import write_checkpoint

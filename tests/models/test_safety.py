@@ -12,12 +12,12 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from safetensors.torch import load_file, save_file
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.generate import StereoPipeline
-from stereo_jobs.job.driver import run
 from stereo_jobs.models.files import fetch
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
+from stereo_jobs.pipeline.generator import StereoPipeline
 from stereo_jobs.records import Row
+from stereo_jobs.run.driver import run
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.config import MethodConfig
 from tests.datasets import assert_same, rows

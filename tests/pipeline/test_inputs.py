@@ -159,16 +159,16 @@ def test_a_photo_is_read_as_it_is():
     np.testing.assert_array_equal(scene.photo, PHOTO)
     assert scene.given is scene.photo
     assert (scene.map, scene.mask, scene.guide) == (None, None, None)
-    assert scene.fit.size == (HEIGHT, WIDTH)
-    assert all(side % MULTIPLE == 0 for side in scene.fit.working)
+    assert scene.letterbox.size == (HEIGHT, WIDTH)
+    assert all(side % MULTIPLE == 0 for side in scene.letterbox.working)
     assert scene.photo.flags.writeable
 
 
 def test_text_and_depth_mode_make_the_size_of_the_recipe():
     scene = read(row(), recipe("text"))
-    assert (scene.fit.size, scene.fit.working, scene.photo) == ((64, 64), (64, 64), None)
+    assert (scene.letterbox.size, scene.letterbox.working, scene.photo) == ((64, 64), (64, 64), None)
     scene = read(row(), recipe("depth"))
-    assert (scene.fit.size, scene.photo, scene.map, scene.guide.shape) == ((64, 64), None, None, (64, 64, 3))
+    assert (scene.letterbox.size, scene.photo, scene.map, scene.guide.shape) == ((64, 64), None, None, (64, 64, 3))
     assert scene.guide.dtype == np.uint8
 
 
@@ -192,7 +192,7 @@ def test_photos_are_turned_upright_by_their_exif(orientation, file_format):
     stored = saved(np.ascontiguousarray(STORED[orientation](PHOTO)), file_format, exif=exif.tobytes())
     scene = read(row(image=stored, disparity=encode_disparity(RAMP)))
     np.testing.assert_array_equal(scene.photo, PHOTO)
-    assert scene.fit.size == scene.map.shape == (HEIGHT, WIDTH)
+    assert scene.letterbox.size == scene.map.shape == (HEIGHT, WIDTH)
 
 
 def test_grey_alpha_16_bit_and_palette_decode_as_they_look():

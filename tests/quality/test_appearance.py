@@ -16,8 +16,8 @@ from stereo_jobs.quality.appearance import (
     surround,
 )
 from stereo_jobs.quality.config import QualityConfig
+from stereo_jobs.quality.labelled_pair import Views, sample
 from stereo_jobs.quality.matcher import match
-from stereo_jobs.quality.views import Views, sample
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 

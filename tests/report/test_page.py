@@ -12,11 +12,12 @@ import pytest
 
 from stereo_jobs.data.images import decode_disparity
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.job import driver, layout, progress
-from stereo_jobs.job.plan import load_job
+from stereo_jobs.output import layout, progress
+from stereo_jobs.output.plan import load_job
 from stereo_jobs.records import IMAGE_COLUMNS
 from stereo_jobs.report import page
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
+from stereo_jobs.run import driver
 from stereo_jobs.spec import parse_spec
 from tests import standin
 from tests.datasets import rows

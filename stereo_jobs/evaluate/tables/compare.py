@@ -1,0 +1,145 @@
+"""Data sets x methods: the tables of scores (the paper's Tables 1 and 2), and pictures (Fig. 3 and 4)."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Rows, decode, slug, values
+from stereo_jobs.evaluate.methods import BEST, TECHNIQUES
+from stereo_jobs.evaluate.pictures import Pixels, sheet, worst_mean_best
+from stereo_jobs.evaluate.tables import paper
+from stereo_jobs.evaluate.tables.formats import Table, counts, figure
+
+SCORES = ("psnr", "ssim", "lpips")
+PARTS = ("psnr_nonocc", "ssim_nonocc", "lpips_nonocc", "psnr_occ", "ssim_occ", "lpips_occ")
+DETAILS = ("sharpness", "change", "bad_1")
+WORK = ("left_psnr", "evaluations", "seconds")
+TITLES = {"middlebury": "Middlebury", "kitti": "KITTI", "toyscapes": "ToyScapes"}
+
+
+def scores_table(name: str, protocol: str, cases: Sequence[Case], scores: Mapping[str, Rows]) -> Table:
+    """As the paper's Tables 1 and 2: means with the offsets of the best and the worst scene.
+
+    Args:
+        name: of the table; `techniques` has a column for each technique.
+        protocol: of all cases.
+        cases: methods x data sets.
+        scores: by the key of a case.
+    """
+    methods = list(dict.fromkeys(case.method.name for case in cases))
+    datasets = list(dict.fromkeys(case.dataset for case in cases))
+    techniques = name == "techniques"
+    table = Table(
+        slug(f"{name} {protocol}"),
+        f"{name.capitalize()}, protocol {protocol}",
+        ("true", "estimated", "attention", "SPSMD", "deblur") if techniques else ("method",),
+        [_technique_labels(method) if techniques else (method,) for method in methods],
+        [(TITLES[dataset], metric) for dataset in datasets for metric in SCORES],
+    )
+    for case in cases:
+        theirs = paper.SCORES.get(case.method.name, {}).get(case.dataset) if protocol == "paper" else None
+        for i, metric in enumerate(SCORES):
+            own = values(scores[case.key], metric)
+            cell = figure(own, metric, offsets=True, paper=theirs[i] if theirs else None)
+            if cell:
+                at = methods.index(case.method.name), datasets.index(case.dataset) * len(SCORES) + i
+                table.cells[at] = cell
+    if table.has_paper:
+        table.notes.append("In square brackets the paper's means; its 3D Photography stands beside `layered`.")
+    table.notes.extend(counts(table))
+    return table
+
+
+def parts_tables(
+    name: str,
+    protocol: str,
+    cases: Sequence[Case],
+    scores: Mapping[str, Rows],
+    details: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
+) -> Iterator[Table]:
+    """All means of one data set, with intervals of the paired differences to `best`; then the same of each level.
+
+    Args:
+        name: of the table.
+        protocol: of all cases.
+        cases: of one data set.
+        scores: by the key of a case.
+        details: `score_details` by case and scene, where they are wanted.
+    """
+    if details is not None:
+        scores = {
+            key: {scene: {**row, **details[key][scene]} for scene, row in rows.items()} for key, rows in scores.items()
+        }
+    levels = sorted({row["level"] for case in cases for row in scores[case.key].values() if row["level"]})
+    for level in ["", *levels]:
+        of_level = {
+            case.key: {s: row for s, row in scores[case.key].items() if level in ("", row["level"])} for case in cases
+        }
+        metrics = (*SCORES, *PARTS, *(DETAILS if details is not None else ()), *WORK)
+        words = [*name.split(), protocol, cases[0].dataset, *level.split()]
+        title = f"{', '.join(words).capitalize()}: all, visible and hidden pixels"
+        yield paired_table(slug(" ".join(words)), title, cases, of_level, metrics)
+
+
+def paired_table(
+    name: str, title: str, cases: Sequence[Case], scores: Mapping[str, Rows], metrics: Sequence[str]
+) -> Table:
+    """Means of one data set, with intervals of the paired differences to `best`; what a pair costs has none.
+
+    Args:
+        name: of the table's files.
+        title: one line.
+        cases: rows.
+        scores: by the key of a case.
+        metrics: columns.
+    """
+    table = Table(
+        name,
+        title,
+        ("method",),
+        [(case.method.name,) for case in cases],
+        [("", metric) for metric in metrics],
+    )
+    best = next((scores[case.key] for case in cases if case.method.name == BEST.name), None)
+    for i, case in enumerate(cases):
+        compared = best is not None and case.method.name != BEST.name
+        for j, metric in enumerate(metrics):
+            reference = values(best, metric) if best is not None and compared and metric not in WORK else None
+            cell = figure(values(scores[case.key], metric), metric, reference=reference)
+            if cell:
+                table.cells[i, j] = cell
+    if best is not None:
+        table.notes.append("±: half the 95 % interval of the difference to `best`, scene by scene.")
+    table.notes.extend(counts(table))
+    return table
+
+
+def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], source: ExperimentRunner) -> bytes | None:
+    """Fig. 4 (and Fig. 3 for a sweep): worst, mean and best scene by SSIM of our method, by all methods, as PNG.
+
+    Only scenes that all cases have are shown; None without any.
+    """
+    ours = next((case for case in cases if case.method.name == BEST.name), cases[-1])
+    common = set.intersection(*(set(scores[case.key]) for case in cases))
+    ssim = {s: v for s, v in values(scores[ours.key], "ssim").items() if s in common and math.isfinite(v)}
+    if not ssim:
+        return None
+    scenes = worst_mean_best(ssim)
+    listed = list(scenes.values())
+    truths = source.truths(ours, listed)
+    rights = {case.key: {scene: right for scene, _, right in source.pictures(case, listed)} for case in cases}
+    rows: list[tuple[str, list[tuple[str, Pixels]]]] = []
+    for kind, scene in scenes.items():
+        given = [("left", decode(truths[scene]["image"])), ("true right", decode(truths[scene]["true_right"]))]
+        made = [
+            (f"{row['ssim']:.3f}, {row['lpips']:.3f} {case.method.name}", rights[case.key][scene])
+            for case in cases
+            for row in [scores[case.key][scene]]
+        ]
+        rows.append((f"{kind}: {scene}, by the SSIM of {ours.method.name}; below: SSIM, LPIPS", [*given, *made]))
+    return sheet(rows)
+
+
+def _technique_labels(name: str) -> tuple[str, ...]:
+    method, techniques = TECHNIQUES[name]
+    is_true = method.disparity == "true"
+    return tuple("✓" if on else "" for on in (is_true, not is_true, *techniques))

@@ -1,0 +1,148 @@
+"""A shard object, created only if its name is free, IS the commit; all else here is a cache of its footer.
+
+A process may die between any two of the writes below: whoever comes next finds the object and makes the
+record and the errors file again from it.
+"""
+
+import hashlib
+import io
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stereo_jobs.data.shards import Footer, read_footer
+from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
+from stereo_jobs.errors import DriftError
+from stereo_jobs.output import layout
+from stereo_jobs.output.layout import ShardKey
+from stereo_jobs.output.plan import Plan
+from stereo_jobs.output.shard_set import ShardSet
+from stereo_jobs.records import ERROR_COLUMNS, RowError, ShardRecord
+
+log = logging.getLogger(__name__)
+
+
+def commit(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardRecord:
+    """Publish one finished shard; returns the record of whichever attempt won.
+
+    Raises:
+        DriftError: the name is taken by a shard of another plan.
+    """
+    key = (plan.generation, shard)
+    try:
+        storage.create(layout.data(key), data)
+    except AlreadyExistsError:
+        log.info("shard %s was committed by another worker; keeping that one", key)
+        data = storage.read(layout.data(key))
+    return complete(storage, plan, shard, data)
+
+
+def complete(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardRecord:
+    """Make sure that errors file and record of a committed object exist. Safe to repeat at any time.
+
+    Raises:
+        DriftError: the object is not this shard of this plan.
+    """
+    key = (plan.generation, shard)
+    footer = _footer_of(storage, plan, key, data)
+    if footer.errors:
+        storage.replace(layout.errors(key), _errors_file(footer.errors))
+    record = record_of(footer, data)
+    content = record.model_dump_json().encode()
+    try:
+        storage.create(layout.record(key), content)
+    except AlreadyExistsError:
+        if storage.read(layout.record(key)) != content:
+            # The object was damaged or lost, moved away, and made again: the record follows the object.
+            log.warning("record %s was of another object; replacing it", key)
+            storage.replace(layout.record(key), content)
+    return record
+
+
+def record_of(footer: Footer, data: bytes) -> ShardRecord:
+    """The record of an object: its footer's, with checksum and size."""
+    return footer.record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
+
+
+def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Footer:
+    where = storage.locate(layout.data(key))
+    try:
+        footer = read_footer(data)
+    except ValueError as error:
+        raise DriftError(f"{where}: {error}; move it away and run again") from None
+    record = footer.record
+    if record.fingerprint != plan.fingerprint or (record.generation, record.shard) != key:
+        raise DriftError(
+            f"{where}: belongs to another plan (fingerprint {record.fingerprint[:12]}, this job's is "
+            f"{plan.fingerprint[:12]}); choose another output"
+        )
+    return footer
+
+
+def committed(storage: Storage) -> tuple[ShardSet, ShardSet]:
+    """Shards whose object exists, and shards whose record exists."""
+    return _listed(storage, layout.DATA_PREFIX), _listed(storage, layout.RECORDS_PREFIX)
+
+
+def keys_with_errors(storage: Storage) -> ShardSet:
+    """Shards with failed rows, among those whose record exists."""
+    return _listed(storage, layout.ERRORS_PREFIX)
+
+
+def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord]:
+    """Records by key, fetched side by side; those that vanished meanwhile are left out."""
+
+    def read(key: ShardKey) -> ShardRecord | None:
+        try:
+            return ShardRecord.model_validate_json(storage.read(layout.record(key)))
+        except NotFoundError:
+            return None
+
+    with ThreadPoolExecutor(16) as pool:
+        return [record for record in pool.map(read, keys) if record]
+
+
+def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[ShardKey, list[RowError]]]:
+    """The failed rows of shards, from their footers alone, side by side."""
+
+    def read(key: ShardKey) -> tuple[ShardKey, list[RowError]]:
+        filesystem, path = storage.for_pyarrow(layout.data(key))
+        with filesystem.open_input_file(path) as file:
+            return key, read_footer(pq.ParquetFile(file)).errors
+
+    with ThreadPoolExecutor(16) as pool:
+        yield from pool.map(read, sorted(keys))
+
+
+def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
+    """Complete what kills left half done; returns all committed shards.
+
+    Raises:
+        DriftError: an object of another plan lies in data/.
+    """
+    objects, records = committed(storage)
+    for key in objects.without(records):
+        generation, shard = key
+        if generation >= len(plans) or shard >= plans[generation].shards:
+            raise DriftError(
+                f"{storage.locate(layout.data(key))}: no plan of this output has such a shard; move it away"
+            )
+        log.info("shard %s has no record yet; making it from the object", key)
+        complete(storage, plans[generation], shard, storage.read(layout.data(key)))
+    return objects
+
+
+def _listed(storage: Storage, prefix: str) -> ShardSet:
+    try:
+        return ShardSet(key for info in storage.list(prefix) if (key := layout.shard_key(info.key)))
+    except NotFoundError:
+        return ShardSet()
+
+
+def _errors_file(errors: Sequence[RowError]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([vars(e) for e in errors], schema=ERROR_COLUMNS), buffer)
+    return buffer.getvalue()

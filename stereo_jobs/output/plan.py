@@ -1,0 +1,343 @@
+"""Plan generations: immutable, small, arithmetic. Shard n of a plan is rows n*shard_rows to (n+1)*shard_rows.
+
+Generation 0 is the manifest as it was first seen; `--extend` adds a generation with the new files,
+`retry-failed` one with the failed rows. Planning reads footers and streams the `id` column once.
+"""
+
+import io
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from stereo_jobs.data import manifest
+from stereo_jobs.data.manifest import ManifestFile
+from stereo_jobs.data.shards import read_table
+from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
+from stereo_jobs.errors import DriftError, ManifestError, StorageError
+from stereo_jobs.output import layout
+from stereo_jobs.output.id_hashes import find_duplicate, hash_ids
+from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, digest
+
+log = logging.getLogger(__name__)
+
+
+class RowRef(NamedTuple):
+    """Where one planned pair comes from."""
+
+    uri: str
+    row: int
+    variant: int
+
+
+class Plan(BaseModel):
+    """One generation of a job. Created once, never changed.
+
+    Attributes are listed with their meaning in docs/dataset.md.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    generation: int
+    kind: Literal["manifest", "retry"] = "manifest"
+    recipe: dict[str, Any] = Field(description="Resolved recipe in canonical form, with versions.")
+    files: tuple[ManifestFile, ...]
+    carried: dict[str, str] = Field(description="Further manifest columns and their Arrow types.")
+    variants: int = Field(description="Pairs per manifest row.")
+    shard_rows: int
+    retry: tuple[int, ...] = Field((), description="For kind retry: indices of pairs among all files.")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identity of the plan; stands in every shard it makes."""
+        return digest(self.model_dump(mode="json"))
+
+    @cached_property
+    def pairs(self) -> int:
+        """How many pairs this generation makes."""
+        if self.kind == "retry":
+            return len(self.retry)
+        return sum(file.rows for file in self.files) * self.variants
+
+    @property
+    def shards(self) -> int:
+        """How many shards that is."""
+        return -(-self.pairs // self.shard_rows)
+
+    def pairs_in(self, shard: int) -> int:
+        """How many pairs one shard plans."""
+        return min(self.shard_rows, self.pairs - shard * self.shard_rows)
+
+    def refs(self, shard: int) -> list[RowRef]:
+        """Where the pairs of one shard come from, in order."""
+        span = range(shard * self.shard_rows, shard * self.shard_rows + self.pairs_in(shard))
+        return [self._ref(self.retry[i] if self.kind == "retry" else i) for i in span]
+
+    def _ref(self, index: int) -> RowRef:
+        row, variant = divmod(index, self.variants)
+        at = int(np.searchsorted(self._file_ends, row, side="right"))
+        return RowRef(self.files[at].uri, row - (self._file_ends[at] - self.files[at].rows), variant)
+
+    @cached_property
+    def _file_ends(self) -> list[int]:
+        return list(itertools.accumulate(file.rows for file in self.files))
+
+
+@dataclass(frozen=True)
+class Job:
+    """All plan generations of one output, and the settings to read their manifests."""
+
+    plans: tuple[Plan, ...]
+
+    @property
+    def pairs(self) -> int:
+        """Planned pairs, each id counted once (a retry repeats ids)."""
+        return sum(plan.pairs for plan in self.plans if plan.kind == "manifest")
+
+    def shard_keys(self) -> Iterator[layout.ShardKey]:
+        """Every planned shard."""
+        for plan in self.plans:
+            for shard in range(plan.shards):
+                yield plan.generation, shard
+
+
+def load_job(storage: Storage) -> Job:
+    """All plans of an output; none for a fresh one. Raises StorageError for a gap or a broken plan."""
+    try:
+        names = sorted(info.key for info in storage.list(layout.PLANS_PREFIX))
+    except NotFoundError:
+        names = []
+    plans = []
+    for generation, name in enumerate(names):
+        if name != layout.plan(generation):
+            raise StorageError(f"{storage.locate(layout.plan(generation))}: missing, though later plans exist")
+        plans.append(load_plan(storage, generation))
+    return Job(tuple(plans))
+
+
+def load_plan(storage: Storage, generation: int) -> Plan:
+    """One plan of an output. Raises StorageError for a broken one."""
+    name = layout.plan(generation)
+    try:
+        return Plan.model_validate_json(storage.read(name))
+    except ValueError as error:
+        raise StorageError(f"{storage.locate(name)}: not a plan of this version ({error})") from None
+
+
+# --- Making plans ---
+
+
+def make_plan(
+    spec: JobSpec, recipe: Recipe, files: Iterable[str], earlier: Job, storage: Storage
+) -> tuple[Plan, NDArray[np.uint64]]:
+    """Check the manifest files and make the next generation from them, without writing anything.
+
+    Returns the plan and the hashes of its ids.
+
+    Args:
+        spec: for `shard_rows` and storage settings.
+        recipe: resolved.
+        files: URIs not in any earlier generation.
+        earlier: ids of its generations may not come again.
+        storage: of the output; ids of earlier generations are read from there.
+
+    Raises:
+        ManifestError: with file, row and rule.
+    """
+    settings = spec.runtime.storage
+    listings: list[ManifestFile] = []
+    columns: dict[str, str] | None = earlier.plans[0].carried if earlier.plans else None
+    for uri in files:
+        listing, carried = manifest.inspect(uri, recipe, settings)
+        these = {field.name: str(field.type) for field in carried}
+        if columns is not None and these != columns:
+            raise ManifestError(
+                f"manifest {uri}: its further columns {these} differ from {columns} of the files before it; "
+                "all shards of a dataset must have the same columns"
+            )
+        columns = these
+        listings.append(listing)
+    plan = Plan(
+        generation=len(earlier.plans),
+        recipe=recipe.canonical(),
+        files=tuple(listings),
+        carried=columns or {},
+        variants=recipe.variants.per_row,
+        shard_rows=spec.runtime.shard_rows,
+    )
+    hashes = planned_hashes(plan, settings)
+    _refuse_duplicates(plan, hashes, earlier, storage, settings)
+    return plan, hashes
+
+
+def publish(storage: Storage, plan: Plan, hashes: NDArray[np.uint64] | None = None) -> Plan:
+    """Write a plan, unless another run has just written the same one. Its existence is the commit.
+
+    Raises:
+        DriftError: the generation exists and is another plan.
+    """
+    if hashes is not None:
+        storage.replace(layout.ids(plan.generation), _ids_file(plan, hashes))
+    try:
+        storage.create(layout.plan(plan.generation), plan.model_dump_json(indent=1).encode())
+    except AlreadyExistsError:
+        there = load_job(storage).plans[plan.generation]
+        if there.fingerprint != plan.fingerprint:
+            raise DriftError(
+                f"{storage.uri}: another run has just planned generation {plan.generation} from other input; "
+                "look at its manifest with `stereo-jobs status` and run again"
+            ) from None
+    return plan
+
+
+def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | None:
+    """The next generation, over the rows whose latest state is failed; None without any.
+
+    Args:
+        spec: for `shard_rows`.
+        job: all plans so far, the retries among them finished.
+        failed: generation -> positions of failed pairs in it.
+    """
+    first = job.plans[0]
+    pending: set[int] = set()
+    offset = 0
+    for plan in job.plans:
+        positions = failed.get(plan.generation, [])
+        if plan.kind == "manifest":
+            pending |= {offset + position for position in positions}
+            offset += plan.pairs
+        else:
+            pending -= set(plan.retry)
+            pending |= {plan.retry[position] for position in positions}
+    if not pending:
+        return None
+    return Plan(
+        generation=len(job.plans),
+        kind="retry",
+        recipe=first.recipe,
+        files=tuple(file for plan in job.plans if plan.kind == "manifest" for file in plan.files),
+        carried=first.carried,
+        variants=first.variants,
+        shard_rows=spec.runtime.shard_rows,
+        retry=tuple(sorted(pending)),
+    )
+
+
+# --- Drift ---
+
+
+def refuse_drift(job: Job, recipe: Recipe) -> None:
+    """Compare the recipe with the one the output was begun with. Raises DriftError naming the fields."""
+    changed = list(_differences(job.plans[0].recipe, recipe.canonical(), "recipe"))
+    if changed:
+        raise DriftError(
+            "this output was begun with another recipe; choose a new output or restore:\n"
+            + "\n".join(f"  {line}" for line in changed)
+        )
+
+
+def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int]) -> None:
+    """Refuse manifest files whose content is no longer the planned one. Raises DriftError naming them.
+
+    Args:
+        job: the plans.
+        settings: S3 access.
+        unfinished: generations that still need their files; others may miss theirs.
+    """
+    seen: set[str] = set()
+    for plan in job.plans:
+        for file in plan.files:
+            if file.uri in seen:
+                continue
+            seen.add(file.uri)
+            storage, name = manifest.split_uri(file.uri, settings)
+            try:
+                same = storage.content_tag(name) == file.tag
+            except NotFoundError:
+                if plan.generation not in unfinished:
+                    log.warning("manifest %s is gone; its rows are done, going on", file.uri)
+                    continue
+                raise DriftError(
+                    f"manifest {file.uri}: planned in generation {plan.generation} and still needed, but gone"
+                ) from None
+            if not same:
+                raise DriftError(
+                    f"manifest {file.uri}: its content changed since generation {plan.generation} was planned; "
+                    "restore it, put new rows into a new file and use --extend, or choose a new output"
+                )
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
+    elif old != new:
+        yield f"{path}: {json.dumps(old)} then, {json.dumps(new)} now"
+
+
+# --- Ids ---
+
+
+def planned_hashes(plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
+    """Hashes of a plan's manifest ids, N,2 uint64, in manifest order."""
+    parts = [hash_ids(ids) for file in plan.files for ids in manifest.stream_ids(file, settings)]
+    return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
+
+
+def known_hashes(storage: Storage, plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
+    """The same, sorted, from the output's ids file; from the manifest where that is missing or stale."""
+    try:
+        table = read_table(storage.read(layout.ids(plan.generation)))
+        if (table.schema.metadata or {}).get(b"fingerprint") == plan.fingerprint.encode():
+            return np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1)
+    except (NotFoundError, pa.ArrowInvalid):
+        pass
+    return planned_hashes(plan, settings)
+
+
+def _ids_file(plan: Plan, hashes: NDArray[np.uint64]) -> bytes:
+    order = np.lexsort((hashes[:, 1], hashes[:, 0]))
+    table = pa.table(
+        {"high": hashes[order, 0], "low": hashes[order, 1]},
+    ).replace_schema_metadata({"fingerprint": plan.fingerprint})
+    buffer = io.BytesIO()
+    # Hashes neither repeat nor compress.
+    pq.write_table(table, buffer, row_group_size=100_000, use_dictionary=False, compression="none")
+    return buffer.getvalue()
+
+
+def _refuse_duplicates(
+    plan: Plan, new: NDArray[np.uint64], earlier: Job, storage: Storage, settings: StorageSpec
+) -> None:
+    old = [known_hashes(storage, p, settings) for p in earlier.plans if p.kind == "manifest"]
+    count = sum(len(part) for part in old)
+    hit = find_duplicate(np.concatenate([*old, new]) if old else new)
+    if hit is None:
+        return
+    first, second = hit
+    uri, row = _locate(plan, second - count)
+    value = manifest.ManifestReader(settings).read(uri, [row])[0]["id"]
+    if first < count:
+        raise ManifestError(
+            f"manifest {uri} row {row}: id {value!r} was already planned in an earlier generation; "
+            "give the row a new id or drop it"
+        )
+    other, other_row = _locate(plan, first)
+    raise ManifestError(f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}")
+
+
+def _locate(plan: Plan, row: int) -> tuple[str, int]:
+    for file in plan.files:
+        if row < file.rows:
+            return file.uri, row
+        row -= file.rows
+    raise IndexError(row)

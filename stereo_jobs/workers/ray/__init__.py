@@ -1,0 +1,1 @@
+"""Workers as Ray actors: the only folder that imports Ray, beside `launch/submit.py` and `workers/prometheus.py`."""

@@ -1,0 +1,48 @@
+"""Starts runs as processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import IO
+
+from stereo_jobs.spec import JobSpec
+from tests.conftest import REPOSITORY
+
+
+def start(
+    spec: JobSpec, folder: Path, *options: str, errors: IO | int = subprocess.PIPE, **environment: str
+) -> subprocess.Popen:
+    """`python -m tests.run.killed` on a spec; ended by the caller. A run that says a lot needs a file for it."""
+    path = folder / f"spec-{os.urandom(4).hex()}.json"
+    path.write_text(spec.model_dump_json())
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.run.killed", str(path), *options],
+        env=os.environ | environment,
+        cwd=REPOSITORY,
+        stderr=errors,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+    """Exit code and what it said."""
+    _, said = process.communicate(timeout=timeout)
+    return process.returncode, said
+
+
+def loads(text: str) -> dict:
+    """The one JSON object a verb printed."""
+    return dict(json.loads(text))
+
+
+def killed_in_the_middle(spec: JobSpec, folder: Path, timeout: float = 120) -> None:
+    """A run with the real models, killed once it has begun to write its dataset."""
+    process = start(spec, folder, "--real")
+    deadline = time.monotonic() + timeout
+    while not Path(spec.output, "data").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    finish(process)

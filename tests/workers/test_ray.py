@@ -1,0 +1,504 @@
+"""The same job on Ray actors: the same dataset, whatever dies."""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+from stereo_jobs.workers.task import IN_FLIGHT
+
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.errors import (
+    ClusterError,
+    InterruptedRunError,
+    ModelError,
+    SpecError,
+    StereoJobsError,
+    StorageUnavailableError,
+)
+from stereo_jobs.output.commits import read_records
+from stereo_jobs.output.plan import load_job
+from stereo_jobs.records import RowError
+from stereo_jobs.run import estimate
+from stereo_jobs.run.driver import run
+from stereo_jobs.spec import parse_spec
+from stereo_jobs.workers.ray.cluster import start_ray
+from tests import standin
+from tests.datasets import prepared, rows, verdict
+from tests.output.test_lease import wait_until
+from tests.run import killed
+
+
+@pytest.fixture(scope="module")
+def pids(tmp_path_factory):
+    """A Ray of this module's own; its workers leave a file with their process id here."""
+    folder = tmp_path_factory.mktemp("pids")
+    os.environ["PID_FOLDER"] = str(folder)
+    os.environ["KILL_IN"] = "worker"
+    # Two GPUs that nobody looks at: Ray only counts them and says which actor may see which.
+    ray = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}), gpus=2)[0]
+    yield folder
+    ray.shutdown()
+    del os.environ["PID_FOLDER"], os.environ["KILL_IN"]
+
+
+@pytest.fixture
+def whole(make_spec, make_manifest, tmp_path):
+    """A manifest of slow rows, and the rows that an undisturbed local run makes of it."""
+    manifest = make_manifest(rows=10, prompt=["fine", "slow"] * 5)
+    spec = make_spec(manifest, str(tmp_path / "whole"))
+    run(spec, local=True, load=standin.load)
+    return manifest, rows(spec)
+
+
+def alive(pids: Path) -> list[int]:
+    return [int(p.name) for p in pids.iterdir() if p.name.isdigit() and Path("/proc", p.name).exists()]
+
+
+def test_ray_and_local_make_the_same_dataset(pids, whole, make_spec):
+    manifest, expected = whole
+    spec = make_spec(manifest)
+    ticks = []
+    status = run(spec, load=killed.load_armed, watch=ticks.append)
+    assert status.complete
+    assert max(tick.workers for tick in ticks) == 2
+    assert verdict(spec).ok
+    assert rows(spec) == expected
+
+
+def load_telling_its_gpu(recipe, device, batch_size):
+    folder = Path(os.environ["PID_FOLDER"], "gpus")
+    folder.mkdir(exist_ok=True)
+    (folder / f"{os.getpid()}").write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "none"))
+    return standin.StandIn(batch_size)
+
+
+@pytest.mark.parametrize(("gpus", "actors", "seen"), [(1, None, ["0", "1"]), (0.5, None, ["0", "0", "1", "1"])])
+def test_each_actor_is_pinned_to_its_gpu(pids, make_spec, make_manifest, gpus, actors, seen):
+    spec = make_spec(make_manifest(rows=20, prompt=["slow"] * 20), actors=actors, gpus_per_actor=gpus, shard_rows=1)
+    run(spec, load=load_telling_its_gpu)
+    told = [path.read_text() for path in (pids / "gpus").iterdir()]
+    shutil.rmtree(pids / "gpus")
+    assert sorted(told) == seen
+
+
+def test_actors_killed_at_random_moments(pids, whole, make_spec):
+    manifest, expected = whole
+    spec = make_spec(manifest, shard_rows=2)
+    ended = threading.Event()
+    hits = []
+
+    def kill_now_and_then() -> None:
+        while not ended.wait(random.uniform(0.3, 1.5)) and len(hits) < 3:
+            for pid in random.sample(alive(pids), 1) if alive(pids) else []:
+                os.kill(pid, signal.SIGKILL)
+                hits.append(pid)
+
+    killer = threading.Thread(target=kill_now_and_then)
+    killer.start()
+    try:
+        # A row may be unlucky twice and be taken for the culprit: that is an error listed, never a loss.
+        run(spec, load=killed.load_armed)
+    finally:
+        ended.set()
+        killer.join()
+    assert hits
+    found = verdict(spec)
+    assert found.ok, found.problems
+    made = rows(spec)
+    assert all(made[key] == expected[key] for key in made)
+    assert len(made) + found.failed == len(expected)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifest, monkeypatch, tmp_path, at):
+    # Ray's workers have the environment of its start: the armed generator reads these from a fresh Ray.
+    import subprocess
+
+    from tests.run.processes import finish, start
+
+    spec = make_spec(make_manifest(rows=6, prompt=["fine", "fine", "boom"] * 2), max_failure_ratio=1.0)
+    mark = tmp_path / "mark"
+    process: subprocess.Popen = start(spec, tmp_path, "--ray", KILL_AT=str(at), KILL_IN="worker", KILL_MARK=str(mark))
+    code, said = finish(process)
+    assert code == 0, said
+    assert mark.exists()
+    found = verdict(spec)
+    assert (found.ok, found.succeeded, found.failed) == (True, 4, 2)
+
+
+@pytest.fixture(params=[False, True], ids=["killed", "out of memory"])
+def monitored(request, pids, monkeypatch):
+    """Whether an actor's death is what Ray's memory monitor makes of it, which is no RayActorError."""
+    import ray
+
+    real = ray.get
+
+    def get(refs, **options):
+        try:
+            return real(refs, **options)
+        except ray.exceptions.ActorDiedError as error:
+            raise ray.exceptions.OutOfMemoryError(str(error)) from None
+
+    if request.param:
+        monkeypatch.setattr(ray, "get", get)
+
+
+def test_a_row_that_kills_its_worker_is_quarantined(pids, monitored, make_spec, make_manifest):
+    prompts = ["fine", "fine", "poison", "fine", "fine", "fine"]
+    spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
+    status = run(spec, load=killed.load_armed)
+    assert (status.succeeded, status.failed) == (5, 1)
+    assert verdict(spec).ok
+    from stereo_jobs.output.commits import read_footer
+
+    footer = read_footer(open_storage(spec.output).read("data/train-0000-0000000.parquet"))
+    assert [(error.id, error.error_type) for error in footer.errors] == [("row-0002", "KilledWorker")]
+
+
+class BoardKiller(standin.StandIn):
+    """Ends the board once, before anything is generated."""
+
+    def generate(self, rows):
+        mark = Path(os.environ["PID_FOLDER"], "board-killed")
+        if not mark.exists():
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    ours = process.environ().get("PID_FOLDER") == str(mark.parent)
+                    if ours and "ray::Heartbeats" in " ".join(process.cmdline()):
+                        process.kill()
+                        mark.touch()
+            assert mark.exists()
+            time.sleep(4)  # until the driver has asked it, and made another
+        return super().generate(rows)
+
+
+def load_board_killer(recipe, device, batch_size):
+    return BoardKiller(batch_size)
+
+
+def test_a_board_that_is_lost_is_replaced(pids, make_spec, make_manifest):
+    prompts = ["fine", "fine", "fine", "fine", "poison", "fine"]
+    spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
+    status = run(spec, load=load_board_killer)
+    (pids / "board-killed").unlink()
+    assert (status.succeeded, status.failed) == (5, 1)
+
+
+def test_a_shard_over_its_deadline_is_taken_off(pids, make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=1, prompt=["hang"]), shard_timeout_s=2, shard_attempts=2)
+    with pytest.raises(StereoJobsError, match="failed 2 times, last: the shard took more than 2 s"):
+        run(spec, load=killed.load_armed)
+
+
+def load_dying_once(recipe, device, batch_size):
+    mark = Path(os.environ["PID_FOLDER"], "died-loading")
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return standin.StandIn(batch_size)
+
+
+def test_an_actor_lost_while_loading_is_made_again(pids, monitored, make_spec):
+    assert run(make_spec(actors=1), load=load_dying_once).complete
+    (pids / "died-loading").unlink()
+
+
+def load_dying(recipe, device, batch_size):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_but_not_for_ever(pids, make_spec):
+    with pytest.raises(ClusterError, match="an actor died while it loaded its models"):
+        run(make_spec(actors=1, shard_attempts=2), load=load_dying)
+
+
+class WithAnother(standin.StandIn):
+    """Makes nothing before another actor has loaded its models, too."""
+
+    loaded = Path(os.environ.get("PID_FOLDER", ""), "loaded")
+
+    def __init__(self, batch_size):
+        super().__init__(batch_size)
+        self.loaded.mkdir(exist_ok=True)
+        (self.loaded / str(os.getpid())).touch()
+
+    def generate(self, rows):
+        wait_until(lambda: len(list(self.loaded.iterdir())) > 1)
+        return super().generate(rows)
+
+
+def tries(times: int) -> bool:
+    """Whether this process is not the first in its job to load its models, but among the next `times`."""
+    tried = Path(os.environ["PID_FOLDER"], "tried")
+    tried.mkdir(exist_ok=True)
+    (tried / str(time.monotonic_ns())).touch()
+    return 1 < len(list(tried.iterdir())) <= 1 + times
+
+
+@pytest.fixture
+def tried(pids):
+    yield
+    for name in ("tried", "loaded"):
+        shutil.rmtree(pids / name, ignore_errors=True)
+
+
+def load_hanging(recipe, device, batch_size):
+    if tries(1):
+        time.sleep(3600)
+    return WithAnother(batch_size)
+
+
+def load_while_the_store_is_away(recipe, device, batch_size):
+    if tries(2):
+        wait_until(lambda: Path(os.environ["PID_FOLDER"], "loaded").exists())
+        raise StorageUnavailableError("s3://x: SlowDown")
+    return WithAnother(batch_size)
+
+
+@pytest.mark.parametrize(
+    ("load", "attempts", "said"),
+    [
+        (load_hanging, 2, "took more than runtime.start_timeout_s = 20 to load its models"),
+        (load_while_the_store_is_away, 1, "starting another actor: s3://x: SlowDown"),
+    ],
+)
+def test_an_actor_that_cannot_load_while_another_serves(pids, tried, make_spec, caplog, load, attempts, said):
+    spec = make_spec(actors={"min": 1, "max": 2}, start_timeout_s=20, shard_attempts=attempts)
+    assert run(spec, load=load).complete
+    assert said in caplog.text
+    assert "going on without" not in caplog.text
+
+
+def load_where_it_can(recipe, device, batch_size):
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
+        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
+    time.sleep(2)  # so that the other one fails while nobody serves
+    return standin.StandIn(batch_size)
+
+
+def test_one_bad_machine_at_the_start(pids, make_spec, make_manifest, caplog):
+    manifest = make_manifest(rows=60, prompt=["slow"] * 60)
+    assert run(make_spec(manifest, actors=None), load=load_where_it_can).complete
+    assert "/1: an actor could not load its models: RuntimeError('CUDA error" in caplog.text
+    with pytest.raises(ClusterError, match="devices are busy"):  # both are asked for, and one cannot
+        run(make_spec(manifest, output=f"{manifest}-2", actors=2, shard_attempts=1), load=load_where_it_can)
+
+
+def load_from_nowhere(recipe, device, batch_size):
+    raise StorageUnavailableError("s3://x: the endpoint cannot be reached")
+
+
+def test_a_store_that_is_away_while_the_first_actors_load(pids, make_spec):
+    with pytest.raises(StorageUnavailableError, match="s3://x: the endpoint cannot be reached"):
+        run(make_spec(), load=load_from_nowhere)
+
+
+@pytest.mark.slow
+def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest, caplog):
+    spec = make_spec(make_manifest(rows=24, prompt=["slow"] * 24), shard_rows=6, actors=1, shard_timeout_s=4.6)
+    assert run(spec, load=killed.load_armed).complete
+    assert "took more than" not in caplog.text
+
+
+class DyingOutsideBatches(standin.StandIn):
+    @property
+    def inputs(self):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    @inputs.setter
+    def inputs(self, value):
+        pass
+
+
+def load_dying_outside_batches(recipe, device, batch_size):
+    return DyingOutsideBatches(batch_size)
+
+
+def test_a_shard_whose_workers_always_die_ends_the_run(pids, make_spec, monkeypatch):
+    from stereo_jobs.run import driver
+
+    monkeypatch.setattr(driver, "MAX_DEATHS", 2)
+    with pytest.raises(Exception, match="lost 2 workers that were not generating any row"):
+        run(make_spec(actors=1), load=load_dying_outside_batches)
+
+
+@pytest.mark.slow
+def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
+    prompts = ["fine", "fine", "hang", "fine"]
+    spec = make_spec(make_manifest(rows=4, prompt=prompts), shard_rows=4, batch_timeout_s=6.0, max_failure_ratio=0.5)
+    status = run(spec, load=killed.load_armed)
+    assert (status.succeeded, status.failed) == (3, 1)
+    assert status.wasted_seconds > 2 * 6
+    assert verdict(spec).ok
+
+
+class OnABadGpu(standin.StandIn):
+    """Dies, or makes nothing but NaN, wherever GPU 1 is the one it sees."""
+
+    dies = True
+
+    def _one(self, row):
+        bad = os.environ.get("CUDA_VISIBLE_DEVICES") == "1"
+        if bad and self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        pair = super()._one(row)
+        return (
+            pair if not bad else RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+        )
+
+
+class OnASickGpu(OnABadGpu):
+    dies = False
+
+
+def load_on_a_bad_gpu(recipe, device, batch_size):
+    return OnABadGpu(batch_size)
+
+
+def load_on_a_sick_gpu(recipe, device, batch_size):
+    return OnASickGpu(batch_size)
+
+
+@pytest.mark.parametrize(
+    ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
+)
+def test_a_gpu_where_all_fails_is_left_alone(pids, make_spec, make_manifest, caplog, load, most_failed):
+    manifest = make_manifest(rows=40, prompt=["slow"] * 40)
+    spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
+    status = run(spec, load=load)
+    assert status.complete
+    assert status.failed <= most_failed
+    assert "/1: 3 shards in a row failed there; going on without it" in caplog.text
+    assert verdict(spec).ok
+
+
+class OnASpotMachine(standin.StandIn):
+    """The end of the first one is announced during its first batch, and only until it has been noticed."""
+
+    def generate(self, rows):
+        folder = Path(os.environ["PID_FOLDER"])
+        with contextlib.suppress(FileExistsError):
+            (folder / "announced").touch(exist_ok=False)
+            (folder / "notice").touch()
+            while any(thread.name == "notice" for thread in threading.enumerate()):
+                time.sleep(0.05)
+            (folder / "notice").unlink()
+        return super().generate(rows)
+
+
+def load_on_a_spot_machine(recipe, device, batch_size):
+    return OnASpotMachine(batch_size)
+
+
+@pytest.mark.slow
+def test_nothing_more_is_dealt_after_a_spot_notice(pids, make_spec, make_manifest, caplog):
+    manifest = make_manifest(rows=24, prompt=["slow"] * 24)
+    spec = make_spec(manifest, shard_rows=2, actors=1, spot_notice=str(pids / "notice"))
+    assert run(spec, load=load_on_a_spot_machine).complete
+    assert caplog.text.count("its machine is about to go") == 1
+    storage = open_storage(spec.output)
+    made = Counter(record.worker for record in read_records(storage, load_job(storage).shard_keys()))
+    assert sorted(made.values())[0] <= IN_FLIGHT
+    assert len(made) == 2
+
+
+def load_badly(recipe, device, batch_size):
+    raise ModelError("model nowhere: cannot be loaded")
+
+
+def test_models_that_do_not_load_end_the_run_at_once(pids, make_spec):
+    started = time.monotonic()
+    with pytest.raises(ModelError, match="model nowhere: cannot be loaded"):
+        run(make_spec(), load=load_badly)
+    assert time.monotonic() - started < 60
+
+
+def test_more_actors_than_the_cluster_holds(pids, make_spec):
+    with pytest.raises(SpecError, match=r"runtime\.actors: . of 3 actors ready"):
+        run(make_spec(actors=3, cpus_per_actor=3, start_timeout_s=20), load=killed.load_armed)
+
+
+def test_a_cluster_without_room_for_any_actor(pids, make_spec):
+    with pytest.raises(InterruptedRunError, match=r"0 of 2 actors ready .* run again when it has room"):
+        run(make_spec(cpus_per_actor=300, start_timeout_s=3), load=killed.load_armed)
+
+
+class LongAndDeadly(standin.StandIn):
+    def generate(self, rows):
+        mark = Path(os.environ["PID_FOLDER"], "long-and-deadly")
+        if not mark.exists():
+            mark.touch()
+            time.sleep(25)
+            os.kill(os.getpid(), signal.SIGKILL)
+        mark.unlink(missing_ok=True)
+        return super().generate(rows)
+
+
+def load_long_and_deadly(recipe, device, batch_size):
+    return LongAndDeadly(batch_size)
+
+
+@pytest.mark.slow
+def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
+    """It is longer than actors are waited for: time in which there was one does not count."""
+    spec = make_spec(make_manifest(rows=1), actors=1, start_timeout_s=20)
+    assert run(spec, load=load_long_and_deadly).complete
+
+
+# --- A price on a cluster ---
+
+
+def rehearsed(spec, load, monkeypatch):
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    _, job, recipe = prepared(spec, publish=False)
+    return estimate.measure_rows(spec, recipe, job.plans[0], load)
+
+
+def load_hanging_always(recipe, device, batch_size):
+    time.sleep(3600)
+
+
+def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
+    assert rehearsed(make_spec(), standin.load, monkeypatch).pairs == 6
+    with pytest.raises(ModelError, match="model nowhere"):
+        rehearsed(make_spec(), load_badly, monkeypatch)
+
+
+@pytest.mark.parametrize(
+    ("load", "runtime", "kind", "said"),
+    [
+        (standin.load, {"cpus_per_actor": 300}, InterruptedRunError, "no room for a worker within 4 s"),
+        (load_dying, {"start_timeout_s": 60}, ClusterError, "the worker died while it measured"),
+        (load_hanging_always, {"batch_timeout_s": 0.5, "start_timeout_s": 20}, ClusterError, "4 batches within 22 s"),
+    ],
+)
+def test_an_estimate_that_cannot_be_made(pids, make_spec, monkeypatch, load, runtime, kind, said):
+    with pytest.raises(kind, match=said):
+        rehearsed(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
+
+
+def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):
+    from tests.output.test_lease import wait_for
+    from tests.run.processes import finish, start
+
+    spec = make_spec(make_manifest(rows=16, prompt=["slow"] * 16), shard_rows=1)
+    process = start(spec, tmp_path, "--ray")
+    wait_for(tmp_path / "out/_job/commits")
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert (code, "interrupted; run again to go on" in said) == (75, True), said
+    before = verdict(spec)
+    assert (before.duplicated, before.corrupt) == (0, 0)
+    assert before.missing > 0
+    run(spec, local=True, load=standin.load)
+    assert verdict(spec).ok
