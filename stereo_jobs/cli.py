@@ -6,8 +6,9 @@ import re
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -20,9 +21,9 @@ log = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
+    from stereo_jobs.evaluate.evaluation import Evaluation
     from stereo_jobs.launch.submit import Cluster
     from stereo_jobs.output.plan import Job
-    from stereo_jobs.output.progress import Status
     from stereo_jobs.run.estimate import Estimate
     from stereo_jobs.run.prepare import Prepared
     from stereo_jobs.spec import JobSpec, StorageSpec
@@ -42,33 +43,44 @@ app.add_typer(manifest_app, name="manifest")
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+# Copies of the choices of launch and toyscapes, because `--help` imports nothing heavy; a test compares them.
+LaunchKind = Literal["kuberay", "kuberay-cron", "cronjob", "ray-up", "slurm"]
+Provider = Literal["eks", "gke", "generic"]
+ToyScapesMode = Literal["text", "depth", "image"]
+ToyScapesSplit = Literal["train", "test"]
+ToyScapesLevel = Literal["plain", "structured", "crowded"]
+
 SpecPath = Annotated[Path, typer.Argument(metavar="SPEC", help="Job spec, YAML or JSON.")]
 Output = Annotated[str, typer.Argument(metavar="OUTPUT", help="Folder or s3:// prefix of a dataset, or its job spec.")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="A.B=C", help="Override a field of the spec; repeatable.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray; the same dataset.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+Local = Annotated[bool, typer.Option("--local", help="Run in this process, without Ray; makes the same dataset.")]
+Extend = Annotated[bool, typer.Option(help="Also plan the rows of new manifest files.")]
 Address = Annotated[
     str, typer.Option(metavar="URL", envvar="STEREO_JOBS_ADDRESS", help="Dashboard of the Ray head: http://HOST:8265.")
 ]
+JobId = Annotated[str, typer.Argument(metavar="ID", help="Submission id, printed by `submit`.")]
 LogFormat = Annotated[
-    str | None,
+    logs.LogFormat | None,
     typer.Option(
         "--log-format",
-        metavar="text|json",
         envvar="STEREO_JOBS_LOG_FORMAT",
-        help="json: every line of stderr an object with job, shard and row ids. Short for runtime.log_format.",
+        help="Format of stderr; json: one object a line with job, shard and row ids. Sets runtime.log_format.",
     ),
 ]
-MaxHours = Annotated[float | None, typer.Option(min=0.001, help="End by then: drain, and exit 75 if work is left.")]
-Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="S3 server other than AWS.")]
+MaxHours = Annotated[
+    float | None,
+    typer.Option(min=0.001, help="Time limit in hours: running shards finish before it; exit 75 if work is left."),
+]
+Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="URL of an S3 server other than AWS.")]
 
 
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Say more about what happens.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Verbose logging.")] = False,
 ) -> None:
     if version:
         from stereo_jobs.version import __version__
@@ -83,8 +95,8 @@ def _root(
 
 @app.command()
 def demo(
-    output: Annotated[str, typer.Option(help="Where the dataset goes.")] = "stereo-demo",
-    rows: Annotated[int, typer.Option(min=1, max=16, help="How many pairs to make.")] = 16,
+    output: Annotated[str, typer.Option(help="Folder or s3:// prefix of the new dataset.")] = "stereo-demo",
+    rows: Annotated[int, typer.Option(min=1, max=16, help="Number of pairs.")] = 16,
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
@@ -103,12 +115,14 @@ def plan(
     overrides: Set = None,
     *,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec, manifest and models; write nothing.")] = False,
-    extend: Annotated[bool, typer.Option(help="Plan manifest files that are new, too.")] = False,
+    extend: Extend = False,
     estimate: Annotated[
-        bool, typer.Option("--estimate", help="Make a few pairs on one worker, say what all will take; write nothing.")
+        bool, typer.Option("--estimate", help="Measure a few pairs; print the job's time and cost; write nothing.")
     ] = False,
-    gpus: Annotated[int, typer.Option(min=1, help="GPUs to estimate for.")] = 1,
-    price_per_hour: Annotated[float | None, typer.Option(min=0, help="Dollars for one GPU, to estimate cost.")] = None,
+    gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs to estimate for.")] = 1,
+    price_per_hour: Annotated[
+        float | None, typer.Option(min=0, help="Price of one GPU-hour in dollars; the estimate then names the cost.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
@@ -121,23 +135,22 @@ def plan(
     dry_run = dry_run or estimate
     storage = open_storage(loaded.output, loaded.runtime.storage) if dry_run else open_output(loaded)
     prepared = prepare(loaded, storage, extend=extend, publish=not dry_run)
-    job = prepared.job
+    plans = prepared.job.plans
     facts: dict[str, Any] = {
-        "planned": job.pairs,
+        "planned": prepared.job.pairs,
         "generations": [
-            {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards} for p in job.plans
+            {"generation": p.generation, "kind": p.kind, "pairs": p.pairs, "shards": p.shards} for p in plans
         ],
         "written": not dry_run,
     }
     lines = [
-        f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})"
-        for p in job.plans
+        f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})" for p in plans
     ]
-    guess = _estimate(loaded, prepared, gpus, price_per_hour) if estimate else None
-    facts |= {"estimate": guess.as_json()} if guess else {}
+    found = _estimate(loaded, prepared, gpus, price_per_hour) if estimate else None
+    facts |= {"estimate": found.as_json()} if found else {}
     _print(facts, [*lines, "nothing was written (dry run)" if dry_run else "planned"], as_json)
-    if guess and not as_json:
-        out.print(estimate_table(guess))
+    if found and not as_json:
+        out.print(estimate_table(found))
 
 
 @app.command()
@@ -146,12 +159,12 @@ def run(
     overrides: Set = None,
     *,
     local: Local = False,
-    extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    extend: Extend = False,
     max_hours: MaxHours = None,
     log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run a job, or go on where it stopped."""
+    """Run a job, or resume it where it left off."""
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, _with(overrides, log_format))
@@ -162,7 +175,7 @@ def run(
 def retry_failed(
     spec: SpecPath, overrides: Set = None, local: Local = False, log_format: LogFormat = None, as_json: AsJson = False
 ) -> None:
-    """Make the failed rows again, as a new generation of the plan."""
+    """Retry the failed rows, as a new generation of the plan."""
     from stereo_jobs.spec import load_spec
 
     _run(load_spec(spec, _with(overrides, log_format)), local=local, retry=True, as_json=as_json)
@@ -174,31 +187,33 @@ def retry_failed(
 @app.command()
 def status(
     output: Output,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Until the job ends: exit 0 done, 75 not.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", "-w", help="Watch until the job ends; exit 0 if it is done, 75 if not.")
+    ] = False,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """How far a job is; works from anywhere, also while it runs."""
+    """Show the progress of a job; works on any machine, also while the job runs."""
     from stereo_jobs.output import watch as watching
-    from stereo_jobs.report import terminal as display
+    from stereo_jobs.report.terminal import snapshot_lines, watch_display
 
     _, storage, _ = _locate(output, endpoint_url)
     if not watch:
-        sight = watching.look(storage)
-        _print(sight.as_json(), display.snapshot_lines(sight), as_json)
+        snapshot = watching.look(storage)
+        _print(snapshot.as_json(), snapshot_lines(snapshot), as_json)
         return
-    with display.board(out) as show:
-        for sight in watching.watch(storage, every_s=watching.EVERY_S, patience_s=watching.PATIENCE_S):
+    with watch_display(out) as show:
+        for snapshot in watching.watch(storage, every_s=watching.EVERY_S, patience_s=watching.PATIENCE_S):
             if as_json:
-                print(json.dumps(sight.as_json()), flush=True)
+                print(json.dumps(snapshot.as_json()), flush=True)
             else:
-                show(sight)
-    raise typer.Exit(sight.exit_code or 0)
+                show(snapshot)
+    raise typer.Exit(snapshot.exit_code or 0)
 
 
 @app.command()
 def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
-    """Check that every planned row is there exactly once and every object whole; exit 4 if not."""
+    """Check completeness: every planned row exactly once and every object intact; exit 4 if not."""
     from stereo_jobs.output.verify import verify as check
 
     settings, storage, job = _locate(output, endpoint_url)
@@ -217,11 +232,11 @@ def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = Fals
 @app.command()
 def report(
     output: Output,
-    pairs: Annotated[int, typer.Option(min=1, max=1000, help="How many pairs to show.")] = 48,
+    pairs: Annotated[int, typer.Option(min=1, max=1000, help="Number of pairs on the page, from the first on.")] = 48,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write an HTML page, and JSON: distributions of all metrics, verdicts, worst, best and first pairs."""
+    """Write an HTML page and a JSON file: distributions of all metrics, verdicts, worst, best and first pairs."""
     from stereo_jobs.output import progress
     from stereo_jobs.report.page import build
 
@@ -240,48 +255,45 @@ def evaluate(
     data: Annotated[
         list[Path] | None, typer.Option(help="Folder of Middlebury 2014 or KITTI 2015 (training); repeatable.")
     ] = None,
-    toyscapes: Annotated[int, typer.Option(min=0, help="How many rendered scenes.")] = 0,
+    toyscapes: Annotated[int, typer.Option(min=0, help="Number of rendered scenes.")] = 0,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="paper (min-max disparity) or metric (true pixels); left out: both.")
+        list[str] | None, typer.Option(help="paper (min-max disparity) or metric (true pixels); default both.")
     ] = None,
     table: Annotated[
         list[str] | None, typer.Option(help="methods, techniques, switches, depth, cost; repeatable; default methods.")
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these methods of the tables; repeatable.")] = None,
     sweep: Annotated[
-        list[str] | None, typer.Option(metavar="FIELD=V,V,...", help="A switch at several values; of --method or best.")
+        list[str] | None,
+        typer.Option(metavar="FIELD=V,V,...", help="Compare values of a switch, on top of each --method or of best."),
     ] = None,
     folder: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=DIR", help="Right views of another program, named by row id.")
+        list[str] | None,
+        typer.Option(metavar="NAME=DIR", help="Folder of another program's right views, files named by row id."),
     ] = None,
-    size: Annotated[int | None, typer.Option(min=64, help="Of the pictures; default 512, ToyScapes 128.")] = None,
-    slow_scenes: Annotated[int, typer.Option(min=1, help="Scenes that null-text inversion and RePaint see.")] = 32,
-    cost_pairs: Annotated[int, typer.Option(min=1, help="Pairs of each cell of the table cost.")] = 4,
+    size: Annotated[
+        int | None, typer.Option(min=64, help="Width and height of the images; default 512, ToyScapes 128.")
+    ] = None,
+    slow_scenes: Annotated[int, typer.Option(min=1, help="Number of scenes for null-text inversion and RePaint.")] = 32,
+    cost_pairs: Annotated[int, typer.Option(min=1, help="Number of pairs for each cell of the table cost.")] = 4,
     depth_model: Annotated[
         str | None, typer.Option(help="Depth-conditioned Stable Diffusion, for the table depth and that mode of cost.")
     ] = None,
-    spec: Annotated[Path | None, typer.Option(help="Job spec whose models and runtime hold for all.")] = None,
+    spec: Annotated[Path | None, typer.Option(help="Job spec; its models and runtime apply to all jobs.")] = None,
     overrides: Set = None,
     local: Local = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score methods on scenes with truth, as the paper's tables do; goes on where it stopped."""
-    from typing import cast
-
+    """Score methods on scenes with truth, as the paper's tables do; resumes where it left off."""
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
-    from stereo_jobs.evaluate.methods import PROTOCOLS, Protocol
-    from stereo_jobs.evaluate.model_cache import KeptModels
-    from stereo_jobs.evaluate.tables.formats import markdown
-    from stereo_jobs.report.terminal import display
-    from stereo_jobs.run.driver import run as run_job
+    from stereo_jobs.evaluate.methods import PROTOCOLS, protocol_by_name
     from stereo_jobs.spec import spec_data
-    from stereo_jobs.workers.worker import load_pipeline
 
     options = Options(
         data=tuple(data or ()),
         toyscapes=toyscapes,
-        protocols=tuple(cast(Protocol, _one_of("protocol", name, PROTOCOLS)) for name in protocol or PROTOCOLS),
+        protocols=tuple(protocol_by_name(name) for name in protocol or PROTOCOLS),
         tables=tuple(table or (["methods"] if not sweep else ())),
         methods=tuple(method or ()),
         sweeps=tuple(sweep or ()),
@@ -291,23 +303,8 @@ def evaluate(
         cost_pairs=cost_pairs,
         depth_model=depth_model,
     )
-
-    load = KeptModels() if local else load_pipeline
-
-    def run_case(case: "JobSpec") -> None:
-        err.print(case.output, style="dim", markup=False)
-        with display(err, quiet=as_json) as watch:
-            run_job(case, local=local, load=load, watch=watch)
-
-    found = run_evaluation(output, spec_data(spec, overrides), options, run_case)
-    problems = [
-        {"of": key, "id": problem.id, "message": problem.message}
-        for key, listed in found.problems.items()
-        for problem in listed
-    ]
-    without = [f"without a score: {p['of']}: {p['id']}: {p['message']}" for p in problems]
-    lines = [*map(markdown, found.tables), *without, found.files[-1]]
-    _print({"files": found.files, "problems": problems}, lines, as_json)
+    base = spec_data(spec, overrides)
+    _print_evaluation(run_evaluation(output, base, options, _case_runner(local, quiet=as_json)), as_json)
 
 
 # --- On a cluster ---
@@ -315,43 +312,76 @@ def evaluate(
 
 @app.command()
 def render(
-    kind: Annotated[str, typer.Argument(help="kuberay, kuberay-cron, cronjob, ray-up or slurm.")],
+    kind: Annotated[LaunchKind, typer.Argument(help="Kind of launch file.")],
     spec: SpecPath,
     overrides: Set = None,
     *,
     image: Annotated[str | None, typer.Option(help="Container image with stereo-jobs; all but slurm need it.")] = None,
-    name: Annotated[str | None, typer.Option(help="Of the job or cluster.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job or cluster.")] = None,
     namespace: Annotated[str | None, typer.Option(help="Kubernetes namespace.")] = None,
-    schedule: Annotated[str | None, typer.Option(help="Five cron fields; new manifest files are taken in.")] = None,
-    time_zone: Annotated[str | None, typer.Option(help="Of the schedule.")] = None,
-    provider: Annotated[str | None, typer.Option(help="eks, gke or generic: whose node labels.")] = None,
-    gpu_type: Annotated[str | None, typer.Option(help="The label's value; for ray-up the AWS instance type.")] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Five cron fields; each scheduled run adds new manifest files.")
+    ] = None,
+    time_zone: Annotated[str | None, typer.Option(help="Time zone of the schedule.")] = None,
+    provider: Annotated[Provider | None, typer.Option(help="Cloud whose node labels select GPUs.")] = None,
+    gpu_type: Annotated[
+        str | None, typer.Option(help="Value of the GPU's node label; AWS instance type for ray-up.")
+    ] = None,
     gpus: Annotated[int | None, typer.Option(help="GPUs per worker; 0: CPU only.")] = None,
     cpus: Annotated[int | None, typer.Option(help="CPUs per worker.")] = None,
-    memory_gib: Annotated[int | None, typer.Option(help="Memory per worker.")] = None,
-    min_workers: Annotated[int | None, typer.Option(help="Workers always there.")] = None,
-    max_workers: Annotated[int | None, typer.Option(help="Never more workers; nodes, for slurm.")] = None,
-    spot: Annotated[bool | None, typer.Option(help="Workers on spot machines.")] = None,
+    memory_gib: Annotated[int | None, typer.Option(help="Memory per worker in GiB.")] = None,
+    min_workers: Annotated[int | None, typer.Option(help="Minimum number of workers.")] = None,
+    max_workers: Annotated[int | None, typer.Option(help="Maximum number of workers; of nodes for slurm.")] = None,
+    spot: Annotated[bool | None, typer.Option(help="Run workers on spot machines.")] = None,
     service_account: Annotated[str | None, typer.Option(help="Kubernetes service account of the pods.")] = None,
     env_secret: Annotated[
-        list[str] | None, typer.Option(help="Secret whose keys become variables; repeatable.")
+        list[str] | None, typer.Option(help="Kubernetes secret whose keys become environment variables; repeatable.")
     ] = None,
-    token_secret: Annotated[str | None, typer.Option(help="Secret with the cluster's token in auth_token.")] = None,
-    max_hours: Annotated[float | None, typer.Option(help="A run ends by then, in order.")] = None,
-    retries: Annotated[int | None, typer.Option(help="Fresh starts after a failure or interruption.")] = None,
-    ray_version: Annotated[str | None, typer.Option(help="In the image; as here if left out.")] = None,
-    kubectl_image: Annotated[str | None, typer.Option(help="With sh and kubectl, for cronjob.")] = None,
+    token_secret: Annotated[
+        str | None, typer.Option(help="Kubernetes secret with the cluster's token in auth_token.")
+    ] = None,
+    max_hours: Annotated[
+        float | None, typer.Option(help="Time limit of a run in hours; running shards finish before it.")
+    ] = None,
+    retries: Annotated[int | None, typer.Option(help="Restarts after a failure or an interruption.")] = None,
+    ray_version: Annotated[str | None, typer.Option(help="Ray version in the image; default: the one here.")] = None,
+    kubectl_image: Annotated[str | None, typer.Option(help="Image with sh and kubectl, for cronjob.")] = None,
     region: Annotated[str | None, typer.Option(help="AWS region, for ray-up.")] = None,
     instance_profile: Annotated[str | None, typer.Option(help="ARN of an IAM instance profile, for ray-up.")] = None,
     partition: Annotated[str | None, typer.Option(help="Slurm partition.")] = None,
     setup: Annotated[str | None, typer.Option(help="Shell line that puts stereo-jobs on PATH, for slurm.")] = None,
 ) -> None:
     """Print a launch file that runs SPEC on a cluster."""
-    options = {key: value for key, value in locals().items() if key not in ("spec", "overrides", "env_secret")}
     from stereo_jobs import launch
 
-    chosen = launch.make_options(**options, env_secrets=env_secret)
-    print(launch.render(str(spec), chosen, overrides or ()), end="")
+    options = launch.make_options(
+        kind=kind,
+        image=image,
+        name=name,
+        namespace=namespace,
+        schedule=schedule,
+        time_zone=time_zone,
+        provider=provider,
+        gpu_type=gpu_type,
+        gpus=gpus,
+        cpus=cpus,
+        memory_gib=memory_gib,
+        min_workers=min_workers,
+        max_workers=max_workers,
+        spot=spot,
+        service_account=service_account,
+        env_secrets=env_secret,
+        token_secret=token_secret,
+        max_hours=max_hours,
+        retries=retries,
+        ray_version=ray_version,
+        kubectl_image=kubectl_image,
+        region=region,
+        instance_profile=instance_profile,
+        partition=partition,
+        setup=setup,
+    )
+    print(launch.render(str(spec), options, overrides or ()), end="")
 
 
 @app.command()
@@ -361,15 +391,15 @@ def submit(
     *,
     address: Address,
     job_id: Annotated[
-        str | None, typer.Option("--id", help="Submission id; left out: made from what the job is.")
+        str | None, typer.Option("--id", help="Submission id; default: derived from the job, so that it runs once.")
     ] = None,
-    extend: Annotated[bool, typer.Option(help="Also make rows of manifest files that are new.")] = False,
+    extend: Extend = False,
     max_hours: MaxHours = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Print the id and come back at once.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Print the id and return at once.")] = False,
     log_format: LogFormat = None,
     as_json: AsJson = False,
 ) -> None:
-    """Run SPEC on a Ray cluster: follow its logs and exit as it does. A job that is under way is joined."""
+    """Run SPEC on an existing Ray cluster, or join it if it already runs; exit with the job's exit code."""
     from stereo_jobs.launch import submit as jobs
 
     with jobs.connect(address) as cluster:
@@ -383,12 +413,8 @@ def submit(
 
 
 @app.command()
-def stop(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="As `submit` printed it.")],
-    address: Address,
-    as_json: AsJson = False,
-) -> None:
-    """Stop a submitted job: running shards finish, and the next submission goes on."""
+def stop(job_id: JobId, address: Address, as_json: AsJson = False) -> None:
+    """Stop a submitted job: running shards finish; submit it again to resume."""
     from stereo_jobs.launch import submit as jobs
 
     with jobs.connect(address) as cluster:
@@ -398,9 +424,11 @@ def stop(
 
 @app.command("logs")
 def print_logs(
-    job_id: Annotated[str, typer.Argument(metavar="ID", help="As `submit` printed it.")],
+    job_id: JobId,
     address: Address,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends; then exit as it did.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Follow until the job ends; exit with its exit code.")
+    ] = False,
 ) -> None:
     """Print the logs of a submitted job."""
     from stereo_jobs.launch import submit as jobs
@@ -435,12 +463,12 @@ def spec(
 
 @manifest_app.command("build")
 def manifest_build(
-    source: Annotated[Path, typer.Argument(help=".txt, .csv, .jsonl, or a folder of images.")],
+    source: Annotated[Path, typer.Argument(help="File .txt, .csv or .jsonl, or a folder of images.")],
     target: Annotated[str, typer.Argument(help="Parquet file to write, local or s3://.")],
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a Parquet manifest."""
+    """Make a Parquet manifest from a text file, a table or a folder of images."""
     from stereo_jobs.data.build import build
     from stereo_jobs.spec import parse_storage
 
@@ -452,12 +480,12 @@ def manifest_build(
 def manifest_toyscapes(
     target: Annotated[str, typer.Argument(help="Parquet file to write, local or s3://.")],
     *,
-    rows: Annotated[int, typer.Option(help="How many scenes.")] = 100,
-    mode: Annotated[str, typer.Option(help="text, depth or image: which inputs the rows hold.")] = "image",
-    split: Annotated[str, typer.Option(help="train or test; no caption is in both.")] = "test",
-    level: Annotated[str | None, typer.Option(help="plain, structured or crowded; left out: a mix.")] = None,
-    start: Annotated[int, typer.Option(min=0, help="First seed.")] = 0,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the pictures.")] = "128x128",
+    rows: Annotated[int, typer.Option(help="Number of scenes.")] = 100,
+    mode: Annotated[ToyScapesMode, typer.Option(help="Mode whose inputs the rows hold.")] = "image",
+    split: Annotated[ToyScapesSplit, typer.Option(help="Split of the scenes; no caption is in both.")] = "test",
+    level: Annotated[ToyScapesLevel | None, typer.Option(help="Level of the scenes; default: a mix of all.")] = None,
+    start: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 0,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the images.")] = "128x128",
     with_disparity: Annotated[
         bool, typer.Option("--with-disparity", help="Give the true disparity to the method, too (mode image).")
     ] = False,
@@ -465,18 +493,16 @@ def manifest_toyscapes(
     as_json: AsJson = False,
 ) -> None:
     """Render small stereo scenes with exact truth as a manifest."""
-    from typing import cast
-
     from stereo_jobs.spec import parse_storage
-    from stereo_jobs.toyscapes import manifest, scenes
+    from stereo_jobs.toyscapes.manifest import write_manifest
 
-    manifest.write_manifest(
+    write_manifest(
         target,
         parse_storage(endpoint_url=endpoint_url),
         rows=rows,
-        mode=cast(manifest.Mode, _one_of("mode", mode, manifest.MODES)),
-        split=cast(scenes.Split, _one_of("split", split, scenes.SPLITS)),
-        level=cast("scenes.Level | None", level and _one_of("level", level, scenes.LEVELS)),
+        mode=mode,
+        split=split,
+        level=level,
         start=start,
         size=_size(size),
         with_disparity=with_disparity,
@@ -487,22 +513,9 @@ def manifest_toyscapes(
 # --- Helpers ---
 
 
-def _one_of(option: str, value: str, choices: tuple[str, ...]) -> str:
-    if value not in choices:
-        raise typer.BadParameter(f"{value!r} is not one of {', '.join(choices)}", param_hint=f"--{option}")
-    return value
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
-    if not match or min(size := (int(match[1]), int(match[2]))) < 32:
-        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT of at least 32x32", param_hint="--size")
-    return size
-
-
 def main() -> None:
-    """Entry point: the errors this package raises on purpose become one line and their exit code."""
-    # A run has its own handlers while it deals shards; before and after, SIGTERM is what Ctrl-C is.
+    """Entry point: an error that this package raises on purpose becomes one line and its exit code."""
+    # A run has its own handlers while it dispatches shards. Before and after, SIGTERM acts like Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
@@ -519,6 +532,18 @@ def main() -> None:
         sys.exit(StereoJobsError.exit_code)
     except KeyboardInterrupt:
         sys.exit(75)
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([0-9]{1,5})x([0-9]{1,5})", text.lower())
+    if not match or min(size := (int(match[1]), int(match[2]))) < 32:
+        raise typer.BadParameter(f"{text!r} is not WIDTHxHEIGHT of at least 32x32", param_hint="--size")
+    return size
+
+
+def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:
+    """Overrides of the spec, with --log-format as the last of them."""
+    return [*(overrides or ()), *([f"runtime.log_format={log_format}"] if log_format else [])]
 
 
 def _print(facts: dict[str, Any], lines: list[str], as_json: bool) -> None:
@@ -543,22 +568,30 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     storage = open_storage(output, settings)
     job = load_job(storage)
     if not job.plans:
-        raise StorageError(f"{storage.uri}: no job was ever planned here")
+        raise StorageError(
+            f"{storage.uri}: no job was ever planned here; check the path, or begin one: stereo-jobs run"
+        )
     return settings, storage, job
 
 
-def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> None:
-    """Print what the job prints, then exit as it did."""
-    try:
-        end = cluster.follow(job_id, lambda text: print(text, end="", flush=True, file=sys.stderr if as_json else None))
-    except KeyboardInterrupt:
-        err.print(f"the job goes on: stereo-jobs logs {job_id} --follow --address {address}", markup=False)
-        raise
-    if end.exit_code:
-        err.print(f"{job_id}: {end.message}", style="red", markup=False)
-    if as_json:
-        print(json.dumps({"id": job_id, "status": end.status, "exit_code": end.exit_code}))
-    raise typer.Exit(end.exit_code)
+def _run(
+    spec: "JobSpec",
+    *,
+    as_json: bool,
+    local: bool,
+    extend: bool = False,
+    retry: bool = False,
+    max_hours: float | None = None,
+) -> None:
+    """Run a job with its progress on stderr, then print its final status."""
+    from stereo_jobs.report.terminal import progress_display, status_lines
+    from stereo_jobs.run.driver import run as run_job
+
+    if spec.runtime.log_format == "json":
+        logs.configure("json")
+    with progress_display(err, quiet=as_json) as watch:
+        final = run_job(spec, local=local, extend=extend, retry=retry, max_hours=max_hours, watch=watch)
+    _print(final.as_json(), status_lines(final), as_json or logs.is_json())
 
 
 def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: float | None) -> "Estimate":
@@ -571,27 +604,51 @@ def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: 
     if status.complete:
         raise SpecError(f"{storage.uri}: every planned row is done, so there is nothing to estimate")
     newest = next(p for p in reversed(job.plans) if p.kind == "manifest")
+    measurement = measure_rows(spec, recipe, newest)
     share = spec.runtime.gpus_per_actor
-    rehearsal = measure_rows(spec, recipe, newest)
-    return estimate(rehearsal, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
+    return estimate(measurement, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
 
 
-def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:
-    return [*(overrides or ()), *([f"runtime.log_format={log_format}"] if log_format else [])]
-
-
-def _run(spec: "JobSpec", *, as_json: bool, **options: Any) -> None:
-    from stereo_jobs.report.terminal import display
+def _case_runner(local: bool, quiet: bool) -> "Callable[[JobSpec], None]":
+    """A function that runs one job of an evaluation, with its progress on stderr."""
+    from stereo_jobs.evaluate.model_cache import KeptModels
+    from stereo_jobs.report.terminal import progress_display
     from stereo_jobs.run.driver import run as run_job
+    from stereo_jobs.workers.worker import load_pipeline
 
-    if spec.runtime.log_format == "json":
-        logs.configure("json")
-    with display(err, quiet=as_json) as watch:
-        final = run_job(spec, watch=watch, **options)
-    _print_status(final, as_json or logs.is_json())
+    load = KeptModels() if local else load_pipeline
+
+    def run_case(case: "JobSpec") -> None:
+        err.print(case.output, style="dim", markup=False)
+        with progress_display(err, quiet=quiet) as watch:
+            run_job(case, local=local, load=load, watch=watch)
+
+    return run_case
 
 
-def _print_status(status: "Status", as_json: bool) -> None:
-    from stereo_jobs.report.terminal import status_lines
+def _print_evaluation(found: "Evaluation", as_json: bool) -> None:
+    """All tables, the scenes without a score, and where the summary is."""
+    from stereo_jobs.evaluate.tables.formats import markdown
 
-    _print(status.as_json(), status_lines(status), as_json)
+    problems = [
+        {"of": key, "id": problem.id, "message": problem.message}
+        for key, listed in found.problems.items()
+        for problem in listed
+    ]
+    unscored = [f"without a score: {p['of']}: {p['id']}: {p['message']}" for p in problems]
+    lines = [*map(markdown, found.tables), *unscored, found.files[-1]]
+    _print({"files": found.files, "problems": problems}, lines, as_json)
+
+
+def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> None:
+    """Print what the job prints, then exit with its exit code."""
+    try:
+        end = cluster.follow(job_id, lambda text: print(text, end="", flush=True, file=sys.stderr if as_json else None))
+    except KeyboardInterrupt:
+        err.print(f"the job still runs: stereo-jobs logs {job_id} --follow --address {address}", markup=False)
+        raise
+    if end.exit_code:
+        err.print(f"{job_id}: {end.message}", style="red", markup=False)
+    if as_json:
+        print(json.dumps({"id": job_id, "status": end.status, "exit_code": end.exit_code}))
+    raise typer.Exit(end.exit_code)

@@ -7,11 +7,16 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import yaml
 
+from stereo_jobs import cli
+from stereo_jobs.launch.options import KINDS, LaunchOptions
 from stereo_jobs.run import driver
+from stereo_jobs.toyscapes.manifest import Mode
+from stereo_jobs.toyscapes.scenes import Level, Split
 from tests import standin
 from tests.conftest import REPOSITORY
 from tests.seaweed import SECRET_KEY
@@ -88,6 +93,31 @@ def test_the_schema_is_json(stereo_jobs):
     code, out, _ = stereo_jobs("spec", "--schema")
     assert code == 0
     assert "recipe" in json.loads(out)["properties"]
+
+
+def test_choices_of_the_command_line_are_those_of_the_package():
+    assert get_args(cli.LaunchKind) == KINDS
+    assert cli.Provider == LaunchOptions.model_fields["provider"].annotation
+    assert (cli.ToyScapesMode, cli.ToyScapesSplit, cli.ToyScapesLevel) == (Mode, Split, Level)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("manifest", "toyscapes", "x.parquet", "--mode", "nope"),
+        ("manifest", "toyscapes", "x.parquet", "--split", "nope"),
+        ("manifest", "toyscapes", "x.parquet", "--level", "nope"),
+        ("evaluate", "out", "--toyscapes", "1", "--protocol", "nope"),
+        ("render", "nope", "job.yaml"),
+        ("render", "kuberay", "job.yaml", "--provider", "nope"),
+    ],
+)
+def test_a_wrong_choice_exits_2_and_names_the_choices(stereo_jobs, words):
+    code, out, err = stereo_jobs(*words)
+    assert (code, out) == (2, "")
+    choices = {"--mode": "depth", "--split": "train", "--level": "crowded", "--protocol": "metric", "--provider": "eks"}
+    assert "nope" in err
+    assert next((choices[word] for word in words if word in choices), "slurm") in err
 
 
 def test_spec_prints_what_it_understood(stereo_jobs, spec_file):

@@ -1,4 +1,4 @@
-"""What is compared: methods of Table 1, techniques of Table 2, single switches, by the names that tables use."""
+"""The catalogue of compared methods: Tables 1 and 2 of the paper and single switches, by their names in tables."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from stereo_jobs.stereo.config import MethodConfig
 Protocol = Literal["paper", "metric"]
 PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 GEOMETRY = {"paper": "relative", "metric": "metric"}
-"""A protocol is a geometry: min-max normalised disparity times 8 % of the width, or true pixels."""
+"""The geometry of each protocol: min-max normalised disparity times 8 % of the width, or disparity in true pixels."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class Method:
     """One row of a table.
 
     Attributes:
-        name: unique.
-        switches: of MethodConfig, without its geometry.
-        disparity: which one it is given: the true one, or none, so that it is estimated.
-        slow: takes hundreds of U-Net evaluations or more a pair, and sees fewer scenes.
-        folder: where another program's right views are.
+        name: unique name.
+        switches: fields of MethodConfig, except its geometry.
+        disparity: whether it is given the true disparity or estimates its own.
+        slow: whether a pair takes hundreds of U-Net evaluations or more; slow methods run on fewer scenes.
+        folder: folder of another program's right views; None for our own methods.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Method:
     folder: str | None = None
 
     def of(self, name: str, **switches: Any) -> "Method":
-        """The same with other switches, as `<this name>, <name>`."""
+        """This method with other switches, named `<this name>, <name>`."""
         slow = self.slow and switches.get("inversion", "null_text") == "null_text"
         return Method(f"{self.name}, {name}", {**self.switches, **switches}, self.disparity, slow)
 
     def estimated(self) -> "Method":
-        """The same on estimated disparity ("pseudo" in the paper)."""
+        """This method on estimated disparity ("pseudo" in the paper)."""
         return Method(f"{self.name}, estimated disparity", self.switches, "estimated", self.slow)
 
 
@@ -54,7 +54,7 @@ PAPER = Method("stereodiffusion", {"preset": "official"}, slow=True)
 BEST = Method("best")
 
 METHODS = (*_BASELINES.values(), REPAINT, PAPER, PAPER.estimated(), BEST, BEST.estimated())
-"""Table 1, with `identity` for reference and our preset."""
+"""Table 1, and besides it `identity` for reference and our preset `best`."""
 
 _PLAIN = PAPER.of("no technique", attention="off", recopy_interval=0)
 TECHNIQUES: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
@@ -69,13 +69,13 @@ TECHNIQUES: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
         (PAPER.estimated(), (True, True, False)),
     )
 }
-"""Table 2, in its order: method, and whether it modifies attention, has SPSMD, has deblur."""
+"""Table 2, in its order: each method, and whether it uses modified attention, SPSMD and deblur."""
 
 _OFFICIAL = Method("official", {"preset": "official", "inversion": "direct"})
 SWITCHES = (
     *_BASELINES.values(),
     *(method.of("sub-pixel", warp="subpixel") for method in _BASELINES.values() if method.name != "identity"),
-    # The published arithmetic, and each of our choices alone on top of it. The inversion is ours in all but the first.
+    # The published arithmetic, then each of our choices alone on top of it. All but the first use our inversion.
     PAPER,
     _OFFICIAL,
     _OFFICIAL.of("ddim inversion", inversion="ddim"),
@@ -89,7 +89,7 @@ SWITCHES = (
     _OFFICIAL.of("background", fill="background"),
     _OFFICIAL.of("composite", composite=True),
     _OFFICIAL.of("dpm++ 20", scheduler="dpm++", steps=20),
-    # Ours, and each choice taken back alone.
+    # Our preset, then each of its choices alone undone.
     BEST,
     BEST.estimated(),
     BEST.of("attention off", attention="off"),
@@ -105,11 +105,11 @@ SWITCHES = (
     BEST.of("shift at 0.2", shift_step=0.2),
     BEST.of("shift at 0.6", shift_step=0.6),
     BEST.of("shift at 0.8", shift_step=0.8),
-    BEST.of("strength 0", shift_step=0.96),  # one step: all but what it begins with
+    BEST.of("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
     BEST.estimated().of("edges 0", edge_px=0),
     BEST.of("dpm++ 20", scheduler="dpm++", steps=20),
 )
-"""Our own switches, one at a time."""
+"""Ablations: our switches, one at a time."""
 
 _TWO_PASS = BEST.of("two pass", two_pass=True)
 DEPTH = (
@@ -122,7 +122,7 @@ DEPTH = (
     _OFFICIAL.of("warped condition", warp_condition=True),
     _OFFICIAL.of("two pass", two_pass=True),
 )
-"""Switches of depth mode alone (the paper's Fig. 7), and attention."""
+"""Switches that only depth mode has (the paper's Fig. 7), and attention."""
 
 COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, BEST)
 """Table 3."""
@@ -137,7 +137,7 @@ TABLES: dict[str, tuple[Method, ...]] = {
 
 
 def folders(texts: Sequence[str]) -> list[Method]:
-    """Methods whose right views lie in folders, from `NAME=DIR`; files are named by row id. Raises SpecError."""
+    """Methods whose right views another program made, from `NAME=DIR`; files are named by row id. Raises SpecError."""
     found = []
     for text in texts:
         name, separator, folder = text.partition("=")
@@ -148,7 +148,7 @@ def folders(texts: Sequence[str]) -> list[Method]:
 
 
 def sweep(text: str, base: Method) -> list[Method]:
-    """A method at each value of one switch, from `FIELD=VALUE,VALUE,...` (Fig. 3). Raises SpecError."""
+    """Variants of a method, one for each value of a switch, from `FIELD=VALUE,VALUE,...` (Fig. 3). Raises SpecError."""
     name, separator, values = text.partition("=")
     name = name.strip()
     if not separator or name not in MethodConfig.model_fields or name in ("preset", "geometry"):
@@ -165,13 +165,21 @@ def sweep(text: str, base: Method) -> list[Method]:
 
 
 def chosen(table: str, names: Sequence[str]) -> list[Method]:
-    """The methods of a table, or those of them that are named."""
+    """The methods of a table; with `names`, only those."""
     return [method for method in TABLES[table] if not names or method.name in names]
 
 
 def by_name(name: str) -> Method:
-    """A method of any table. Raises SpecError."""
+    """The method of this name in any table. Raises SpecError."""
     known = {method.name: method for methods in TABLES.values() for method in methods}
     if name not in known:
         raise SpecError(f"method {name!r}: not known; there are: {'; '.join(known)}")
     return known[name]
+
+
+def protocol_by_name(name: str) -> Protocol:
+    """The protocol of this name. Raises SpecError."""
+    for protocol in PROTOCOLS:
+        if protocol == name:
+            return protocol
+    raise SpecError(f"protocol {name!r}: not known; there are: {', '.join(PROTOCOLS)}")

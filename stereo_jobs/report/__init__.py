@@ -1,1 +1,9 @@
-"""What was made, for people to look at."""
+"""What people see of a job: its progress on a terminal, and a page about its dataset.
+
+| module | what it does |
+|---|---|
+| `terminal` | progress of a run, status and estimate, as a live line or as plain text |
+| `page` | one HTML page and one JSON file about a dataset |
+| `statistics` | distributions of columns, worst and best pairs |
+| `columns` | reads columns, rows and errors of a dataset from its shards |
+"""

@@ -1,4 +1,4 @@
-"""The scalar columns of a dataset, from its shards: no image is read, let alone decoded."""
+"""Reads a dataset's scalar columns, single rows and errors from its shards; images only where they are asked for."""
 
 import bisect
 import itertools
@@ -16,15 +16,15 @@ from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.records import IMAGE_COLUMNS, RowError
 
 SHARD, POSITION = "shard", "position"
-"""Columns added to those of the data: where a row stands, for `read_rows`."""
+"""Columns added to the data: a row's index into `shard_keys` and its position in that shard, for `read_rows`."""
 
 
 def read_scalars(storage: Storage, most_rows: int | None = None) -> pa.Table:
     """All columns but images of all committed pairs, with `shard` (an index into `shard_keys`) and `position`.
 
     Args:
-        storage: of the output.
-        most_rows: where there are more, only every n-th shard is read, so that about these are.
+        storage: the storage of the output.
+        most_rows: a larger dataset is sampled: only every n-th shard is read, about this many rows in all.
     """
     keys = shard_keys(storage)
     wanted = range(len(keys))
@@ -39,12 +39,18 @@ def read_scalars(storage: Storage, most_rows: int | None = None) -> pa.Table:
 
 
 def shard_keys(storage: Storage) -> list[ShardKey]:
-    """Committed shards, in order."""
+    """The keys of all committed shards, in order."""
     return sorted(committed(storage)[0])
 
 
 def read_rows(storage: Storage, places: Sequence[tuple[int, int]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Single rows, images and all, by their shard and position, in the order of `places`."""
+    """Single rows, in the order of `places`.
+
+    Args:
+        storage: the storage of the output.
+        places: shard (an index into `shard_keys`) and position of each row.
+        columns: names of the columns to read, which may hold images.
+    """
     keys = shard_keys(storage)
     for shard, listed in itertools.groupby(places, lambda place: place[0]):
         filesystem, path = storage.for_pyarrow(layout.data(keys[shard]))
@@ -62,7 +68,7 @@ def _rows_at(file: pq.ParquetFile, positions: Sequence[int], columns: Sequence[s
 
 
 def read_errors(storage: Storage) -> list[RowError]:
-    """All failed rows, in the order of their shards; of a row that was retried, each failure."""
+    """All failed rows, in the order of their shards; a row that failed again in a retry is listed each time."""
     return [error for _, errors in failed_rows(storage, keys_with_errors(storage)) for error in errors]
 
 

@@ -25,23 +25,23 @@ from stereo_jobs.report.statistics import Distribution, distribution, distributi
 from stereo_jobs.views import anaglyph
 
 MOST_ROWS = 1_000_000
-"""Of larger datasets, evenly spaced shards are read: distributions are estimates then, verdicts stay exact."""
+"""Larger datasets are sampled by evenly spaced shards: then distributions are estimates, while verdicts stay exact."""
 DECODED_PAIRS = 256
-"""Pairs whose disparities and holes are decoded; evenly spaced."""
+"""Maximum number of pairs whose disparities and holes are decoded; they are evenly spaced."""
 ENDS = 6
-"""Worst and best pairs that are shown."""
+"""Number of worst pairs, and of best pairs, on the page."""
 
 _COLUMNS = ["id", "prompt", "seed", "scale_percent", "left", "right", "disparity", "mask_hole_right"]
 
 
 def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, str]:
-    """Write page and JSON below the output; returns their URIs.
+    """Write the page and the JSON file below the output; returns their URIs.
 
     Args:
-        storage: of the output.
-        job: its plans; the recipe has the thresholds.
+        storage: the storage of the output.
+        job: the plans of the output; their recipe has the thresholds.
         status: counts and verdicts.
-        pairs: how many of the first pairs are shown.
+        pairs: the number of pairs to show, from the first on.
     """
     scalars = read_scalars(storage, MOST_ROWS)
     quality = QualityConfig.model_validate(job.plans[0].recipe["quality"])
@@ -87,7 +87,7 @@ def _places(scalars: pa.Table, indices: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def _decoded(storage: Storage, scalars: pa.Table, with_holes: bool) -> tuple[Distribution | None, Distribution | None]:
-    """Disparities in pixels of evenly spaced pairs, and shares of holes where no column has them."""
+    """Distributions of evenly spaced pairs: disparities in pixels, and hole shares where no column has them."""
     chosen = sorted({int(i) for i in np.linspace(0, len(scalars) - 1, min(DECODED_PAIRS, len(scalars)))})
     pixels: list[NDArray[np.float32]] = []
     holes: list[float] = []
@@ -97,11 +97,10 @@ def _decoded(storage: Storage, scalars: pa.Table, with_holes: bool) -> tuple[Dis
         pixels.append(disparity[:: max(1, disparity.size // 10_000)])
         if with_holes:
             holes.append(float((_pixels(row["mask_hole_right"]["bytes"]) > 0).mean()))
-    if not pixels:
-        return None, None
-    return distribution("disparity", np.concatenate(pixels)), distribution(
-        "hole_share", np.array(holes)
-    ) if holes else None
+    return (
+        distribution("disparity", np.concatenate(pixels)) if pixels else None,
+        distribution("hole_share", np.array(holes)) if holes else None,
+    )
 
 
 def _ends(scalars: pa.Table, column: str, indices: Sequence[int]) -> list[dict[str, Any]]:
@@ -112,7 +111,7 @@ def _ends(scalars: pa.Table, column: str, indices: Sequence[int]) -> list[dict[s
 def _entries(
     storage: Storage, scalars: pa.Table, indices: Sequence[int], column: str | None = None
 ) -> list[dict[str, Any]]:
-    """Rows as the page shows them, with one value of theirs."""
+    """Rows as the template takes them, each with its value of `column` as a note."""
     values = numbers(scalars, column) if column else None
     rows = read_rows(storage, _places(scalars, indices), _COLUMNS)
     why = scalars["reject_reason"] if "reject_reason" in scalars.column_names else None
@@ -147,7 +146,7 @@ def _entry(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def colour(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Disparity as H,W,3 uint8: dark blue is far, yellow is near."""
+    """Disparity H,W as a picture H,W,3 uint8: dark blue is far, yellow is near."""
     low, high = float(disparity.min()), float(disparity.max())
     near = (disparity - low) / (high - low) if high > low else np.zeros_like(disparity)
     stops = np.array([[30, 20, 90], [30, 120, 160], [80, 190, 110], [250, 230, 60]])

@@ -15,28 +15,28 @@ from stereo_jobs.records import QUALITY_PREFIX
 BINS = 32
 TRUE_PREFIX = "true_"
 OTHERS = ("left_psnr", "scale_percent", "unet_evaluations", "run_seconds")
-"""Columns that are shown beside the metrics."""
+"""Columns shown besides the metrics."""
 
 RANKINGS = (("true_lpips", False), ("qc_raw_backwarp_lpips", False), ("qc_backwarp_lpips", False), ("qc_siou", True))
-"""What pairs are ranked by, the first that a dataset has; whether larger is better."""
+"""Columns to rank pairs by, and whether larger is better; the first one that a dataset has is used."""
 
 _NOT_OF_THE_COLUMN = {"max_bad_2"}
-"""Thresholds on something else than the column that they sound like: this one is beyond the control."""
+"""Thresholds on something other than the column of their name: this one limits the excess over the control."""
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """Values of one column.
+    """How the values of one column are distributed.
 
     Attributes:
-        name: of the column.
-        count: of values; null and NaN do not count.
-        mean: of all values, as the next two.
-        smallest: likewise.
-        largest: likewise.
-        quantiles: at 5, 25, 50, 75 and 95 %.
-        edges: of `bins`, ascending; values beyond the outer ones count in the outermost bins.
-        bins: how many values lie in each.
+        name: the column.
+        count: number of finite values; only these are counted below.
+        mean: mean of all values.
+        smallest: smallest value.
+        largest: largest value.
+        quantiles: quantiles at 5, 25, 50, 75 and 95 %.
+        edges: ascending edges of `bins`; values beyond the outer edges are counted in the outermost bins.
+        bins: number of values in each bin.
         limits: thresholds of quality control on this column.
     """
 
@@ -52,7 +52,7 @@ class Distribution:
 
 
 def distribution(name: str, values: NDArray[np.floating], limits: tuple[float, ...] = ()) -> Distribution | None:
-    """The distribution of finite values; None without any. The outer 0.5 % do not stretch the bins."""
+    """The distribution of the finite values; None if there are none. The outer 0.5 % do not widen the bins."""
     known = values[np.isfinite(values)].astype(np.float64)
     if not len(known):
         return None
@@ -74,16 +74,16 @@ def distribution(name: str, values: NDArray[np.floating], limits: tuple[float, .
 
 
 def distributions(scalars: pa.Table, quality: QualityConfig) -> list[Distribution]:
-    """Of every metric that the dataset has, in the order of its columns, with the thresholds that stand on it."""
+    """Distributions of every metric of the dataset, in the order of its columns, with their thresholds."""
     names = [n for n in scalars.column_names if n.startswith((QUALITY_PREFIX, TRUE_PREFIX)) or n in OTHERS]
     found = (distribution(name, numbers(scalars, name), limits_of(name, quality)) for name in names)
     return [each for each in found if each is not None]
 
 
 def limits_of(column: str, quality: QualityConfig) -> tuple[float, ...]:
-    """Thresholds of a column: fields are called after what they limit, `min_siou` after `qc_siou`.
+    """Thresholds of a column. Fields are named after the column they limit: `min_siou` limits `qc_siou`.
 
-    `min_clip` limits both views.
+    `min_clip` limits the columns of both views.
     """
     metric = column.removeprefix(QUALITY_PREFIX).removesuffix("_left").removesuffix("_right")
     fields = (f"{side}_{metric}" for side in ("min", "max"))
@@ -92,7 +92,7 @@ def limits_of(column: str, quality: QualityConfig) -> tuple[float, ...]:
 
 
 def numbers(scalars: pa.Table, column: str) -> NDArray[np.float64]:
-    """A column as float64, null as NaN; empty where the dataset has no such column."""
+    """A column as float64, null as NaN; empty if the dataset has no such column."""
     if column not in scalars.column_names:
         return np.empty(0)
     return np.asarray(pc.cast(scalars[column], pa.float64()).to_numpy(zero_copy_only=False), np.float64)
@@ -103,9 +103,9 @@ class Ranking:
     """The pairs at both ends of a column.
 
     Attributes:
-        column: which they are ranked by.
+        column: the column that pairs are ranked by.
         worst: indices of rows, the worst first.
-        best: likewise, the best first.
+        best: indices of rows, the best first.
     """
 
     column: str
@@ -114,7 +114,7 @@ class Ranking:
 
 
 def rank(scalars: pa.Table, count: int) -> Ranking | None:
-    """The `count` worst and best pairs, no pair in both; None where no column of `RANKINGS` has a value."""
+    """The `count` worst and best pairs, no pair in both; None if no column of `RANKINGS` has a value."""
     for column, larger_is_better in RANKINGS:
         values = numbers(scalars, column)
         known = np.flatnonzero(np.isfinite(values))
@@ -127,7 +127,7 @@ def rank(scalars: pa.Table, count: int) -> Ranking | None:
 
 
 def reasons(scalars: pa.Table) -> Mapping[str, list[Any]]:
-    """Ids of rejected pairs that are in the data, by `reject_reason`."""
+    """Ids of the rejected pairs in the data, by `reject_reason`."""
     found: dict[str, list[Any]] = {}
     if "reject_reason" in scalars.column_names:
         rejected = scalars.filter(pc.is_valid(scalars["reject_reason"]))

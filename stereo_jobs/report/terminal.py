@@ -1,4 +1,4 @@
-"""How a run shows itself: a live line on a terminal, plain lines now and then in a pipe, log lines as JSON."""
+"""What a terminal shows of a job: a live line, or plain lines in a pipe, or JSON log lines."""
 
 import logging
 import time
@@ -19,73 +19,88 @@ if TYPE_CHECKING:
     from stereo_jobs.output.progress import Status
     from stereo_jobs.output.watch import OutputSnapshot
     from stereo_jobs.run.driver import RunProgress
-    from stereo_jobs.run.estimate import Estimate
+    from stereo_jobs.run.estimate import Estimate, Measurement
 
 log = logging.getLogger(__name__)
 
 PLAIN_EVERY_S = 15.0
+"""Seconds between two lines of progress where there is no terminal."""
 
 
 @contextmanager
-def display(console: Console, quiet: bool = False) -> "Iterator[Callable[[RunProgress], None]]":
-    """A function to call with every tick of the driver."""
+def progress_display(console: Console, quiet: bool = False) -> "Iterator[Callable[[RunProgress], None]]":
+    """A function for the driver to call with its progress.
+
+    On a terminal it updates one live line. Elsewhere it prints a line every `PLAIN_EVERY_S` seconds; where logs are
+    JSON, it logs one instead.
+
+    Args:
+        console: where to print.
+        quiet: print nothing.
+    """
     if quiet:
-        yield lambda tick: None
+        yield lambda progress: None
     elif console.is_terminal and not logs.is_json():
         with Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=console) as bar:
             task = bar.add_task("loading models", total=None)
-            yield lambda tick: bar.update(task, completed=tick.done, total=tick.planned, description=_line(tick))
+            yield lambda progress: bar.update(
+                task, completed=progress.done, total=progress.planned, description=_progress_line(progress)
+            )
     else:
         last = 0.0
 
-        def print_plainly(tick: "RunProgress") -> None:
+        def print_sometimes(progress: "RunProgress") -> None:
             nonlocal last
             if time.monotonic() - last >= PLAIN_EVERY_S:
                 last = time.monotonic()
                 if logs.is_json():
-                    log.info(_line(tick), extra=vars(tick))
+                    log.info(_progress_line(progress), extra=vars(progress))
                 else:
-                    console.print(_line(tick), markup=False)
+                    console.print(_progress_line(progress), markup=False)
 
-        yield print_plainly
+        yield print_sometimes
 
 
 @contextmanager
-def board(console: Console) -> "Iterator[Callable[[OutputSnapshot], None]]":
-    """A function to call with every sight of a watched job: a live view, or in a pipe lines where they differ."""
+def watch_display(console: Console) -> "Iterator[Callable[[OutputSnapshot], None]]":
+    """A function to call with every snapshot of a watched job.
+
+    On a terminal it updates a live view. Elsewhere it prints the lines that differ from those of the last snapshot.
+    """
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
 
-            def show(sight: "OutputSnapshot") -> None:
-                done, planned = sight.status.shards_done, sight.status.shards_planned
-                lines = Text("\n".join(snapshot_lines(sight)))
+            def show(snapshot: "OutputSnapshot") -> None:
+                done, planned = snapshot.status.shards_done, snapshot.status.shards_planned
+                lines = Text("\n".join(snapshot_lines(snapshot)))
                 live.update(Group(ProgressBar(planned, done, width=60), lines), refresh=True)
 
             yield show
     else:
         shown: list[str] = []
 
-        def print_news(sight: "OutputSnapshot") -> None:
-            lines = snapshot_lines(sight)
+        def print_changes(snapshot: "OutputSnapshot") -> None:
+            lines = snapshot_lines(snapshot)
             for line in lines:
                 if line not in shown:
                     console.print(line, markup=False)
             shown[:] = lines
 
-        yield print_news
+        yield print_changes
 
 
-def snapshot_lines(sight: "OutputSnapshot") -> list[str]:
-    """What one look at a job shows, for people."""
-    lines = status_lines(sight.status)
-    if sight.pace:
-        pace = f"{sight.pace.pairs_per_s:.2f} pairs/s, {_workers(sight.pace.workers)}, ETA {_eta(sight.pace.eta_s)}"
-        lines.append(f"{pace}, as its run said at {sight.pace.at}")
-    return [*lines, f"{sight.state}: {sight.note}"] if sight.note else lines
+def snapshot_lines(snapshot: "OutputSnapshot") -> list[str]:
+    """A snapshot of an output as lines of text."""
+    lines = status_lines(snapshot.status)
+    throughput = snapshot.pace
+    if throughput:
+        speed = f"{throughput.pairs_per_s:.2f} pairs/s, {_workers(throughput.workers)}, ETA {_eta(throughput.eta_s)}"
+        lines.append(f"{speed}, as its run said at {throughput.at}")
+    return [*lines, f"{snapshot.state}: {snapshot.note}"] if snapshot.note else lines
 
 
 def status_lines(status: "Status") -> list[str]:
-    """How far a job is, for people."""
+    """The status of a job as lines of text."""
     state = "done" if status.complete else "not done"
     lines = [
         f"{state}: {status.succeeded} of {status.planned} pairs, {status.failed} failed, "
@@ -98,41 +113,45 @@ def status_lines(status: "Status") -> list[str]:
         lines.append(f"{accepted}; rejected for: {reasons}" if reasons else accepted)
     if status.wasted_seconds:
         lines.append(
-            f"wasted: {status.wasted_seconds:.0f} s of workers at shards that were lost or left, beside "
-            f"{status.seconds:.0f} s at those that were made"
+            f"wasted: {status.wasted_seconds:.0f} worker seconds on shards that were lost or abandoned, "
+            f"besides {status.seconds:.0f} s on finished ones"
         )
     return lines
 
 
 def estimate_table(estimate: "Estimate") -> Table:
-    """An estimate, and what it rests on."""
-    seen = estimate.rehearsal
-    spread = f"{seen.fastest_batch_s:.1f} to {seen.slowest_batch_s:.1f} s a batch of {seen.batch_size}"
-    each = ", ".join(f"{stage} {seconds / seen.pairs:.2f}" for stage, seconds in seen.stages.items())
-    memory = f"{_size(seen.rss_bytes)} of the machine"
-    if seen.gpu_bytes is not None and seen.gpu_total_bytes is not None:
-        memory = f"{_size(seen.gpu_bytes)} of the GPU's {_size(seen.gpu_total_bytes)}, {memory}"
+    """An estimate and the measurement that it is based on, as a table of names and values."""
+    measured = estimate.rehearsal
+    each = ", ".join(f"{stage} {seconds / measured.pairs:.2f}" for stage, seconds in measured.stages.items())
     limit = "the models" if estimate.slowest == "generate" else f"{estimate.slowest}: the GPU waits for it"
-    failed = ", ".join(f"{count} {error_type}" for error_type, count in seen.failures.items())
+    spread = f"{measured.fastest_batch_s:.1f} to {measured.slowest_batch_s:.1f} s a batch of {measured.batch_size}"
+    failed = ", ".join(f"{count} {error_type}" for error_type, count in measured.failures.items())
     rows = [
-        ("measured on", f"{seen.device}, {seen.pairs} pairs, {spread}"),
+        ("measured on", f"{measured.device}, {measured.pairs} pairs, {spread}"),
         *([("rows failed", failed)] if failed else []),
         ("seconds a pair", f"{each}; limited by {limit}"),
-        ("peak memory", memory),
+        ("peak memory", _memory(measured)),
         ("to make", f"{estimate.pairs:,} pairs in {estimate.shards:,} shards, {_size(estimate.bytes)}"),
         ("speed", f"{estimate.pairs_per_s:.2f} pairs/s on {estimate.gpus} GPU" + "s" * (estimate.gpus != 1)),
-        ("wall time", f"{duration(estimate.wall_s)}, {seen.load_s:.0f} s of it to load the models"),
+        ("wall time", f"{duration(estimate.wall_s)}, {measured.load_s:.0f} s of it to load the models"),
         ("GPU-hours", f"{estimate.gpu_hours:,.2f}"),
     ]
     if estimate.dollars is not None:
         rate = f"${estimate.dollars_per_1000_pairs:,.2f} per 1,000 pairs"
         rows.append(("cost", f"${estimate.dollars:,.2f}, {rate}, at ${estimate.price_per_hour:g} a GPU-hour"))
-    if seen.device == "cpu":
-        rows.append(("note", "measured without a GPU: read CPU for GPU, and measure again on the machine you will pay"))
+    if measured.device == "cpu":
+        rows.append(("note", "measured without a GPU: GPU means CPU above; measure again on the machine you will use"))
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _memory(measured: "Measurement") -> str:
+    machine = f"{_size(measured.rss_bytes)} of the machine"
+    if measured.gpu_bytes is None or measured.gpu_total_bytes is None:
+        return machine
+    return f"{_size(measured.gpu_bytes)} of the GPU's {_size(measured.gpu_total_bytes)}, {machine}"
 
 
 def _size(count: float) -> str:
@@ -143,9 +162,10 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _line(tick: "RunProgress") -> str:
-    speed = f"{tick.pairs_per_s:.2f} pairs/s  ETA {_eta(tick.eta_s)}"
-    return f"{tick.done:,}/{tick.planned:,} pairs  {speed}  {tick.failed:,} failed  {_workers(tick.workers)}"
+def _progress_line(progress: "RunProgress") -> str:
+    speed = f"{progress.pairs_per_s:.2f} pairs/s  ETA {_eta(progress.eta_s)}"
+    workers = _workers(progress.workers)
+    return f"{progress.done:,}/{progress.planned:,} pairs  {speed}  {progress.failed:,} failed  {workers}"
 
 
 def _eta(seconds: float | None) -> str:
@@ -157,7 +177,7 @@ def _workers(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As minutes:seconds or hours:minutes:seconds."""
+    """Seconds as minutes:seconds or hours:minutes:seconds."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
