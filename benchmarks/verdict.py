@@ -22,8 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
-from stereo_jobs.evaluate.datasets import Scene as DatasetScene
-from stereo_jobs.evaluate.datasets import open_dataset
+from stereo_jobs.evaluate.datasets import TruthScene, open_dataset
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.config import QualityConfig
@@ -173,7 +172,7 @@ def measured(meter: Meter, split: Split, scenes: int, size: int, first: int = 0)
     return results
 
 
-def of_scene(scene: DatasetScene) -> Labelled:
+def of_scene(scene: TruthScene) -> Labelled:
     """A camera's pair with its true disparity; what is hidden follows from it."""
     warp = forward_warp(fill_sparse(torch.from_numpy(scene.disparity)[None]), torch.ones(1), subpixel=True)
     return Labelled(scene.left, scene.right, scene.disparity, warp.visible[0].numpy(), ~warp.filled[0].numpy())

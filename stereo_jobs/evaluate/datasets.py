@@ -1,4 +1,4 @@
-"""Stereo scenes with truth: Middlebury 2014 and KITTI 2015 as their authors lay them out, ToyScapes as rendered."""
+"""Stereo scenes with truth: Middlebury 2014 and KITTI 2015 in their authors' layouts, and rendered ToyScapes."""
 
 import zipfile
 import zlib
@@ -26,14 +26,22 @@ _MAX_PIXELS = 200_000_000
 
 
 class DatasetError(StereoJobsError):
-    """A data set's folder lacks what its layout promises; names the file and the remedy."""
+    """A data set, or one of its scenes, cannot be used; the message names the file and the remedy."""
 
     exit_code = 2
 
 
 @dataclass(frozen=True)
-class Scene:
-    """A stereo pair with true disparity of the left view, H,W float32 pixels, NaN where it is unknown."""
+class TruthScene:
+    """A stereo pair as a data set has it, with the true disparity of its left view.
+
+    Attributes:
+        id: its name, unique in the data set.
+        left: left view, H,W,3 uint8.
+        right: right view, H,W,3 uint8.
+        disparity: H,W float32 pixels of the left view; NaN where it is unknown.
+        level: level of a ToyScape; None for photos.
+    """
 
     id: str
     left: Image
@@ -43,12 +51,16 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A scene as the methods see it: one size, and a complete disparity in its pixels.
+class PreparedScene:
+    """A scene as the methods are given it: square, all of one size, with a complete disparity in its pixels.
 
     Attributes:
-        disparity: without gaps.
-        true_disparity: the same, NaN where unknown.
+        id: its name, unique in the data set.
+        left: left view, S,S,3 uint8.
+        right: right view, S,S,3 uint8.
+        disparity: S,S float32 pixels of the left view, gaps filled.
+        true_disparity: the same disparity, NaN where it is unknown.
+        level: level of a ToyScape; None for photos.
     """
 
     id: str
@@ -60,7 +72,7 @@ class Prepared:
 
 
 class Problem(NamedTuple):
-    """A scene that cannot be scored, and why: data, so that the others are."""
+    """A scene that cannot be scored, and why. It is data, not an exception, so that the other scenes are scored."""
 
     id: str
     message: str
@@ -68,22 +80,22 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Scenes under one name.
+    """A named, ordered set of scenes.
 
     Attributes:
-        name: in tables and folders.
-        ids: all scenes, in order.
-        read: a scene by its id; raises DatasetError where it cannot be used.
-        identity: changes with the scenes.
+        name: name in tables and folders.
+        ids: ids of all scenes, in order.
+        read: reads a scene by its id; raises DatasetError if it cannot be used.
+        identity: texts that differ if the scenes differ.
     """
 
     name: str
     ids: tuple[str, ...]
-    read: Callable[[str], Scene]
+    read: Callable[[str], TruthScene]
     identity: tuple[str, ...]
 
-    def prepared(self, ids: Sequence[str], size: int) -> Iterator[Prepared | Problem]:
-        """Scenes at one size; in place of those that cannot be used stand their problems."""
+    def prepared(self, ids: Sequence[str], size: int) -> Iterator[PreparedScene | Problem]:
+        """Scenes at one size; a scene that cannot be used yields its problem instead."""
         for name in ids:
             try:
                 if not valid_id(name):
@@ -94,7 +106,7 @@ class Dataset:
 
 
 def open_dataset(folder: Path) -> Dataset:
-    """The data set of a folder, told by its layout. Raises DatasetError where it is none."""
+    """The data set in a folder, recognised by its layout. Raises DatasetError for a folder that is none."""
     if (folder / "image_2").is_dir():
         return kitti(folder)
     return middlebury(folder)
@@ -104,7 +116,7 @@ def middlebury(folder: Path) -> Dataset:
     """Middlebury 2014: a folder per scene with im0.png, im1.png and disp0.pfm (inf where unknown).
 
     scikit-image's copy of one scene (`NAME_left.png`, `NAME_right.png`, `NAME_disp.npz`) is read, too. A scene that
-    lacks one of its files has a problem; a folder without any scene raises DatasetError.
+    lacks one of its files becomes a `Problem`; a folder without any scene raises DatasetError.
     """
     files = {
         path.parent.name: tuple(path.parent / name for name in ("im0.png", "im1.png", "disp0.pfm"))
@@ -123,7 +135,10 @@ def middlebury(folder: Path) -> Dataset:
 
 
 def kitti(folder: Path) -> Dataset:
-    """KITTI 2015: image_2, image_3 and disp_occ_0 (16-bit PNG of 256ths, 0 where unknown), frames `*_10.png`."""
+    """KITTI 2015: frames `*_10.png` in image_2, image_3 and disp_occ_0 (16-bit PNG, 256ths of a pixel, 0 if unknown).
+
+    Raises DatasetError for a folder without any frame.
+    """
     parts = ("image_2", "image_3", "disp_occ_0")
     names = {path.name for part in parts for path in (folder / part).glob("*_10.png")}
     if not names:
@@ -132,24 +147,25 @@ def kitti(folder: Path) -> Dataset:
 
 
 def toyscapes(count: int, size: int) -> Dataset:
-    """Held-out ToyScapes (docs/toyscapes.md), plain and structured in turn, rendered at `size`."""
+    """Held-out ToyScapes (docs/toyscapes.md), alternately plain and structured, rendered at `size` x `size` pixels."""
     levels: tuple[Level, Level] = ("plain", "structured")
     drawn = [(i // 2, levels[i % 2]) for i in range(count)]
     names = {f"{level}-{seed:04d}": (seed, level) for seed, level in drawn}
 
-    def read(name: str) -> Scene:
+    def read(name: str) -> TruthScene:
         seed, level = names[name]
         view = render(draw_scene(seed, "test", level), size, size)
-        return Scene(name, view.left, view.right, view.disparity, level)
+        return TruthScene(name, view.left, view.right, view.disparity, level)
 
     return Dataset("toyscapes", tuple(names), read, (str(count),))
 
 
-def prepare(scene: Scene, size: int) -> Prepared:
-    """A scene as published comparisons show it: centre square crop, images resized (bilinear) to `size`.
+def prepare(scene: TruthScene, size: int) -> PreparedScene:
+    """The centre square crop of a scene, resized (bilinear) to `size`, as published comparisons do.
 
-    Gaps of the disparity are first filled from the left neighbour in their row; then it is resized by the nearest
-    pixel, and scaled with the picture. What a protocol makes of it (docs/benchmarks.md) is the recipe's geometry.
+    Gaps of the disparity are first filled from the left neighbour in their row. Then the disparity is resized by the
+    nearest pixel, and its values are scaled with the width. The recipe's geometry turns it into the disparity of a
+    protocol (docs/benchmarks.md).
 
     Raises:
         DatasetError: no disparity is known inside the crop.
@@ -164,7 +180,7 @@ def prepare(scene: Scene, size: int) -> Prepared:
         cv2.resize(view[window], (size, size), interpolation=cv2.INTER_LINEAR) for view in (scene.left, scene.right)
     )
     scale = np.float32(size / side)
-    return Prepared(
+    return PreparedScene(
         scene.id,
         left.astype(np.uint8),
         right.astype(np.uint8),
@@ -179,13 +195,13 @@ def _nearest(values: F32, size: int) -> F32:
 
 
 def _of_files(name: str, files: dict[str, tuple[Path, ...]]) -> Dataset:
-    """Scenes in files: left, right and disparity of each."""
+    """A data set of files: left view, right view and disparity of each scene."""
     ids = tuple(sorted(files))
     sizes = tuple(f"{p.name} {p.stat().st_size if p.is_file() else 0}" for i in ids for p in files[i])
     return Dataset(name, ids, lambda name: _read(name, *files[name]), (*ids, *sizes))
 
 
-def _read(name: str, left: Path, right: Path, disparity: Path) -> Scene:
+def _read(name: str, left: Path, right: Path, disparity: Path) -> TruthScene:
     for path in (left, right, disparity):
         if not path.is_file():
             raise DatasetError(f"{path.name} is missing in {path.parent.name}")
@@ -196,7 +212,7 @@ def _read(name: str, left: Path, right: Path, disparity: Path) -> Scene:
     if len(sizes) != 1:
         shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
         raise DatasetError(f"both views and the disparity must have one size, got {shown}")
-    return Scene(name, views[0], views[1], values)
+    return TruthScene(name, views[0], views[1], values)
 
 
 def _only_array(path: Path) -> bytes:

@@ -1,4 +1,6 @@
-"""Data sets x methods as jobs, one after the other; then their tables and pictures. Goes on where it stopped.
+"""Runs all methods on all data sets as jobs, one after the other; then writes their tables and pictures.
+
+An evaluation that was interrupted resumes where it left off.
 
 ```
 <output>/<data set>/scenes/<kind>/          scenes as manifests
@@ -11,11 +13,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from stereo_jobs.data.storage import Storage
 from stereo_jobs.errors import SpecError
 from stereo_jobs.evaluate.datasets import Dataset, Problem, open_dataset, toyscapes
-from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Run, slug
+from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Rows, RunJob, slug
 from stereo_jobs.evaluate.methods import BEST, TABLES, Method, Protocol, by_name, chosen, folders, sweep
 from stereo_jobs.evaluate.tables.compare import parts_tables, scores_table, worst_mean_best_sheet
 from stereo_jobs.evaluate.tables.cost import cost_table
@@ -23,26 +26,27 @@ from stereo_jobs.evaluate.tables.depth import depth_table
 from stereo_jobs.evaluate.tables.formats import FORMATS, Table, markdown
 from stereo_jobs.run import driver
 
-_OF_RENDERED = {"depth", "cost"}
-"""Tables of ToyScapes in modes that have no true right view."""
+_WITHOUT_DATASET = {"depth", "cost"}
+"""Tables that render their own ToyScapes, in modes that have no true right view."""
+_PHOTO_SIZE, _TOYSCAPES_SIZE = 512, 128
 
 
 @dataclass(frozen=True)
 class Options:
-    """What is evaluated.
+    """What to evaluate.
 
     Attributes:
-        data: folders of Middlebury or KITTI, told by their layout.
-        toyscapes: how many rendered scenes.
-        protocols: geometries.
+        data: folders of Middlebury or KITTI, recognised by their layout.
+        toyscapes: number of rendered scenes.
+        protocols: protocols, each a geometry of the disparity.
         tables: names of `TABLES`.
-        methods: names; none: all of the tables.
-        sweeps: `FIELD=VALUE,...`.
-        folders: `NAME=DIR`, right views of other programs.
-        size: of the pictures; None: 512, and 128 for ToyScapes.
-        slow_scenes: how many scenes slow methods see.
-        cost_pairs: pairs of each cell of the table `cost`.
-        depth_model: depth-conditioned Stable Diffusion for it and `depth`; None: that of the base.
+        methods: names of methods; empty for all methods of the tables.
+        sweeps: switches with the values to compare, `FIELD=VALUE,...`.
+        folders: right views of other programs, `NAME=DIR`.
+        size: width and height of the images; None for 512, and 128 for ToyScapes.
+        slow_scenes: number of scenes that slow methods run on.
+        cost_pairs: number of pairs for each cell of the table `cost`.
+        depth_model: depth-conditioned Stable Diffusion for the tables `cost` and `depth`; None for that of the base.
     """
 
     data: tuple[Path, ...] = ()
@@ -60,12 +64,12 @@ class Options:
 
 @dataclass
 class Evaluation:
-    """What came out.
+    """The result of an evaluation.
 
     Attributes:
-        tables: of scores and costs, in order.
-        parts: what stands behind them: all means of each data set and level.
-        files: URIs of all that was written.
+        tables: tables of scores and costs, in order.
+        parts: detailed tables: all means of each data set and level.
+        files: URIs of all written files; the last one has all tables on one page.
         problems: scenes without a score, by data set or case.
     """
 
@@ -75,58 +79,106 @@ class Evaluation:
     problems: dict[str, list[Problem]] = field(default_factory=dict)
 
 
-def evaluate(output: str, base: Mapping[str, Any], options: Options, run: Run = driver.run) -> Evaluation:
-    """Run every case that is not done yet, and write tables and pictures of all of them.
+class SizedDataset(NamedTuple):
+    """A data set, and the width and height of its images in pixels."""
+
+    dataset: Dataset
+    size: int
+
+
+class Comparison(NamedTuple):
+    """A table of scores: its name, and its methods."""
+
+    name: str
+    methods: Sequence[Method]
+
+
+def evaluate(output: str, base: Mapping[str, Any], options: Options, run: RunJob = driver.run) -> Evaluation:
+    """Run every case that is not done yet, and write tables and pictures of all cases.
 
     Args:
-        output: folder or s3:// prefix; may hold an evaluation that was cut off, or one with other methods.
-        base: parts of a job spec that hold for all cases (models, runtime, storage), as plain data.
-        options: what is evaluated.
+        output: folder or s3:// prefix; it may hold an interrupted evaluation, or one with other methods.
+        base: parts of a job spec that apply to all cases (models, runtime, storage), as plain data.
+        options: what to evaluate.
         run: runs one job.
 
     Raises:
-        StereoJobsError: options that break a rule, a data set that is none, or what a run raises.
+        StereoJobsError: an option breaks a rule, a folder has no data set, or a run fails.
     """
     _check(options)
-    source, result = ExperimentRunner(output, base, options.slow_scenes, run, options.depth_model), Evaluation()
-
-    def put(name: str, data: bytes) -> None:
-        source.storage.replace(name, data)
-        result.files.append(source.storage.locate(name))
-
-    def write(table: Table, among: list[Table]) -> None:
-        among.append(table)
-        for suffix, render in FORMATS.items():
-            put(f"tables/{table.name}.{suffix}", render(table).encode())
-
+    runner = ExperimentRunner(output, base, options.slow_scenes, run, options.depth_model)
+    writer = _Writer(runner.storage)
     datasets = _datasets(options)
-    for name, methods in _comparisons(options):
-        for protocol in ("paper",) if name == "techniques" else options.protocols:
-            cases = _cases(source, datasets, protocol, methods)
-            if not cases:
-                continue
-            scores = {case.key: source.scores(case) for case in cases}
-            write(scores_table(name, protocol, cases, scores), result.tables)
-            for dataset, _ in datasets:
-                own = [case for case in cases if case.dataset == dataset.name]
-                details = {case.key: source.details(case) for case in own} if name == "switches" else None
-                for table in parts_tables(name, protocol, own, {case.key: scores[case.key] for case in own}, details):
-                    write(table, result.parts)
-                picture = worst_mean_best_sheet(own, scores, source)
-                if picture:
-                    put(f"pictures/{slug(f'{name} {protocol} {dataset.name}')}.png", picture)
-    size = options.size or 128
+    for comparison in _comparisons(options):
+        for protocol in ("paper",) if comparison.name == "techniques" else options.protocols:
+            _compare(runner, writer, datasets, comparison, protocol)
+    size = options.size or _TOYSCAPES_SIZE
     if "depth" in options.tables:
-        write(depth_table(source, chosen("depth", options.methods), scenes=options.toyscapes, size=size), result.tables)
+        methods = chosen("depth", options.methods)
+        writer.table(depth_table(runner, methods, scenes=options.toyscapes, size=size))
     if "cost" in options.tables:
-        costs = cost_table(source, chosen("cost", options.methods), pairs=options.cost_pairs, size=size)
-        write(costs, result.tables)
-    result.problems = {key: problems for key, problems in source.problems.items() if problems}
-    put("tables/README.md", _summary(result).encode())
+        methods = chosen("cost", options.methods)
+        writer.table(cost_table(runner, methods, pairs=options.cost_pairs, size=size))
+    result = writer.result
+    result.problems = {key: problems for key, problems in runner.problems.items() if problems}
+    writer.put("tables/README.md", _summary(result).encode())
     return result
 
 
+class _Writer:
+    """Writes tables and pictures below the output, and collects them in the result."""
+
+    def __init__(self, storage: Storage) -> None:
+        self.storage = storage
+        self.result = Evaluation()
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write one file."""
+        self.storage.replace(name, data)
+        self.result.files.append(self.storage.locate(name))
+
+    def table(self, table: Table) -> None:
+        """Write a table of scores or costs."""
+        self.result.tables.append(table)
+        self._put_table(table)
+
+    def part(self, table: Table) -> None:
+        """Write a detailed table."""
+        self.result.parts.append(table)
+        self._put_table(table)
+
+    def _put_table(self, table: Table) -> None:
+        for suffix, render in FORMATS.items():
+            self.put(f"tables/{table.name}.{suffix}", render(table).encode())
+
+
+def _compare(
+    runner: ExperimentRunner,
+    writer: _Writer,
+    datasets: Sequence[SizedDataset],
+    comparison: Comparison,
+    protocol: Protocol,
+) -> None:
+    """Run the cases of one comparison under one protocol; write their tables, and pictures of each data set."""
+    name = comparison.name
+    cases = _cases(runner, datasets, protocol, comparison.methods)
+    if not cases:
+        return
+    scores = {case.key: runner.scores(case) for case in cases}
+    writer.table(scores_table(name, protocol, cases, scores))
+    for dataset, _ in datasets:
+        own = [case for case in cases if case.dataset == dataset.name]
+        own_scores: dict[str, Rows] = {case.key: scores[case.key] for case in own}
+        details = {case.key: runner.details(case) for case in own} if name == "switches" else None
+        for table in parts_tables(name, protocol, own, own_scores, details):
+            writer.part(table)
+        picture = worst_mean_best_sheet(own, own_scores, runner)
+        if picture:
+            writer.put(f"pictures/{slug(f'{name} {protocol} {dataset.name}')}.png", picture)
+
+
 def _check(options: Options) -> None:
+    """Raise SpecError if an option breaks a rule; before anything is read or rendered."""
     for name in options.tables:
         if name not in TABLES:
             raise SpecError(f"table {name!r}: not known; there are: {', '.join(TABLES)}")
@@ -140,7 +192,7 @@ def _check(options: Options) -> None:
 
 
 def _check_names(options: Options) -> None:
-    """A method's folder and scores are found by its name: two that share one would have each other's figures."""
+    """Raise SpecError if two methods share a folder: each would be given the other's scores."""
     taken = {slug(method.name): method for methods in TABLES.values() for method in methods}
     for method in (*folders(options.folders), *(m for _, methods in _comparisons(options) for m in methods)):
         key = slug(method.name)
@@ -152,38 +204,39 @@ def _check_names(options: Options) -> None:
             )
 
 
-def _datasets(options: Options) -> list[tuple[Dataset, int]]:
-    """Data sets and the size of their pictures."""
-    found = [(open_dataset(folder), options.size or 512) for folder in options.data]
+def _datasets(options: Options) -> list[SizedDataset]:
+    found = [SizedDataset(open_dataset(folder), options.size or _PHOTO_SIZE) for folder in options.data]
     if options.toyscapes:
-        size = options.size or 128
-        found.append((toyscapes(options.toyscapes, size), size))
+        size = options.size or _TOYSCAPES_SIZE
+        found.append(SizedDataset(toyscapes(options.toyscapes, size), size))
     names = [dataset.name for dataset, _ in found]
     if len(set(names)) < len(names):
-        raise SpecError(f"--data: one folder of each kind, got {', '.join(names)}; evaluate the others elsewhere")
+        raise SpecError(
+            f"--data: takes one folder of each kind, got {', '.join(names)}; evaluate the others in another output"
+        )
     return found
 
 
-def _comparisons(options: Options) -> list[tuple[str, Sequence[Method]]]:
-    """Tables of scores: name and methods."""
+def _comparisons(options: Options) -> list[Comparison]:
+    """The tables of scores: chosen ones of `TABLES`, then sweeps."""
     given = folders(options.folders)
-    found: list[tuple[str, Sequence[Method]]] = [
-        (name, [*chosen(name, options.methods), *(given if name == "methods" else [])])
+    found = [
+        Comparison(name, [*chosen(name, options.methods), *(given if name == "methods" else [])])
         for name in options.tables
-        if name not in _OF_RENDERED
+        if name not in _WITHOUT_DATASET
     ]
     for text in options.sweeps:
         for base in [by_name(name) for name in options.methods] or [BEST]:
-            found.append((f"sweep {text.partition('=')[0].strip()} {base.name}", sweep(text, base)))
+            found.append(Comparison(f"sweep {text.partition('=')[0].strip()} {base.name}", sweep(text, base)))
     return found
 
 
 def _cases(
-    source: ExperimentRunner, datasets: Sequence[tuple[Dataset, int]], protocol: Protocol, methods: Sequence[Method]
+    runner: ExperimentRunner, datasets: Sequence[SizedDataset], protocol: Protocol, methods: Sequence[Method]
 ) -> list[Case]:
-    """Methods x data sets; an estimator knows no pixels, so its disparity has no protocol `metric`."""
+    """All methods on all data sets. Estimated disparity is not in true pixels, so protocol `metric` leaves it out."""
     return [
-        source.case(dataset, size, protocol, method)
+        runner.case(dataset, size, protocol, method)
         for dataset, size in datasets
         for method in methods
         if protocol == "paper" or method.disparity == "true"
@@ -191,7 +244,7 @@ def _cases(
 
 
 def _summary(result: Evaluation) -> str:
-    """All tables on one page, and what has no score."""
+    """All tables on one page, and the scenes without a score."""
     parts = ["# Evaluation\n", *map(markdown, (*result.tables, *result.parts))]
     problems = [f"- {key}: {p.id}: {p.message}" for key, listed in result.problems.items() for p in listed]
     if problems:

@@ -1,4 +1,4 @@
-"""A case: one method on one data set under one protocol, run as a job and read back as scores."""
+"""Runs cases as jobs and reads their scores. A case is one method on one data set under one protocol."""
 
 import json
 import math
@@ -18,17 +18,17 @@ from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.evaluate.datasets import Dataset, Problem
+from stereo_jobs.evaluate.details import score_details
 from stereo_jobs.evaluate.methods import GEOMETRY, Method, Protocol
 from stereo_jobs.evaluate.scenes import Manifests, write_manifests
-from stereo_jobs.evaluate.scoring import score_details
 from stereo_jobs.pixels import Image
 from stereo_jobs.records import QUALITY_PREFIX
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
 from stereo_jobs.spec import JobSpec, parse_spec
 
-Run = Callable[[JobSpec], object]
+RunJob = Callable[[JobSpec], object]
 Rows = dict[str, dict[str, Any]]
-"""Scores of a case by scene, under the names of `tables.METRICS`; with `level`, `shard` and `position`."""
+"""Scores of a case by scene, under the names of `tables.formats.METRICS`; with `level`, `shard` and `position`."""
 
 _MAX_PIXELS = 200_000_000
 
@@ -38,10 +38,10 @@ class Case:
     """One job of an evaluation.
 
     Attributes:
-        key: its folder below the evaluation, and its identity.
-        dataset: name.
-        method: what is measured.
-        spec: of the job.
+        key: its folder below the evaluation, which also identifies it.
+        dataset: name of the data set.
+        method: the method that is measured.
+        spec: spec of the job.
     """
 
     key: str
@@ -51,45 +51,38 @@ class Case:
 
 
 class ExperimentRunner:
-    """Makes cases, runs each once, and reads what came out.
+    """Makes cases, runs each of them once, and reads their scores.
 
     Args:
-        output: of the evaluation.
-        base: parts of a job spec that hold for all cases, as plain data.
-        slow_scenes: how many scenes slow methods see.
+        output: folder or s3:// prefix of the evaluation.
+        base: parts of a job spec that apply to all cases, as plain data.
+        slow_scenes: number of scenes that slow methods run on.
         run: runs one job.
-        depth_model: depth-conditioned checkpoint for cases of mode depth; None: the one of the base.
+        depth_model: depth-conditioned checkpoint for cases of mode depth; None for that of the base.
+
+    Attributes:
+        storage: the storage of the evaluation.
+        settings: access settings of that storage.
+        problems: scenes without a score, by data set or case.
     """
 
     def __init__(
-        self, output: str, base: Mapping[str, Any], slow_scenes: int, run: Run, depth_model: str | None = None
+        self, output: str, base: Mapping[str, Any], slow_scenes: int, run: RunJob, depth_model: str | None = None
     ) -> None:
         self.base = {key: value for key, value in base.items() if key in ("recipe", "runtime")}
-        # Checks the base before anything is rendered or read.
+        # Parsing checks the base before anything is rendered or read.
         self.settings = parse_spec({**self.base, "manifest": output, "output": output}).runtime.storage
         self.storage = open_storage(output, self.settings)
         self.slow_scenes = slow_scenes
         self.run = run
         self.depth_model = depth_model
         self.problems: dict[str, list[Problem]] = {}
-        """Scenes without a score, by data set or case."""
         self._rows: dict[str, Rows] = {}
         self._manifests: dict[tuple[str, ...], Manifests] = {}
 
     def case(self, dataset: Dataset, size: int, protocol: Protocol, method: Method) -> Case:
-        """The case of a method; its scenes are written as manifests."""
-        kind = (dataset.name, method.disparity, method.folder or "")
-        if kind not in self._manifests:
-            given = (slug(method.name), Path(method.folder)) if method.folder else None
-            self._manifests[kind] = write_manifests(
-                self.storage,
-                dataset,
-                size=size,
-                slow_scenes=self.slow_scenes,
-                with_disparity=method.disparity == "true",
-                given=given,
-            )
-        manifests = self._manifests[kind]
+        """The case of a method on a data set, whose scenes are written as manifests first."""
+        manifests = self._write_scenes(dataset, size, method)
         self.problems[dataset.name] = list(manifests.problems)
         recipe = {"mode": "image", "size": {"width": size, "height": size}}
         switches = {**method.switches, "geometry": GEOMETRY[protocol]}
@@ -97,10 +90,33 @@ class ExperimentRunner:
         key = f"{dataset.name}/{protocol}/{slug(method.name)}"
         return Case(key, dataset.name, method, self.spec(key, uris, recipe, switches))
 
+    def _write_scenes(self, dataset: Dataset, size: int, method: Method) -> Manifests:
+        """Manifests with the inputs of a method; written once for all methods with the same inputs."""
+        kind = (dataset.name, method.disparity, method.folder or "")
+        if kind not in self._manifests:
+            self._manifests[kind] = write_manifests(
+                self.storage,
+                dataset,
+                size=size,
+                slow_scenes=self.slow_scenes,
+                with_disparity=method.disparity == "true",
+                given=(slug(method.name), Path(method.folder)) if method.folder else None,
+            )
+        return self._manifests[kind]
+
     def spec(
         self, key: str, manifests: Sequence[str], recipe: Mapping[str, Any], switches: Mapping[str, Any]
     ) -> JobSpec:
-        """A job: the user's own fields stand over our defaults, and what makes this case over both."""
+        """The spec of a case's job.
+
+        Fields of the user's base override our defaults, and fields that define the case override both.
+
+        Args:
+            key: folder of the case.
+            manifests: URIs of its manifests.
+            recipe: fields of the recipe that define the case; with `mode`.
+            switches: fields of `recipe.method`.
+        """
         defaults = {
             "recipe": {"quality": {"enabled": False}, "scale_percent": 8.0},
             "runtime": {"max_failure_ratio": 1.0, "shard_rows": 16},
@@ -112,7 +128,7 @@ class ExperimentRunner:
         return parse_spec({**merged, "manifest": list(manifests), "output": self.storage.locate(key)})
 
     def scores(self, case: Case) -> Rows:
-        """A case's scores, after its job has run; what failed goes to `problems`."""
+        """The scores of a case; runs its job first. Failed scenes are added to `problems`."""
         if case.key not in self._rows:
             self.run(case.spec)
             storage = open_storage(case.spec.output, self.settings)
@@ -123,7 +139,7 @@ class ExperimentRunner:
         return self._rows[case.key]
 
     def details(self, case: Case) -> dict[str, dict[str, float]]:
-        """`score_details` of a case's pairs: from its own file, and what that lacks made now from the images."""
+        """`score_details` of each pair of a case, by scene; read from a file, which missing pairs are added to."""
         name = f"details/{case.key}.json"
         known: dict[str, dict[str, float]] = {}
         with suppress(NotFoundError):
@@ -138,14 +154,14 @@ class ExperimentRunner:
         return known
 
     def pictures(self, case: Case, scenes: Sequence[str]) -> Iterator[tuple[str, Image, Image]]:
-        """Id, left and right view of some of a case's pairs."""
+        """Scene id, left and right view of the chosen pairs of a case."""
         rows = self.scores(case)
         places = [(rows[scene][SHARD], rows[scene][POSITION]) for scene in scenes]
         for pair in read_rows(open_storage(case.spec.output, self.settings), places, ("id", "left", "right")):
             yield pair["id"], decode(pair["left"]["bytes"]), decode(pair["right"]["bytes"])
 
     def truths(self, case: Case, scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Inputs and truth of scenes, encoded, by id."""
+        """Manifest rows of scenes, by id: `image`, `true_right` and `true_disparity`, each encoded."""
         found: dict[str, dict[str, Any]] = {}
         for uri in case.spec.manifests:
             storage, name = split_uri(uri, self.settings)
@@ -157,22 +173,22 @@ class ExperimentRunner:
 
 
 def decode(data: bytes) -> Image:
-    """An image of ours, H,W,3 uint8."""
+    """Decode an encoded image to H,W,3 uint8."""
     return decode_rgb(data, _MAX_PIXELS)
 
 
 def slug(name: str) -> str:
-    """A name as a folder or file."""
+    """A name turned into one that is safe for files and folders."""
     return re.sub(r"[^a-z0-9._]+", "-", name.lower()).strip("-")
 
 
 def values(rows: Rows, metric: str) -> dict[str, float]:
-    """One metric by scene, NaN where a pair has none."""
+    """One metric by scene; NaN for a pair without it."""
     return {scene: math.nan if row.get(metric) is None else float(row[metric]) for scene, row in rows.items()}
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A pair's columns by the names that tables use."""
+    """The columns of a pair under the names that tables use."""
     return {
         **{
             name.removeprefix(prefix): value
@@ -191,7 +207,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _merged(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested mappings, the second over the first."""
+    """Merge nested mappings; the second overrides the first."""
     both = {**ours, **theirs}
     for key in ours.keys() & theirs.keys():
         if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):

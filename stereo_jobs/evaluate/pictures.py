@@ -1,4 +1,4 @@
-"""The worst, the mean and the best scene of a method beside what the others make of it (the paper's Fig. 4)."""
+"""Sheets of pictures: the worst, mean and best scene of a method beside the results of all others (Fig. 4)."""
 
 import io
 import textwrap
@@ -10,13 +10,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 Pixels = NDArray[np.uint8]
 _SIDE = 320
-"""Larger pictures are made smaller; those less than half of it twice as large."""
+"""Maximum width and height of a picture on a sheet: larger ones are reduced, those up to half of it are doubled."""
 _GAP, _LINE, _LETTER = 8, 13, 6
 _CAPTION_LINES = 3
 
 
 def worst_mean_best(scores: Mapping[str, float]) -> dict[str, str]:
-    """The scenes with the lowest score, the one nearest to the mean, and the highest; scores are finite."""
+    """The scenes with the lowest score, the score nearest to the mean, and the highest; scores must be finite."""
     mean = sum(scores.values()) / len(scores)
     return {
         "worst": min(scores, key=lambda scene: scores[scene]),
@@ -26,7 +26,11 @@ def worst_mean_best(scores: Mapping[str, float]) -> dict[str, str]:
 
 
 def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Pixels]]]]) -> bytes:
-    """PNG of captioned pictures in rows. Each row: its heading, and captions with H,W,3 pictures of one size."""
+    """A sheet of captioned pictures, as PNG.
+
+    Args:
+        rows: heading of each row, and its captions with pictures H,W,3 uint8; all pictures have one size.
+    """
     height, width = rows[0][1][0][1].shape[:2]
     scale = min(2.0 if 2 * max(height, width) <= _SIDE else 1.0, _SIDE / max(height, width))
     width, height = round(width * scale), round(height * scale)

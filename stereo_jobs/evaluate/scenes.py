@@ -1,4 +1,4 @@
-"""Scenes with truth as manifests, so that an evaluation is a job like any other."""
+"""Writes scenes with truth as manifests, so that an evaluation is a job like any other."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.storage import AlreadyExistsError, Storage
 from stereo_jobs.errors import ManifestError
-from stereo_jobs.evaluate.datasets import Dataset, DatasetError, Prepared, Problem
+from stereo_jobs.evaluate.datasets import Dataset, DatasetError, PreparedScene, Problem
 from stereo_jobs.spec import StorageSpec
 from stereo_jobs.toyscapes.manifest import Mode, write_manifest
 from stereo_jobs.toyscapes.scenes import Level
@@ -37,11 +37,11 @@ _GROUP_ROWS = 32
 
 @dataclass(frozen=True)
 class Manifests:
-    """The scenes of one data set as one kind of method is given them.
+    """The manifests of one data set, with the inputs of one kind of method.
 
     Attributes:
-        first: URIs of the first scenes, which slow methods see, too.
-        all: URIs of all scenes.
+        first: URIs of the manifests that slow methods run on.
+        all: URIs of the manifests of all scenes.
         problems: scenes that could not be used.
     """
 
@@ -59,22 +59,22 @@ def write_manifests(
     with_disparity: bool = True,
     given: tuple[str, Path] | None = None,
 ) -> Manifests:
-    """Write the scenes below `<name>/scenes/`, unless they are there; nothing is read or rendered then.
+    """Write the scenes below `<name>/scenes/`. If they are there already, nothing is read or rendered.
 
     Args:
-        storage: of the evaluation.
-        dataset: its scenes.
-        size: of the pictures, pixels.
-        slow_scenes: how many of them slow methods see.
-        with_disparity: False leaves the disparity to the estimator.
-        given: name and folder of right views that another program made, files named by id.
+        storage: the storage of the evaluation.
+        dataset: the data set.
+        size: width and height of the images in pixels.
+        slow_scenes: number of scenes that slow methods run on.
+        with_disparity: whether methods are given the true disparity; otherwise they estimate their own.
+        given: name and folder of right views that another program made; files are named by scene id.
 
     Raises:
-        DatasetError: other scenes are there, or none can be used.
+        DatasetError: the folder holds other scenes, or no scene can be used.
     """
     kind = f"given-{given[0]}" if given else "true" if with_disparity else "estimated"
-    known = _listing(given[1], dataset.ids) if given else {}
-    files = [f"{path.name} {path.stat().st_size}" for path in known.values()]
+    rights = _listing(given[1], dataset.ids) if given else {}
+    files = [f"{path.name} {path.stat().st_size}" for path in rights.values()]
     identity = [*dataset.identity, str(size), str(slow_scenes), *files]
     digest = hashlib.sha256("\n".join(identity).encode()).hexdigest()[:8]
     folder = f"{dataset.name}/scenes/{kind}"
@@ -86,7 +86,7 @@ def write_manifests(
     for part, ids in (("first", dataset.ids[:slow_scenes]), ("rest", dataset.ids[slow_scenes:])):
         name = f"{folder}/{part}-{digest}"
         if not storage.exists(f"{name}.json"):
-            _write(storage, name, dataset.prepared(ids, size), columns, known)
+            _write(storage, name, dataset.prepared(ids, size), columns, rights)
         facts = json.loads(storage.read(f"{name}.json"))
         problems += [Problem(*problem) for problem in facts["problems"]]
         uris.append((storage.locate(f"{name}.parquet"),) if facts["scenes"] else ())
@@ -102,20 +102,20 @@ def write_manifests(
 def write_inputs(
     storage: Storage, settings: StorageSpec, name: str, *, rows: int, mode: Mode, level: Level, size: int
 ) -> str:
-    """The first held-out ToyScapes of a level as one mode is given them, unless they are there; URI of the manifest.
+    """Write a manifest of the first held-out ToyScapes of a level, unless it exists; returns its URI.
 
     Args:
-        storage: of the evaluation.
-        settings: of that storage.
-        name: of the manifest.
-        rows: how many.
-        mode: photos come with their true disparity.
-        level: of the scenes.
-        size: of the pictures, pixels.
+        storage: the storage of the evaluation.
+        settings: access settings of that storage.
+        name: name of the manifest below the evaluation.
+        rows: number of scenes.
+        mode: the mode whose inputs are written; photos come with their true disparity.
+        level: level of the scenes.
+        size: width and height of the images in pixels.
     """
     target = storage.locate(name)
     if not storage.exists(name):
-        with suppress(ManifestError):  # written by another run meanwhile
+        with suppress(ManifestError):  # another run has written it meanwhile
             write_manifest(
                 target, settings, rows=rows, mode=mode, level=level, size=(size, size), with_disparity=mode == "image"
             )
@@ -123,31 +123,31 @@ def write_inputs(
 
 
 def _write(
-    storage: Storage, name: str, scenes: Iterable[Prepared | Problem], columns: list[str], known: dict[str, Path]
+    storage: Storage, name: str, scenes: Iterable[PreparedScene | Problem], columns: list[str], rights: dict[str, Path]
 ) -> None:
-    """One manifest, then the facts that say it is whole."""
+    """Write one manifest, then the JSON file that marks it as complete."""
     rows: list[dict[str, Any]] = []
     problems: list[Problem] = []
     for scene in scenes:
         if isinstance(scene, Problem):
             problems.append(scene)
         else:
-            rows.append(_row(scene, known))
+            rows.append(_row(scene, rights))
     if rows:
         schema = pa.schema([COLUMNS.field(column) for column in columns])
         buffer = io.BytesIO()
         pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd", row_group_size=_GROUP_ROWS)
-        with suppress(AlreadyExistsError):  # by a run that was cut off
+        with suppress(AlreadyExistsError):  # an interrupted run has written it
             storage.create(f"{name}.parquet", buffer.getvalue())
     storage.replace(f"{name}.json", json.dumps({"scenes": len(rows), "problems": problems}).encode())
 
 
-def _row(scene: Prepared, known: dict[str, Path]) -> dict[str, Any]:
+def _row(scene: PreparedScene, rights: dict[str, Path]) -> dict[str, Any]:
     return {
         "id": scene.id,
         "image": encode_png(scene.left),
         "disparity": encode_disparity(scene.disparity),
-        "given_right": known[scene.id].read_bytes() if scene.id in known else None,
+        "given_right": rights[scene.id].read_bytes() if scene.id in rights else None,
         "true_right": encode_png(scene.right),
         "true_disparity": encode_disparity(scene.true_disparity),
         "level": scene.level,
@@ -155,7 +155,7 @@ def _row(scene: Prepared, known: dict[str, Path]) -> dict[str, Any]:
 
 
 def _listing(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
-    """The images of a folder by the ids they are named by. Raises DatasetError for a folder without any."""
+    """The images of a folder by the scene id that names each. Raises DatasetError for a folder without any."""
     found = {i: path for i in ids for path in (folder / f"{i}{suffix}" for suffix in _IMAGES) if path.is_file()}
     if not found:
         raise DatasetError(f"{folder}: no image in it is named by the id of a scene, such as {next(iter(ids))}.png")
@@ -163,7 +163,7 @@ def _listing(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
 
 
 def refuse_others(storage: Storage, folder: str, digest: str) -> None:
-    """Raise DatasetError where a folder of scenes holds others than those whose files end in `-<digest>`."""
+    """Raise DatasetError if a folder of scenes holds a file whose name does not end in `-<digest>`."""
     for info in storage.list(f"{folder}/"):
         if f"-{digest}." not in info.key:
             raise DatasetError(

@@ -11,7 +11,7 @@ from stereo_jobs.data.maps import encode_pfm
 from stereo_jobs.evaluate.datasets import (
     DatasetError,
     Problem,
-    Scene,
+    TruthScene,
     kitti,
     middlebury,
     open_dataset,
@@ -149,7 +149,7 @@ def test_toyscapes_are_plain_and_structured_in_turn():
 
 
 def test_true_pixels_grow_with_the_picture(view):
-    ready = prepare(Scene("x", view.left, view.right, view.disparity), 192)
+    ready = prepare(TruthScene("x", view.left, view.right, view.disparity), 192)
     assert ready.left.shape == ready.right.shape == (192, 192, 3)
     assert ready.disparity.shape == (192, 192)
     # The crop is 96 pixels wide and grows to 192: so do its disparities.
@@ -159,7 +159,7 @@ def test_true_pixels_grow_with_the_picture(view):
 def test_gaps_take_their_left_neighbour_and_stay_unknown_as_truth(view):
     holed = view.disparity.copy()
     holed[:, 60:64] = np.nan
-    ready = prepare(Scene("x", view.left, view.right, holed), 96)
+    ready = prepare(TruthScene("x", view.left, view.right, holed), 96)
     assert np.isfinite(ready.disparity).all()
     assert np.isnan(ready.true_disparity[:, 28:32]).all()
     np.testing.assert_array_equal(ready.disparity[:, 28:32], np.repeat(ready.disparity[:, 27:28], 4, 1))

@@ -1,1 +1,10 @@
-"""The tables of an evaluation."""
+"""The tables of an evaluation.
+
+| module | what it holds |
+|---|---|
+| `formats` | figures and tables; Markdown, CSV and LaTeX |
+| `compare` | scores of methods on data sets (the paper's Tables 1 and 2), and sheets of pictures (Fig. 3 and 4) |
+| `depth` | the switches of depth mode, by metrics without truth (Fig. 7) |
+| `cost` | seconds and U-Net evaluations of a pair (Table 3) |
+| `paper` | the paper's own figures |
+"""

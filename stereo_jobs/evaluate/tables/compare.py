@@ -1,4 +1,4 @@
-"""Data sets x methods: the tables of scores (the paper's Tables 1 and 2), and pictures (Fig. 3 and 4)."""
+"""Methods compared on data sets: tables of scores (the paper's Tables 1 and 2), and pictures (Fig. 3 and 4)."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,13 +17,13 @@ TITLES = {"middlebury": "Middlebury", "kitti": "KITTI", "toyscapes": "ToyScapes"
 
 
 def scores_table(name: str, protocol: str, cases: Sequence[Case], scores: Mapping[str, Rows]) -> Table:
-    """As the paper's Tables 1 and 2: means with the offsets of the best and the worst scene.
+    """Means with the offsets of the best and the worst scene, laid out like the paper's Tables 1 and 2.
 
     Args:
-        name: of the table; `techniques` has a column for each technique.
-        protocol: of all cases.
-        cases: methods x data sets.
-        scores: by the key of a case.
+        name: name of the table; `techniques` has a label column for each technique.
+        protocol: protocol of all cases.
+        cases: one case for each method and data set.
+        scores: scores by the key of a case.
     """
     methods = list(dict.fromkeys(case.method.name for case in cases))
     datasets = list(dict.fromkeys(case.dataset for case in cases))
@@ -56,14 +56,14 @@ def parts_tables(
     scores: Mapping[str, Rows],
     details: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> Iterator[Table]:
-    """All means of one data set, with intervals of the paired differences to `best`; then the same of each level.
+    """All means of one data set, with intervals of the paired differences to `best`; then a table of each level.
 
     Args:
-        name: of the table.
-        protocol: of all cases.
-        cases: of one data set.
-        scores: by the key of a case.
-        details: `score_details` by case and scene, where they are wanted.
+        name: name of the table.
+        protocol: protocol of all cases.
+        cases: the cases of one data set.
+        scores: scores by the key of a case.
+        details: `score_details` by the key of a case and by scene; None leaves their columns out.
     """
     if details is not None:
         scores = {
@@ -83,14 +83,14 @@ def parts_tables(
 def paired_table(
     name: str, title: str, cases: Sequence[Case], scores: Mapping[str, Rows], metrics: Sequence[str]
 ) -> Table:
-    """Means of one data set, with intervals of the paired differences to `best`; what a pair costs has none.
+    """Means of one data set, with intervals of the paired differences to `best`, except for costs (`WORK`).
 
     Args:
-        name: of the table's files.
-        title: one line.
-        cases: rows.
-        scores: by the key of a case.
-        metrics: columns.
+        name: name of the table's files.
+        title: title of the table, one line.
+        cases: one case for each row.
+        scores: scores by the key of a case.
+        metrics: one metric for each column.
     """
     table = Table(
         name,
@@ -113,10 +113,16 @@ def paired_table(
     return table
 
 
-def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], source: ExperimentRunner) -> bytes | None:
-    """Fig. 4 (and Fig. 3 for a sweep): worst, mean and best scene by SSIM of our method, by all methods, as PNG.
+def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], runner: ExperimentRunner) -> bytes | None:
+    """The worst, mean and best scene by the SSIM of `best`, as each method makes it: a PNG like Fig. 4 (or Fig. 3).
 
-    Only scenes that all cases have are shown; None without any.
+    Args:
+        cases: the cases of one data set; without `best` among them the last one chooses the scenes.
+        scores: scores by the key of a case.
+        runner: reads pairs and truth.
+
+    Returns:
+        The PNG; None if no scene has a score in all cases.
     """
     ours = next((case for case in cases if case.method.name == BEST.name), cases[-1])
     common = set.intersection(*(set(scores[case.key]) for case in cases))
@@ -125,11 +131,12 @@ def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], sou
         return None
     scenes = worst_mean_best(ssim)
     listed = list(scenes.values())
-    truths = source.truths(ours, listed)
-    rights = {case.key: {scene: right for scene, _, right in source.pictures(case, listed)} for case in cases}
+    truths = runner.truths(ours, listed)
+    rights = {case.key: {scene: right for scene, _, right in runner.pictures(case, listed)} for case in cases}
     rows: list[tuple[str, list[tuple[str, Pixels]]]] = []
     for kind, scene in scenes.items():
-        given = [("left", decode(truths[scene]["image"])), ("true right", decode(truths[scene]["true_right"]))]
+        truth = truths[scene]
+        given = [("left", decode(truth["image"])), ("true right", decode(truth["true_right"]))]
         made = [
             (f"{row['ssim']:.3f}, {row['lpips']:.3f} {case.method.name}", rights[case.key][scene])
             for case in cases

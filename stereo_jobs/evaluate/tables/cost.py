@@ -1,4 +1,4 @@
-"""What a pair costs, by mode and method (the paper's Table 3)."""
+"""The table of costs: seconds and U-Net evaluations of a pair by mode and method (the paper's Table 3)."""
 
 import math
 import statistics
@@ -17,17 +17,17 @@ from stereo_jobs.toyscapes.manifest import Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
 _LEFT_ALONE = "leave_blank"
-"""The method that costs nothing beyond the left view."""
+"""A method that costs next to nothing beyond the left view; its cost is subtracted from that of the others."""
 
 
-def cost_table(source: ExperimentRunner, methods: Sequence[Method], *, pairs: int, size: int) -> Table:
-    """Seconds and U-Net evaluations a pair, medians; one pair at a time, as the paper measures.
+def cost_table(runner: ExperimentRunner, methods: Sequence[Method], *, pairs: int, size: int) -> Table:
+    """Median seconds and U-Net evaluations of a pair, made one at a time as in the paper.
 
     Args:
-        source: runs the cases.
-        methods: rows.
-        pairs: of each cell.
-        size: of the pictures.
+        runner: runs the cases.
+        methods: one method for each row.
+        pairs: number of pairs for each cell.
+        size: width and height of the images in pixels.
     """
     table = Table(
         "cost",
@@ -38,11 +38,11 @@ def cost_table(source: ExperimentRunner, methods: Sequence[Method], *, pairs: in
     )
     for m, mode in enumerate(MODES):
         try:
-            cases = [_case(source, mode, method, pairs=pairs, size=size) for method in methods]
+            cases = [_case(runner, mode, method, pairs=pairs, size=size) for method in methods]
         except ModelError as error:
-            source.problems[f"cost/{mode}"] = [Problem(mode, str(error))]
+            runner.problems[f"cost/{mode}"] = [Problem(mode, str(error))]
             continue
-        found = {case.method.name: source.scores(case) for case in cases}
+        found = {case.method.name: runner.scores(case) for case in cases}
         for i, method in enumerate(methods):
             for j, metric in enumerate(("seconds", "evaluations")):
                 spent, left = _median(found[method.name], metric), _median(found.get(_LEFT_ALONE, {}), metric)
@@ -56,13 +56,13 @@ def cost_table(source: ExperimentRunner, methods: Sequence[Method], *, pairs: in
     return table
 
 
-def _case(source: ExperimentRunner, mode: Mode, method: Method, *, pairs: int, size: int) -> Case:
+def _case(runner: ExperimentRunner, mode: Mode, method: Method, *, pairs: int, size: int) -> Case:
     key, manifest = f"cost/{mode}/{slug(method.name)}", f"cost/scenes/{mode}-{pairs}-{size}.parquet"
     recipe = {"mode": mode, "size": {"width": size, "height": size}}
-    spec = source.spec(key, [source.storage.locate(manifest)], recipe, {**method.switches, "geometry": "relative"})
+    spec = runner.spec(key, [runner.storage.locate(manifest)], recipe, {**method.switches, "geometry": "relative"})
     single = spec.runtime.model_copy(update={"batch_size": 1})
-    resolve_recipe(spec.recipe)  # a model that cannot be used is told before anything is rendered
-    write_inputs(source.storage, source.settings, manifest, rows=pairs, mode=mode, level="structured", size=size)
+    resolve_recipe(spec.recipe)  # reports a model that cannot be used before anything is rendered
+    write_inputs(runner.storage, runner.settings, manifest, rows=pairs, mode=mode, level="structured", size=size)
     return Case(key, "cost", method, spec.model_copy(update={"runtime": single}))
 
 

@@ -1,4 +1,7 @@
-"""What the switches of depth mode do (the paper's Fig. 7). Its left views are made, so no truth is: metrics without."""
+"""The table of depth mode: the effect of its switches (the paper's Fig. 7).
+
+Left views are generated in this mode, so there is no true right view: the metrics are those without truth.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,39 +20,39 @@ _FINISHED = ("siou", "seam", "hole_sharpness", "depth_rank", "accepted")
 METRICS = (*(f"raw_{name}" for name in _BEFORE_COMPOSITE), *_FINISHED, "evaluations", "seconds")
 
 
-def depth_table(source: ExperimentRunner, methods: Sequence[Method], *, scenes: int, size: int) -> Table:
+def depth_table(runner: ExperimentRunner, methods: Sequence[Method], *, scenes: int, size: int) -> Table:
     """Means of `qc_*` over held-out ToyScapes in mode depth, with intervals of the paired differences to `best`.
 
     Args:
-        source: runs the cases.
-        methods: rows.
-        scenes: how many, plain and structured in turn.
-        size: of the pictures.
+        runner: runs the cases.
+        methods: one method for each row.
+        scenes: number of scenes, alternately plain and structured.
+        size: width and height of the images in pixels.
 
     Raises:
         DatasetError: the output has depth maps of other scenes.
     """
-    uris = _scenes(source, scenes, size)
-    cases = [_case(source, uris, method, size) for method in methods]
+    uris = _scenes(runner, scenes, size)
+    cases = [_case(runner, uris, method, size) for method in methods]
     found: dict[str, Rows] = {case.key: {} for case in cases}
     try:
         for case in cases:
             composite = case.spec.recipe.method.composite
-            found[case.key] = {scene: _with_raw(row, composite) for scene, row in source.scores(case).items()}
+            found[case.key] = {scene: _with_raw(row, composite) for scene, row in runner.scores(case).items()}
     except ModelError as error:
-        source.problems["depth"] = [Problem("depth", str(error))]
+        runner.problems["depth"] = [Problem("depth", str(error))]
     return paired_table("depth", "Depth mode, toyscapes: metrics without truth", cases, found, METRICS)
 
 
-def _scenes(source: ExperimentRunner, scenes: int, size: int) -> list[str]:
-    """Depth maps and prompts, a manifest of each level."""
+def _scenes(runner: ExperimentRunner, scenes: int, size: int) -> list[str]:
+    """URIs of manifests with depth maps and prompts, one for each level."""
     which = f"{scenes}-{size}"
-    refuse_others(source.storage, "depth/scenes", which)
+    refuse_others(runner.storage, "depth/scenes", which)
     rows: dict[Level, int] = {"plain": (scenes + 1) // 2, "structured": scenes // 2}
     return [
         write_inputs(
-            source.storage,
-            source.settings,
+            runner.storage,
+            runner.settings,
             f"depth/scenes/{level}-{which}.parquet",
             rows=count,
             mode="depth",
@@ -61,17 +64,17 @@ def _scenes(source: ExperimentRunner, scenes: int, size: int) -> list[str]:
     ]
 
 
-def _case(source: ExperimentRunner, uris: Sequence[str], method: Method, size: int) -> Case:
+def _case(runner: ExperimentRunner, uris: Sequence[str], method: Method, size: int) -> Case:
     recipe = {
         "mode": "depth",
         "size": {"width": size, "height": size},
-        "quality": {"enabled": True, "drop_rejected": False},  # the share of accepted pairs needs the others
+        "quality": {"enabled": True, "drop_rejected": False},  # the share of accepted pairs counts rejected ones, too
     }
     key = f"depth/{slug(method.name)}"
-    return Case(key, "toyscapes", method, source.spec(key, uris, recipe, {**method.switches, "geometry": "relative"}))
+    return Case(key, "toyscapes", method, runner.spec(key, uris, recipe, {**method.switches, "geometry": "relative"}))
 
 
 def _with_raw(row: Mapping[str, Any], composite: bool) -> dict[str, Any]:
-    """A pair's scores; without a composite the finished right view is the raw one, which has no columns of its own."""
+    """Scores of a pair, with `raw_*` in any case: without a composite, the finished right view is the raw one."""
     raw = {} if composite else {f"raw_{name}": row[name] for name in _BEFORE_COMPOSITE}
     return {**row, **raw}

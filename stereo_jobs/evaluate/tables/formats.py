@@ -1,4 +1,4 @@
-"""Figures as the paper prints them, in Markdown, CSV and LaTeX."""
+"""Figures and tables of them, printed like the paper's, in Markdown, CSV and LaTeX."""
 
 import csv
 import io
@@ -11,7 +11,13 @@ import numpy as np
 
 
 class Metric(NamedTuple):
-    """How a column of figures is headed, printed, and read."""
+    """How a column of figures is titled, printed and read.
+
+    Attributes:
+        title: heading of the column.
+        larger_is_better: whether larger values are better; None if neither direction is.
+        digits: number of decimals.
+    """
 
     title: str
     larger_is_better: bool | None = None
@@ -19,7 +25,7 @@ class Metric(NamedTuple):
 
     @property
     def head(self) -> str:
-        """The title with an arrow to what is better."""
+        """The title with an arrow up or down, towards better values."""
         return self.title + {True: " ↑", False: " ↓", None: ""}[self.larger_is_better]
 
 
@@ -52,16 +58,16 @@ METRICS = {
 
 @dataclass(frozen=True)
 class Figure:
-    """One cell.
+    """One cell of a table.
 
     Attributes:
-        mean: over `count` scenes.
-        count: of scenes.
-        best: offset of the best scene from the mean, and of the worst one, signed.
-        worst: likewise.
+        mean: mean (for costs: median) over `count` scenes.
+        count: number of scenes.
+        best: signed offset of the best scene from the mean.
+        worst: signed offset of the worst scene from the mean.
         interval: half the 95 % interval of the paired difference to the table's reference.
-        beyond: what of the mean goes beyond making the left view.
-        paper: what the paper has here.
+        beyond: the part of the cost beyond the left view.
+        paper: the paper's own figure.
     """
 
     mean: float
@@ -75,16 +81,16 @@ class Figure:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures.
+    """A table of figures.
 
     Attributes:
-        name: of its files.
-        title: one line.
-        labels: heads of the label columns.
+        name: name of its files, without suffix.
+        title: title, one line.
+        labels: headings of the label columns.
         rows: labels of each row.
-        columns: heading of the group (a data set, a mode) and metric of each column.
-        cells: by row and column; a missing one stays empty.
-        notes: lines below.
+        columns: group (a data set, a mode) and metric of each column.
+        cells: figures by row and column; a missing one stays empty.
+        notes: lines below the table.
     """
 
     name: str
@@ -97,7 +103,7 @@ class Table:
 
     @property
     def has_paper(self) -> bool:
-        """Whether the paper has any of the figures."""
+        """Whether any figure has one of the paper beside it."""
         return any(cell.paper is not None for cell in self.cells.values())
 
 
@@ -109,14 +115,14 @@ def figure(
     offsets: bool = False,
     paper: float | None = None,
 ) -> Figure | None:
-    """The cell of some scenes' values; None where there are none.
+    """The figure of the values of some scenes; None if there are none.
 
     Args:
-        values: by scene; NaN does not count.
+        values: values by scene; NaN does not count.
         metric: a name of `METRICS`.
-        reference: values of the method that differences are taken to, scene by scene.
-        offsets: with those of the best and worst scene, as the paper prints them, where there are several.
-        paper: what the paper has here.
+        reference: values by scene of the method to compare with; adds the interval of the paired differences.
+        offsets: whether to add the offsets of the best and worst scene, as the paper does; not for a single scene.
+        paper: the paper's own figure.
     """
     known = {scene: value for scene, value in values.items() if not math.isnan(value)}
     if not known:
@@ -138,7 +144,7 @@ def figure(
 
 
 def markdown(table: Table) -> str:
-    """The table with its title and notes."""
+    """The table in Markdown, with its title and notes."""
     heads = [*table.labels, *(_head(table, group, metric) for group, metric in table.columns)]
     lines = [f"### {table.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for i, labels in enumerate(table.rows):
@@ -148,7 +154,7 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """The table as a `tabular` of booktabs; amssymb has its check marks."""
+    """The table in LaTeX: a `tabular` that needs the packages booktabs and, for check marks, amssymb."""
     groups = [group for group, _ in table.columns]
     lines = [
         "% needs \\usepackage{booktabs} and \\usepackage{amssymb}",
@@ -168,7 +174,7 @@ def latex(table: Table) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """One line for each figure, with everything known of it."""
+    """The table in CSV: one line for each figure, with all of its fields."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*table.labels, "of", "metric", *Figure.__dataclass_fields__])
@@ -179,11 +185,11 @@ def comma_separated(table: Table) -> str:
 
 
 FORMATS = {"md": markdown, "csv": comma_separated, "tex": latex}
-"""By the ending of the file."""
+"""Formats by the suffix of their files."""
 
 
 def counts(table: Table) -> Iterator[str]:
-    """How many scenes stand behind the figures: a note, or one for each row where they differ."""
+    """A note on the number of scenes: one number, or one for each row if they differ."""
     rows = [0] * len(table.rows)
     for (i, _), cell in table.cells.items():
         rows[i] = max(rows[i], cell.count)
@@ -199,7 +205,7 @@ def _head(table: Table, group: str, metric: str) -> str:
 
 
 def _text(cell: Figure | None, metric: str) -> str:
-    """As the paper prints it: mean, offsets above and below; the paper's own in brackets."""
+    """A figure as the paper prints it: the mean, offsets as super- and subscript, the paper's own in brackets."""
     if cell is None:
         return ""
     digits = METRICS[metric].digits

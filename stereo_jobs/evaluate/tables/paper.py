@@ -1,7 +1,7 @@
-"""The paper's own figures (StereoDiffusion, Tables 1 to 3), to stand beside ours."""
+"""The paper's own figures (StereoDiffusion, Tables 1 to 3), to be printed beside ours."""
 
 Scores = tuple[float, float, float]
-"""PSNR, SSIM, LPIPS; means."""
+"""Mean PSNR, SSIM and LPIPS."""
 
 SCORES: dict[str, dict[str, Scores]] = {
     "leave_blank": {"middlebury": (11.328, 0.315, 0.450), "kitti": (12.980, 0.374, 0.313)},
@@ -28,11 +28,11 @@ SCORES: dict[str, dict[str, Scores]] = {
         "kitti": (15.269, 0.458, 0.204),
     },
 }
-"""Tables 1 and 2, by method and data set."""
+"""Scores of Tables 1 and 2, by method and data set."""
 
 SECONDS: dict[str, dict[str, float]] = {
     "layered": {"text": 245, "depth": 247, "image": 231},  # 3D Photography itself
     "repaint": {"text": 338, "depth": 340, "image": 324},
     "stereodiffusion": {"text": 32, "depth": 18, "image": 40},
 }
-"""Table 3, on one RTX 3090, by method and mode."""
+"""Seconds of Table 3, measured on one RTX 3090, by method and mode."""

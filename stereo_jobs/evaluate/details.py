@@ -1,4 +1,4 @@
-"""What the columns `true_*` do not say of a right view: its holes' sharpness, and the geometry as a matcher sees it."""
+"""Scores that a dataset has no column for: how sharp the holes are, and the geometry that a stereo matcher finds."""
 
 import cv2
 import numpy as np
@@ -6,27 +6,25 @@ import torch
 from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
+from stereo_jobs.evaluate.datasets import F32
 from stereo_jobs.pixels import Image
 from stereo_jobs.quality.matcher import match
 from stereo_jobs.quality.truth import hidden
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
-F32 = NDArray[np.float32]
-
 
 def score_details(left: Image, right: Image, true_right: Image, true_disparity: F32) -> dict[str, float]:
-    """Three numbers of a right view, by its truth.
+    """Three scores of a right view against its truth, over the pixels whose truth is known; NaN if there are none.
 
-    `sharpness`: the Laplacian's variance in the holes over that of the truth there (1 is right). `change`: mean
-    absolute difference to `stretch` in the holes, levels of 255: whether anything was drawn at all. `bad_1`: share of
-    the visible pixels a matcher finds whose disparity is over 1 pixel off. Only over pixels whose truth is known; NaN
-    where there are none.
+    - `sharpness`: variance of the Laplacian in the holes, divided by that of the truth there; 1 is right.
+    - `change`: mean absolute difference to `stretch` in the holes, in levels of 0 to 255; near 0 if nothing was drawn.
+    - `bad_1`: share of the visible, matched pixels whose disparity is wrong by more than 1 pixel.
 
     Args:
-        left: H,W,3 uint8, as the other views.
-        right: to be scored.
-        true_right: what a camera saw.
+        left: left view, H,W,3 uint8.
+        right: right view to be scored, H,W,3 uint8.
+        true_right: right view of a camera, H,W,3 uint8.
         true_disparity: H,W float32 pixels of the left view, NaN where unknown.
     """
     disparity = fill_sparse(torch.from_numpy(true_disparity)[None])
@@ -34,7 +32,7 @@ def score_details(left: Image, right: Image, true_right: Image, true_disparity: 
     hole, known = hidden(true_disparity)
     hole &= known
     stretched, _ = stretch(left, disparity[0].numpy())
-    # Not along the rim: an object's outline beside the hole would count as the hole's own detail.
+    # Without the rim: the outline of an object beside the hole would count as detail of the hole.
     inside = cv2.erode(hole.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0
     wanted = _laplacian(true_right)[inside].var() if inside.any() else 0.0
     sharpness = _laplacian(right)[inside].var() / wanted if wanted > 0 else np.nan

@@ -6,7 +6,7 @@ import pytest
 
 from stereo_jobs.baselines import leave_blank, stretch
 from stereo_jobs.evaluate.datasets import toyscapes
-from stereo_jobs.evaluate.scoring import score_details
+from stereo_jobs.evaluate.details import score_details
 from stereo_jobs.quality.truth import hidden, score
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
