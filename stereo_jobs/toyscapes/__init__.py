@@ -1,1 +1,16 @@
-"""ToyScapes: a small world of stereo scenes with exact truth, and the demo models trained on it."""
+"""ToyScapes: small rendered stereo scenes with exact truth, and the demo models trained on them.
+
+| module | what it does |
+|---|---|
+| `scenes` | what is in a scene, drawn from a seed, and its caption |
+| `render` | images, disparity and occlusion of a scene |
+| `manifest` | writes scenes as a manifest |
+| `tokenizer` | the tokenizer of captions |
+| `training` | the training loop of all demo models |
+| `vae` | trains the VAE |
+| `diffusion` | trains the U-Net and the text encoder |
+| `depth` | trains the depth estimator |
+| `judge` | trains a classifier that judges generated images |
+| `figures` | measures the trained models on held-out scenes |
+| `__main__` | the command line: `python -m stereo_jobs.toyscapes` |
+"""

@@ -1,4 +1,4 @@
-"""`python -m stereo_jobs.toyscapes`: train the demo models, each part from its newest checkpoint."""
+"""The command line of training: `python -m stereo_jobs.toyscapes`. Each part resumes from its newest checkpoint."""
 
 import dataclasses
 import logging
@@ -15,16 +15,16 @@ from stereo_jobs.toyscapes.training import Lesson, Machine, Schedule, averaged, 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the demo models, part by part.")
 
 Work = Annotated[Path, typer.Option(help="Folder of checkpoints, cached latents and trained models.")]
-Processes = Annotated[int, typer.Option(min=1, help="One thread each; on a GPU 1.")]
-Device = Annotated[str, typer.Option(help="cpu or cuda.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Optimiser steps instead of the recipe's.")]
+Processes = Annotated[int, typer.Option(min=1, help="Number of processes, one thread each; use 1 on a GPU.")]
+Device = Annotated[str, typer.Option(help="Device to train on: cpu or cuda.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Number of optimiser steps; default: the recipe's.")]
 
 WORK = Path("build/train")
 
 
 @app.command("vae")
 def train_vae(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
-    """The VAE; the U-Net builds on it."""
+    """Train the VAE; needs no other part."""
     networks = _train(vae.VaeLesson, vae.SCHEDULE, steps, work / "vae", Machine(device, processes))
     vae.export(networks, work / "models/sd/vae")
 
@@ -34,15 +34,15 @@ def cache_latents(
     work: Work = WORK,
     processes: Processes = 2,
     device: Device = "cpu",
-    scenes: Annotated[int, typer.Option(help="Training scenes; a fiftieth more are held out.")] = 30_000,
+    scenes: Annotated[int, typer.Option(help="Number of training scenes; a fiftieth as many are held out.")] = 30_000,
 ) -> None:
-    """Latents of rendered scenes; needs the VAE."""
+    """Render scenes and encode them to latents; needs the VAE."""
     diffusion.cache_all(work / "models/sd/vae", work / "latents", scenes, Machine(device, processes))
 
 
 @app.command("unet")
 def train_unet(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
-    """U-Net and text encoder; needs the latents. Exports what the newest checkpoint has, also before the end."""
+    """Train the U-Net and the text encoder, then export them; needs the latents."""
     lesson = diffusion.lesson(work / "latents")
     networks = _train(lesson, diffusion.SCHEDULE, steps, work / "unet", Machine(device, processes))
     diffusion.export(networks, work / "models")
@@ -50,27 +50,27 @@ def train_unet(work: Work = WORK, processes: Processes = 2, device: Device = "cp
 
 @app.command("depth")
 def train_depth(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
-    """The depth estimator; needs nothing else."""
+    """Train the depth estimator; needs no other part."""
     networks = _train(depth.DepthLesson, depth.SCHEDULE, steps, work / "depth", Machine(device, processes))
     depth.export(networks, work / "models/depth")
 
 
 @app.command("judge")
 def train_judge(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
-    """The classifier that judges the pictures; needs nothing else."""
+    """Train the classifier that judges generated images; needs no other part."""
     _train(judge.JudgeLesson, judge.SCHEDULE, steps, work / "judge", Machine(device, processes))
 
 
 @app.command("evaluate")
 def evaluate(
     work: Work = WORK,
-    scenes: Annotated[int, typer.Option(min=1, help="Held-out scenes.")] = 200,
+    scenes: Annotated[int, typer.Option(min=1, help="Number of held-out scenes.")] = 200,
     models: Annotated[
         Path | None,
-        typer.Option(help="Folder with sd, sd_depth and depth; default: those in the work folder, else the embedded."),
+        typer.Option(help="Folder with sd, sd_depth and depth; default: the work folder's, else the embedded models."),
     ] = None,
 ) -> None:
-    """Measure models on held-out scenes: `figures.json` and sheets of the first pictures in the work folder."""
+    """Measure models on held-out scenes; needs the judge. Writes figures.json and image sheets to the work folder."""
     from stereo_jobs.toyscapes import figures
 
     if not (work / "judge/checkpoint.pt").is_file():
@@ -87,7 +87,7 @@ def evaluate(
 
 @app.command("all")
 def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu") -> None:
-    """Everything, in order; about three hours on two CPU cores."""
+    """Train all parts in order, then evaluate; about three hours on two CPU cores."""
     for part in (train_vae, cache_latents, train_unet, train_depth, train_judge):
         part(work, processes, device)
     evaluate(work)
@@ -96,7 +96,7 @@ def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu
 def _train(
     make: Callable[[Schedule], Lesson], recipe: Schedule, steps: int | None, folder: Path, machine: Machine
 ) -> nn.Module:
-    """Train one part, or go on with it; its averaged networks."""
+    """Train one part from its newest checkpoint; returns its networks with averaged weights."""
     schedule = dataclasses.replace(recipe, steps=steps) if steps else recipe
     train(make, schedule, folder, machine)
     _, networks, _ = averaged(make, schedule, folder)

@@ -1,4 +1,4 @@
-"""The demo models' depth estimator: a small Depth Anything that knows the rooms of ToyScapes."""
+"""The depth estimator of the demo models: a small Depth Anything, trained on ToyScapes."""
 
 from pathlib import Path
 
@@ -21,12 +21,13 @@ from stereo_jobs.toyscapes.training import Batch, Schedule
 
 SCHEDULE = Schedule(steps=1800, batch=16, learning_rate=1e-3, warmup=500, ema=0.998)
 EDGE_PX = 3
+"""Distance in pixels up to which a pixel is near a depth edge."""
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def new_depth() -> DepthAnythingForDepthEstimation:
-    """Untrained: Dinov2 with patches of 8 pixels; relative inverse depth."""
+    """The untrained network: Dinov2 with patches of 8 pixels; it predicts relative inverse depth."""
     backbone = Dinov2Config(
         image_size=128,
         patch_size=8,
@@ -48,22 +49,22 @@ def new_depth() -> DepthAnythingForDepthEstimation:
             head_hidden_size=16,
         )
     )
-    nn.init.constant_(network.head.conv3.bias, 0.5)  # its ReLU must not start dead
-    # Weights that no image uses; data-parallel training wants a gradient for all others.
+    nn.init.constant_(network.head.conv3.bias, 0.5)  # otherwise its ReLU may start dead
+    # No image uses these weights, and data-parallel training needs a gradient for every trained weight.
     network.backbone.embeddings.mask_token.requires_grad_(False)
     network.neck.fusion_stage.layers[0].residual_layer1.requires_grad_(False)
     return network
 
 
 class DepthLoss(nn.Module):
-    """Absolute error of inverse depth in [0, 1], billboards and their outlines counted more."""
+    """Absolute error of inverse depth in [0, 1]; billboards and depth edges have higher weights."""
 
     def __init__(self, depth: DepthAnythingForDepthEstimation) -> None:
         super().__init__()
         self.depth = depth
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean loss; `pixels` B,3,H,W normalised, `target` and `weight` B,H,W."""
+        """The mean loss of a batch: `pixels` B,3,H,W normalised, `target` and `weight` B,H,W."""
         error = self.depth(batch["pixels"]).predicted_depth.float() - batch["target"]
         across, down = (error[..., 1:] - error[..., :-1]).abs(), (error[..., 1:, :] - error[..., :-1, :]).abs()
         loss: Tensor = (error.abs() * batch["weight"]).mean() + 0.5 * (across.mean() + down.mean())
@@ -71,14 +72,14 @@ class DepthLoss(nn.Module):
 
 
 class DepthLesson:
-    """Trains the estimator on freshly rendered views, blurred, noisy and tinted as generated pictures are."""
+    """Trains the estimator on fresh renders, with the blur, noise and tints of generated images."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.networks = DepthLoss(new_depth())
 
     def draw(self, step: int, rank: int, device: str) -> Batch:
-        """Both views of fresh scenes."""
+        """Both views of newly drawn scenes, with target and weight of each pixel."""
         rng = np.random.default_rng([4, step, rank])
         pixels, targets, weights = [], [], []
         for _ in range(self.schedule.batch // 2):
@@ -95,7 +96,7 @@ class DepthLesson:
         }
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
-        """Errors on 32 held-out scenes."""
+        """Mean errors on 32 held-out scenes: everywhere, and near depth edges."""
         scenes = [render(draw_scene(seed, "test")) for seed in range(32)]
         with torch.inference_mode():
             pixels = normalise_pixels(np.stack([scene.left for scene in scenes]))
@@ -105,7 +106,12 @@ class DepthLesson:
 
 
 def errors(inverse_depth: F32, scenes: list[ToyScape]) -> tuple[list[float], list[float]]:
-    """Mean absolute error of each image's min-max normalised inverse depth: everywhere, and near depth edges."""
+    """Mean absolute error of the min-max normalised inverse depth of each image: everywhere, and near depth edges.
+
+    Args:
+        inverse_depth: estimates N,H,W at any scale and offset.
+        scenes: the N rendered scenes.
+    """
     everywhere, at_edges = [], []
     for found, scene in zip(inverse_depth, scenes, strict=True):
         truth = normalised(scene.disparity)
@@ -116,12 +122,12 @@ def errors(inverse_depth: F32, scenes: list[ToyScape]) -> tuple[list[float], lis
 
 
 def normalised(depth: F32) -> F32:
-    """Min-max to [0, 1]; zero where all is alike."""
+    """Min-max normalise H,W to [0, 1]; zero if all values are equal."""
     return np.asarray(relative_disparity(torch.from_numpy(depth)[None])[0].numpy(), np.float32)
 
 
 def depth_edges(depth: F32) -> Bools:
-    """Both pixels of every jump of normalised inverse depth over 0.05."""
+    """Depth edges: both pixels of each jump of normalised inverse depth by more than 0.05."""
     edges = np.zeros(depth.shape, bool)
     across, down = np.abs(np.diff(depth, axis=1)) > 0.05, np.abs(np.diff(depth, axis=0)) > 0.05
     edges[:, 1:] |= across
@@ -132,7 +138,7 @@ def depth_edges(depth: F32) -> Bools:
 
 
 def disturb(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Blur, noise and a tint, each by chance."""
+    """Degrade an image H,W,3 at random: blur, noise and a tint."""
     result = image.astype(np.float32)
     if rng.random() < 0.5:
         result = cv2.GaussianBlur(result, (0, 0), rng.uniform(0.3, 1.2)).astype(np.float32)
@@ -143,13 +149,13 @@ def disturb(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.ui
 
 
 def normalise_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """B,H,W,3 uint8 -> B,3,H,W as the model's image processor makes them."""
+    """B,H,W,3 uint8 -> B,3,H,W float32, normalised like the model's image processor does."""
     scaled = (images.astype(np.float32) / 255 - np.array(_MEAN, np.float32)) / np.array(_STD, np.float32)
     return torch.from_numpy(scaled).permute(0, 3, 1, 2)
 
 
 def export(networks: nn.Module, folder: Path) -> None:
-    """Write the estimator and its image processor in transformers format, float16."""
+    """Write the estimator in float16 and its image processor, in transformers format."""
     networks.depth.half().save_pretrained(folder)  # type: ignore[union-attr, operator]
     processor = DPTImageProcessorPil(
         size={"height": 128, "width": 128},
@@ -169,6 +175,6 @@ def _dilated(mask: Bools, radius: int) -> Bools:
 
 
 def _standing(disparity: F32) -> Bools:
-    """Pixels of billboards: rows of the room itself have one disparity, the floor's."""
+    """Pixels of billboards: their disparity differs from the median of the row, which is the room's."""
     background = np.median(disparity, axis=1, keepdims=True)
     return np.asarray(np.abs(disparity - background) > 0.25)

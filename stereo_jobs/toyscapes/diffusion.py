@@ -1,7 +1,7 @@
-"""The demo models' text encoder and U-Net: one training, two checkpoints.
+"""The text encoder and the U-Net of the demo models: one training, two checkpoints.
 
-The U-Net has five input channels, four of latent and one of depth, and the depth is zero for most samples. Where it
-is zero its weights do nothing, so without them the same network is the plain text-to-image U-Net: exactly.
+The U-Net has five input channels, four of the latent and one of depth. The depth is zero for most samples; where it is
+zero, the weights of its channel have no effect. Without them the same network is exactly a text-to-image U-Net.
 """
 
 import json
@@ -29,12 +29,15 @@ from stereo_jobs.toyscapes.vae import encode
 
 SCHEDULE = Schedule(steps=7400, batch=32, learning_rate=1e-3, warmup=500, ema=0.9995)
 CHUNK = 500
+"""Number of scenes in one file of cached latents."""
 CAPTION_DROPOUT = 0.1
+"""Share of samples with an empty caption, for classifier-free guidance."""
 DEPTH_SHARE = 0.3
+"""Share of samples with depth."""
 
 
 def new_unet() -> UNet2DConditionModel:
-    """Untrained, in the format of Stable Diffusion 2's depth-conditioned U-Net."""
+    """The untrained U-Net, in the format of Stable Diffusion 2's depth-conditioned one."""
     return UNet2DConditionModel(
         sample_size=32,
         in_channels=5,
@@ -50,7 +53,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_text_encoder() -> CLIPTextModel:
-    """Untrained; its words start far apart, which a small model learns from much faster."""
+    """The untrained text encoder. Its word embeddings start far apart: a small model then learns much faster."""
     tokenizer = new_tokenizer(VOCABULARY)
     encoder = CLIPTextModel(
         CLIPTextConfig(
@@ -71,7 +74,7 @@ def new_text_encoder() -> CLIPTextModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Stable Diffusion's noise schedule; the model predicts the noise (epsilon)."""
+    """Stable Diffusion's noise schedule, for a model that predicts the noise (epsilon)."""
     return DDIMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -93,7 +96,7 @@ class DiffusionLoss(nn.Module):
         self.register_buffer("alphas", new_scheduler().alphas_cumprod, persistent=False)
 
     def forward(self, batch: Batch) -> Tensor:
-        """Mean loss of a batch of `latents`, `noise`, `timesteps`, `ids` and `depth` (zero where it is not given)."""
+        """The mean loss of a batch: `latents`, `noise`, `timesteps`, `ids` and `depth` (zero for samples without)."""
         alpha = self.alphas[batch["timesteps"]][:, None, None, None]  # type: ignore[index]
         noisy = alpha.sqrt() * batch["latents"] + (1 - alpha).sqrt() * batch["noise"]
         words = self.text_encoder(batch["ids"])[0]
@@ -107,15 +110,15 @@ class DiffusionLoss(nn.Module):
 def timestep_weights(alpha: Tensor) -> Tensor:
     """Weight of the squared noise error at signal share alpha, 1.35 on average.
 
-    Min-SNR with gamma 5 (Hang et al. 2023) below; above, the weights that prediction of v would give, capped: what
-    stands where is decided in the noisiest steps, where errors of the noise are tiny and errors of the picture are not.
+    In less noisy steps: min-SNR with gamma 5 (Hang et al. 2023). In noisier steps: the weight of v-prediction, capped.
+    The noisiest steps decide the layout of the image; there, small errors of the noise are large errors of the image.
     """
     snr = alpha / (1 - alpha)
     return (5 / snr).clamp(max=1) * (1 + (1 / snr).clamp(max=10)) / 4
 
 
 class DiffusionLesson:
-    """Trains text encoder and U-Net on cached latents."""
+    """Trains the text encoder and the U-Net on cached latents."""
 
     def __init__(self, schedule: Schedule, latents: Path) -> None:
         self.schedule = schedule
@@ -124,11 +127,11 @@ class DiffusionLesson:
         self.test = Latents.load(latents, "test")
 
     def draw(self, step: int, rank: int, device: str) -> Batch:
-        """Scenes, noise and timesteps of one step."""
+        """Latents, captions, depth, noise and timesteps of one step."""
         return self._draw(self.train, np.random.default_rng([2, step, rank]), self.schedule.batch, device)
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
-        """The loss on held-out scenes, with the same noise every time."""
+        """The mean loss on held-out scenes, with the same noise every time."""
         rng = np.random.default_rng([3])
         device = next(networks.parameters()).device.type
         with torch.inference_mode():
@@ -140,7 +143,7 @@ class DiffusionLesson:
         ids = data.ids[chosen]
         ids[rng.random(count) < CAPTION_DROPOUT] = data.empty
         given = (rng.random(count) < DEPTH_SHARE).astype(np.float32)[:, None, None, None]
-        timesteps = ((np.arange(count) + rng.random(count)) * (1000 / count)).astype(np.int64)  # one in each stratum
+        timesteps = ((np.arange(count) + rng.random(count)) * (1000 / count)).astype(np.int64)  # stratified
         latents = data.latents[chosen].astype(np.float32)
         batch = {
             "latents": latents,
@@ -152,11 +155,11 @@ class DiffusionLesson:
         return {name: torch.from_numpy(array).to(device) for name, array in batch.items()}
 
 
-# --- Latents, cached: the VAE is frozen by now ---
+# --- Cached latents: the VAE does not change any more ---
 
 
 class Latents:
-    """What the U-Net sees of a split: latents N,4,32,32, depth N,1,32,32 in [-1, 1], N captions and their ids N,n."""
+    """Training data of a split: latents N,4,32,32, depth N,1,32,32 in [-1, 1], and token ids N,n of N captions."""
 
     def __init__(self, latents: NDArray[np.float16], depth: NDArray[np.float16], captions: list[str]) -> None:
         self.latents, self.depth = latents, depth
@@ -165,22 +168,24 @@ class Latents:
 
     @classmethod
     def load(cls, folder: Path, split: Split) -> "Latents":
-        """All chunks of a split that `cache` wrote."""
+        """Load all chunks of a split that `cache` wrote."""
         chunks = [dict(np.load(path)) for path in sorted(folder.glob(f"{split}-*.npz"))]
         if not chunks:
-            raise FileNotFoundError(f"{folder}: no latents of the {split} split; make them first")
+            raise FileNotFoundError(
+                f"{folder}: no latents of the {split} split; make them first: python -m stereo_jobs.toyscapes latents"
+            )
         latents, depth = (np.concatenate([chunk[name] for chunk in chunks]) for name in ("latents", "depth"))
         return cls(latents, depth, [str(caption) for chunk in chunks for caption in chunk["captions"]])
 
 
 def caption_ids(captions: list[str]) -> NDArray[np.int16]:
-    """Token ids B,n of captions."""
+    """Token ids N,n of N captions."""
     tokens = new_tokenizer(VOCABULARY)(captions, padding="max_length", truncation=True)
     return np.array(tokens["input_ids"], np.int16)
 
 
 def cache(vae: AutoencoderKL, folder: Path, split: Split, chunks: range) -> None:
-    """Render and encode chunks of a split that are not there yet."""
+    """Render and encode the chunks of a split that do not exist yet."""
     folder.mkdir(parents=True, exist_ok=True)
     for chunk in chunks:
         path = folder / f"{split}-{chunk:04d}.npz"
@@ -200,7 +205,7 @@ def cache(vae: AutoencoderKL, folder: Path, split: Split, chunks: range) -> None
 
 
 def cache_all(vae_folder: Path, folder: Path, scenes: int, machine: Machine) -> None:
-    """Cache `scenes` training scenes and a fiftieth as many held-out ones, in parallel processes."""
+    """Cache `scenes` training scenes and a fiftieth as many held-out scenes, in parallel processes."""
     arguments = (vae_folder, folder, scenes, machine)
     if machine.processes == 1:
         _cache_share(0, *arguments)
@@ -217,7 +222,7 @@ def _cache_share(rank: int, vae_folder: Path, folder: Path, scenes: int, machine
 
 
 def depth_condition(scene: ToyScape) -> NDArray[np.float32]:
-    """True depth as StableDiffusionDepth2ImgPipeline gives it to a U-Net: 1,h,w on the latent grid, in [-1, 1]."""
+    """True depth as StableDiffusionDepth2ImgPipeline gives it to a U-Net: 1,h,w (size of the latent), in [-1, 1]."""
     height, width = scene.disparity.shape
     on_grid = resize(torch.from_numpy(scene.disparity)[None], (height // 4, width // 4))
     return np.asarray(2 * relative_disparity(on_grid).numpy() - 1, np.float32)
@@ -227,7 +232,10 @@ def depth_condition(scene: ToyScape) -> NDArray[np.float32]:
 
 
 def export(networks: nn.Module, models: Path) -> None:
-    """Write `sd` and `sd_depth`: U-Nets of four and of five channels, all else (a VAE that is there, too) alike."""
+    """Write the checkpoints `sd` and `sd_depth`: their U-Nets have four and five input channels, all else is the same.
+
+    A VAE that was exported to `sd` before is copied, too.
+    """
     unet: UNet2DConditionModel = networks.unet
     unet.half().save_pretrained(models / "sd_depth/unet")
     plain = UNet2DConditionModel.from_config(unet.config, in_channels=4).half()
@@ -247,7 +255,7 @@ def export(networks: nn.Module, models: Path) -> None:
 
 
 def _index(pipeline: str) -> dict[str, Any]:
-    """model_index.json, as diffusers reads it."""
+    """The content of model_index.json, from which diffusers loads a pipeline."""
     return {
         "_class_name": pipeline,
         "_diffusers_version": diffusers.__version__,
@@ -265,5 +273,5 @@ def _index(pipeline: str) -> dict[str, Any]:
 
 
 def lesson(latents: Path) -> Callable[[Schedule], Lesson]:
-    """The lesson over cached latents, for `train`."""
+    """A function that makes the lesson on cached latents, as `train` needs it."""
     return partial(DiffusionLesson, latents=latents)

@@ -1,4 +1,4 @@
-"""The figures of the model card: each demo model measured on held-out scenes."""
+"""Measures each demo model on held-out scenes, for the figures of the model card."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -26,24 +26,26 @@ from stereo_jobs.toyscapes.training import averaged
 BATCH = 8
 GUIDANCE = 6.0
 SIZE = 128
+"""Width and height of the images in pixels."""
 SHEET = 16
+"""Number of images on a sheet."""
 SEVERAL = {2: "two objects", 3: "three objects"}
-"""Of these the number alone is judged: a judge that always said `one` would be right about all other pictures."""
+"""Scenes for which only the count is judged. On scenes of one object, a judge that always answers `one` is right."""
 
 
 @dataclass(frozen=True)
 class DemoModels:
-    """Folders of trained models: `sd`, `sd_depth`, `depth`."""
+    """A folder of trained models: `sd`, `sd_depth` and `depth`."""
 
     folder: Path
 
     def pipeline(self, mode: str) -> LeftViewMaker:
-        """What makes left views in a mode, with the published number of steps."""
+        """The maker of left views in a mode, with the published number of steps."""
         recipe = Recipe(mode=mode, size=Size(width=SIZE, height=SIZE))
         return LeftViewMaker(self.stable_diffusion(mode), self.depth(), recipe)
 
     def stable_diffusion(self, mode: str = "text") -> StableDiffusion:
-        """The checkpoint of a mode."""
+        """The Stable Diffusion checkpoint for a mode."""
         return StableDiffusion(self.folder / ("sd_depth" if mode == "depth" else "sd"), torch.float32, "cpu")
 
     def depth(self) -> DepthEstimator:
@@ -52,17 +54,17 @@ class DemoModels:
 
 
 def models_of(work: Path) -> Path:
-    """The models trained in a work folder; where none were, the embedded ones."""
+    """The models trained in a work folder, or the embedded ones if there are none."""
     return work / "models" if (work / "models").is_dir() else DEMO_FOLDER
 
 
 def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple[str, dict[str, float]]]:
-    """One part after the other: its name and its figures.
+    """Measure one part after the other; yields the name and the figures of each.
 
     Args:
-        models: to be measured.
-        work: where the judge was trained; the sheet of pictures goes there, too.
-        scenes: held-out ones; text is also tried on a quarter as many of two and of three objects each.
+        models: the models to measure.
+        work: folder in which the judge was trained; sheets of images are written there.
+        scenes: number of held-out scenes; a quarter as many with two and with three objects test the count.
     """
     drawn = [draw_scene(seed, "test") for seed in range(scenes)]
     rendered = [render(scene) for scene in drawn]
@@ -94,12 +96,12 @@ def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple
 
 
 def _renders(scenes: Sequence[Scene]) -> np.ndarray:
-    """True left views, N,128,128,3 uint8."""
+    """Rendered left views, N,128,128,3 uint8."""
     return np.stack([render(scene).left for scene in scenes])
 
 
 def _from_text(lefts: LeftViewMaker, scenes: Sequence[Scene]) -> Iterator[np.ndarray]:
-    """Pictures of captions; the seed is the position in the list, so that none is chosen."""
+    """Images generated from captions. The seed is the position in the list, so no image is hand-picked."""
     letterbox = Letterbox.exact((SIZE, SIZE))
     for start in range(0, len(scenes), BATCH):
         part = [
@@ -111,10 +113,10 @@ def _from_text(lefts: LeftViewMaker, scenes: Sequence[Scene]) -> Iterator[np.nda
 
 
 def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) -> list[float]:
-    """Mean absolute error of the depth estimated on pictures made from true depth, against that depth."""
+    """Generate images from true depth, estimate their depth, and return its mean absolute error for each scene."""
     lefts, letterbox = models.pipeline("depth"), Letterbox.exact((SIZE, SIZE))
     results: list[float] = []
-    pictures = []
+    generated = []
     for start in range(0, len(scenes), BATCH):
         part = list(enumerate(scenes[start : start + BATCH], start))
         maps = [render(scene).disparity for _, scene in part]
@@ -129,19 +131,19 @@ def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) 
             float(np.abs(normalised(e.numpy()) - normalised(given)).mean())
             for e, given in zip(estimated, maps, strict=True)
         ]
-        pictures += images
-    save_sheet(np.stack(pictures[:SHEET]), work / "depth.png")
+        generated += images
+    save_sheet(np.stack(generated[:SHEET]), work / "depth.png")
     return results
 
 
 def save_sheet(images: np.ndarray, path: Path) -> None:
-    """Pictures N,H,W,3 uint8 in rows of eight as one PNG, the last row filled up with black."""
+    """Write images N,H,W,3 uint8 as one PNG, eight in a row; the last row is padded with black."""
     images = np.concatenate([images, np.zeros((-len(images) % 8, *images.shape[1:]), np.uint8)])
     rows = [np.concatenate(list(images[i : i + 8]), 1) for i in range(0, len(images), 8)]
     Image.fromarray(np.concatenate(rows)).save(path)
 
 
 def write(figures: dict[str, dict[str, float]], path: Path) -> None:
-    """As JSON, rounded."""
+    """Write figures as JSON, rounded to four decimals."""
     rounded = {part: {name: round(value, 4) for name, value in values.items()} for part, values in figures.items()}
     path.write_text(json.dumps(rounded, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Does a picture show what its caption says? A small classifier, trained on renders, judges the demo models."""
+"""A small classifier, trained on renders, that judges whether a generated image shows what its caption says."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -22,7 +22,7 @@ _NOT_ASKED = -100
 
 
 class Judge(nn.Module):
-    """Answers four questions about a picture: shape, colour and position of its one object, and how many there are."""
+    """Answers four questions about an image: the number of objects, and shape, colour and position of a single one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,26 +35,26 @@ class Judge(nn.Module):
             nn.Conv2d(128, 128, 3, 1, 1),
             nn.GroupNorm(8, 128),
             nn.SiLU(),
-            nn.AdaptiveMaxPool2d((2, 6)),  # keeps the position apart
+            nn.AdaptiveMaxPool2d((2, 6)),  # keeps some position
             nn.Flatten(),
         )
         self.heads = nn.ModuleDict({name: nn.Linear(128 * 12, size) for name, size in _SIZES.items()})
 
     def forward(self, pixels: Tensor) -> dict[str, Tensor]:
-        """Logits of every question, for B,3,128,128 in [-1, 1]."""
+        """Logits for each question, of images B,3,128,128 in [-1, 1]."""
         features = self.layers(pixels)
         return {name: head(features) for name, head in self.heads.items()}
 
 
 class JudgeLoss(nn.Module):
-    """Cross entropy of all questions that a scene answers."""
+    """Cross entropy over all questions that a scene answers."""
 
     def __init__(self) -> None:
         super().__init__()
         self.judge = Judge()
 
     def forward(self, batch: Batch) -> Tensor:
-        """Sum over the questions."""
+        """The loss of a batch, summed over the questions: `pixels`, and the index of the answer to each question."""
         logits = self.judge(batch["pixels"])
         parts = [functional.cross_entropy(logits[name].float(), batch[name]) for name in QUESTIONS]
         return torch.stack(parts).sum()
@@ -68,7 +68,7 @@ class JudgeLesson:
         self.networks = JudgeLoss()
 
     def draw(self, step: int, rank: int, device: str) -> Batch:
-        """Disturbed left views and their answers."""
+        """Degraded left views and their answers."""
         rng = np.random.default_rng([5, step, rank])
         scenes = [draw_scene(int(rng.integers(2**40))) for _ in range(self.schedule.batch)]
         images = np.stack([disturb(render(scene).left, rng) for scene in scenes])
@@ -77,25 +77,25 @@ class JudgeLesson:
         return {"pixels": to_pixels(images).to(device), **columns}
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
-        """Share of right answers on held-out renders."""
+        """Shares of right answers on held-out renders."""
         scenes = scenes_with(1, 200)
         images = np.stack([render(scene).left for scene in scenes])
         return score(networks.judge, images, scenes)  # type: ignore[arg-type]
 
 
 def answers(scene: Scene) -> dict[str, int]:
-    """The right answers; only the number where there is more than one object."""
+    """The right answers, as class indices; only the count if there is more than one object."""
     result = {"count": len(scene.billboards) - 1}
     if len(scene.billboards) == 1:
-        (board,) = scene.billboards
-        result["shape"] = SHAPES.index(board.shape)
-        result["colour"] = list(COLOURS).index(board.colour)
-        result["position"] = POSITIONS.index(board.position)
+        (billboard,) = scene.billboards
+        result["shape"] = SHAPES.index(billboard.shape)
+        result["colour"] = list(COLOURS).index(billboard.colour)
+        result["position"] = POSITIONS.index(billboard.position)
     return result
 
 
 def scenes_with(objects: int, count: int, split: Split = "test") -> list[Scene]:
-    """The first `count` scenes of a split with so many objects."""
+    """The first `count` scenes of a split that have exactly `objects` objects."""
     found: list[Scene] = []
     seed = 0
     while len(found) < count:
@@ -107,30 +107,31 @@ def scenes_with(objects: int, count: int, split: Split = "test") -> list[Scene]:
 
 
 def score(judge: Judge, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> dict[str, float]:
-    """Share of right answers about N,128,128,3 images of one object each; `shape_and_colour` is both at once.
+    """Shares of right answers on images N,128,128,3 of scenes with one object each.
 
-    `shuffled` is the same share for the caption of another scene: what guessing would reach.
+    `shape_and_colour` counts answers that have both right. `shuffled` is the same share against the captions of other
+    scenes, for comparison: guessing reaches about as much.
     """
-    said = _said(judge, images)
+    found = _answered(judge, images)
     truth = [answers(scene) for scene in scenes]
-    right = {name: np.array([a[name] for a in truth]) == said[name] for name in QUESTIONS}
+    right = {name: np.array([a[name] for a in truth]) == found[name] for name in QUESTIONS}
     both = np.array([[a["shape"], a["colour"]] for a in truth])
     shuffled = np.roll(both, 1, axis=0)
-    said_both = np.stack([said["shape"], said["colour"]], 1)
+    found_both = np.stack([found["shape"], found["colour"]], 1)
     return {
-        "shape_and_colour": float((said_both == both).all(1).mean()),
-        "shuffled": float((said_both == shuffled).all(1).mean()),
+        "shape_and_colour": float((found_both == both).all(1).mean()),
+        "shuffled": float((found_both == shuffled).all(1).mean()),
         **{name: float(values.mean()) for name, values in right.items()},
     }
 
 
 def counted(judge: Judge, images: NDArray[np.uint8], scenes: Sequence[Scene]) -> float:
-    """Share of N,128,128,3 images in which the judge counts as many objects as the scenes have."""
-    return float((_said(judge, images)["count"] == [answers(scene)["count"] for scene in scenes]).mean())
+    """Share of images N,128,128,3 in which the judge counts as many objects as their scenes have."""
+    return float((_answered(judge, images)["count"] == [answers(scene)["count"] for scene in scenes]).mean())
 
 
 @torch.inference_mode()
-def _said(judge: Judge, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
-    """The judge's answer to every question about every image."""
+def _answered(judge: Judge, images: NDArray[np.uint8]) -> dict[str, NDArray[np.int64]]:
+    """The judge's answer, a class index, to each question about each image."""
     device = next(judge.parameters()).device
     return {name: logits.argmax(1).cpu().numpy() for name, logits in judge(to_pixels(images).to(device)).items()}

@@ -1,4 +1,4 @@
-"""Manifests of ToyScapes: inputs for every mode, inline, and the truth to measure against."""
+"""Writes ToyScapes as manifests: the inputs of a mode, and the truth to measure against, as inline images."""
 
 from typing import Any, Literal, get_args
 
@@ -14,7 +14,7 @@ from stereo_jobs.toyscapes.scenes import Level, Scene, Split, draw_scene
 Mode = Literal["text", "depth", "image"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 MAX_ROWS = 20_000
-"""A manifest is built in memory, up to 100 kB a row."""
+"""Maximum number of rows: a manifest is built in memory, with up to 100 kB a row."""
 _GROUP_ROWS = 200
 
 
@@ -34,24 +34,26 @@ def write_manifest(
 
     Args:
         target: path or s3:// URI of the Parquet file.
-        settings: S3 access.
-        rows: at most 20,000; more go into several files, told apart by `start`.
-        split: no caption is in both.
-        mode: which inputs are written; `prompt` is in all.
-        level: None mixes the three.
-        start: first seed.
-        size: width and height of the pictures.
-        with_disparity: also give the true disparity to the method, as the column `disparity`.
+        settings: access settings of the storage.
+        rows: number of scenes, at most 20,000; write more scenes to several files with different `start`.
+        split: split of the scenes; no caption is in both.
+        mode: the mode whose inputs are written; all modes have `prompt`.
+        level: level of the scenes; None for a mix of all.
+        start: seed of the first scene.
+        size: width and height of the images in pixels.
+        with_disparity: whether to give the true disparity to the method, too, in the column `disparity`.
 
     Raises:
-        ManifestError: too many rows, or the target exists.
+        ManifestError: too many rows, a disparity for a mode that takes none, or the target exists.
     """
     if not 1 <= rows <= MAX_ROWS:
         raise ManifestError(
             f"rows: must be 1 to {MAX_ROWS}, got {rows}; write several files and tell them apart by --start"
         )
     if with_disparity and mode != "image":
-        raise ManifestError(f"with-disparity: only mode image takes a disparity, not mode {mode}")
+        raise ManifestError(
+            f"with-disparity: only mode image takes a disparity, not mode {mode}; leave it out, or use --mode image"
+        )
     scenes = (draw_scene(seed, split, level) for seed in range(start, start + rows))
     table = pa.Table.from_pylist(
         [

@@ -1,9 +1,9 @@
-"""Pixels and truth of a scene. Both views come from one description, so disparity and occlusion are exact.
+"""Renders both views of a scene, and their truth. Disparity and occlusion are exact.
 
-Every surface is a continuous function of left-view coordinates in pixels. The right view asks it at x + d, where d is
-the surface's disparity in that row: x_R = x_L - d holds to a fraction of a pixel, and nothing is ever resampled.
-Edges are anti-aliased by their distance, patterns by the width of a pixel on the surface; only tiles that meet without
-a joint are not, so that a tiled wall agrees to half a pixel.
+Every surface is a continuous function of left-view coordinates in pixels. The right view evaluates it at x + d, where d
+is the disparity of the surface in that row. So x_R = x_L - d holds to a fraction of a pixel, and nothing is resampled.
+Edges are anti-aliased by their distance, patterns by the width of a pixel on the surface. The exception are tiles that
+meet without a joint: on a tiled wall, the two views agree to half a pixel.
 """
 
 from dataclasses import dataclass
@@ -20,14 +20,17 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class ToyScape:
-    """A rendered scene. Images H,W,3 uint8; disparities H,W float32 in pixels; masks H,W bool.
+    """A rendered scene. Images are H,W,3 uint8; disparities are H,W float32 in pixels; masks are H,W bool.
 
     Attributes:
-        disparity: of the left view, all >= 0.
-        right_disparity: of the right view: its pixel x shows what stands at x + d in the left view.
+        left: left view.
+        right: right view.
+        disparity: disparity of the left view, >= 0.
+        right_disparity: disparity of the right view: its pixel x shows the point at x + d in the left view.
         nonocc_left: left pixels that are visible in the right view.
-        hole_right: right pixels that no left pixel shows.
-        border_right: the part of the holes that lies beyond the left view's frame.
+        hole_right: right pixels that are not visible in the left view.
+        border_right: the part of the holes that lies outside the frame of the left view.
+        caption: description of the scene in words.
     """
 
     left: NDArray[np.uint8]
@@ -41,15 +44,15 @@ class ToyScape:
 
 
 def render(scene: Scene, width: int = 128, height: int = 128) -> ToyScape:
-    """Both views of a scene and the truth about them.
+    """Both views of a scene and their truth.
 
     Args:
-        scene: what is in it.
-        width: at least 32 pixels, as the height.
-        height: needs no fixed ratio to the width.
+        scene: the scene to render.
+        width: width in pixels, at least 32.
+        height: height in pixels, at least 32; any ratio to the width.
 
     Raises:
-        ValueError: the image is too small for anything to be seen.
+        ValueError: the image is smaller than 32 x 32 pixels.
     """
     if min(width, height) < 32:
         raise ValueError(f"a scene needs at least 32 x 32 pixels, got {width} x {height}")
@@ -62,7 +65,7 @@ def render(scene: Scene, width: int = 128, height: int = 128) -> ToyScape:
 
 
 class _Room:
-    """A scene at one size, in pixels; `u` is the length that is one pixel in a 128 x 128 image."""
+    """A scene at one size, in pixels. `u` is the unit of length: one pixel of a 128 x 128 image."""
 
     def __init__(self, scene: Scene, width: int, height: int) -> None:
         self.scene = scene
@@ -73,16 +76,16 @@ class _Room:
         self.y = np.arange(height, dtype=np.float32)[:, None]
         depth = np.clip((self.y - self.horizon) / (height - self.horizon), 0, 1)  # 0 at the wall, 1 at the bottom
         self.ground = np.asarray(scene.disparity_at(depth) * width, np.float32)  # H,1
-        self.boards = [_Board(board, self) for board in scene.billboards]
+        self.boards = [_Board(billboard, self) for billboard in scene.billboards]
 
     @cached_property
     def random(self) -> F32:
-        """A table of random numbers in [-1, 1) that textures look up."""
+        """A 64 x 64 table of random numbers in [-1, 1) for textures."""
         return np.random.default_rng(self.scene.texture).uniform(-1, 1, (64, 64)).astype(np.float32)
 
     def view(self, eye: float) -> tuple[NDArray[np.uint8], F32]:
-        """Image and disparity of one view: eye 0 is the left, 1 the right."""
-        x = self.x + eye * self.ground  # where in the left view the wall and the floor of each pixel are
+        """Image and disparity of one view: eye 0 is the left view, 1 the right view."""
+        x = self.x + eye * self.ground  # left-view coordinates of the wall or floor in each pixel
         first = int(np.ceil(self.horizon))
         image = np.concatenate([self._wall(x[:first], self.y[:first]), self._floor(x[first:], self.y[first:])])
         disparity = np.repeat(self.ground, self.width, 1)
@@ -96,16 +99,18 @@ class _Room:
         return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), disparity  # [0,1] -> [0,255]
 
     def visible_in_other(self, disparity: F32, sign: int) -> tuple[Bools, Bools]:
-        """Which pixels of a view the other one shows too, and which lie in its frame.
+        """Two masks of a view: pixels that are visible in the other view, and pixels that lie inside its frame.
 
-        sign: -1 asks from the left view (its content goes to x - d), 1 from the right.
+        Args:
+            disparity: disparity of the view, H,W.
+            sign: -1 for masks of the left view (its content moves to x - d), 1 for masks of the right view.
         """
         there = self.x + sign * disparity
         inside = (there > -0.5) & (there < self.width - 0.5)
-        in_left = there if sign > 0 else self.x  # left-view coordinate of what the pixel shows
+        in_left = there if sign > 0 else self.x  # left-view coordinate of the point in the pixel
         visible = inside.copy()
         for board in self.boards:
-            # The nearer board stands at its own left-view coordinate on the other view's line of sight.
+            # Left-view coordinate at which a nearer board would cover the point in the other view.
             at = in_left if sign > 0 else there + board.disparity
             visible &= ~((board.distance(at, self.y) < 0) & (board.disparity > disparity))
         return visible, inside
@@ -113,7 +118,7 @@ class _Room:
     # --- Surfaces: left-view coordinates in, colours out ---
 
     def noise(self, x: F32, y: F32, wavelength: float, salt: int) -> F32:
-        """Smooth noise of about [-1, 1] with lumps of the given size in pixels."""
+        """Smooth noise of about [-1, 1]; its wavelength is in pixels, `salt` selects an independent pattern."""
         u, v = x / wavelength + salt * 7.3, y / wavelength + salt * 3.9
         i, j = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
         s, t = u - i, v - j
@@ -125,13 +130,13 @@ class _Room:
         return np.asarray(top + t * (low - top), np.float32)
 
     def grain(self, x: F32, y: F32, salt: int) -> F32:
-        """What makes every surface matchable: a factor around 1 for its brightness. H,W,1."""
+        """A brightness factor around 1 with fine grain, H,W,1, so that every surface can be matched."""
         coarse = self.noise(x, y, 9 * self.u, salt)
         fine = self.noise(x, y, 3.6 * self.u, salt + 1)
         return np.asarray(1 + 0.04 * coarse + 0.04 * fine, np.float32)[..., None]
 
     def tone(self, i: NDArray[np.int32], j: NDArray[np.int32], salt: int) -> F32:
-        """A random number in [-1, 1) for each brick, tile or board."""
+        """A random number in [-1, 1) for each cell i, j of a pattern: a brick, panel or plank."""
         return np.asarray(self.random[(j * 13 + salt) & 63, (i * 29 + 5 * salt) & 63])
 
     def _wall(self, x: F32, y: F32) -> F32:
@@ -165,7 +170,7 @@ class _Room:
         return _mix(wall, colour * 0.5, np.broadcast_to(skirting, x.shape))
 
     def _frames(self, wall: F32, x: F32, y: F32, offset: float, pane: bool) -> F32:
-        """A row of windows, or of pictures, all along the wall."""
+        """The wall with a row of windows (`pane`) or of pictures along it."""
         u, period = self.u, (50 if pane else 44) * self.u
         half_wide, half_high = (16 * u, 20 * u) if pane else (15 * u, 15 * u)
         i = np.floor((x + offset) / period).astype(np.int32)
@@ -189,7 +194,7 @@ class _Room:
         scene, u = self.scene, self.u
         colour = _rgb(FLOOR_COLOURS[scene.floor_colour])
         ground = self.ground[-len(y) :]
-        zoom = ground / ground[-1]  # of the floor's pattern: 1 at the bottom edge, smaller towards the wall
+        zoom = ground / ground[-1]  # scale of the floor's pattern: 1 at the bottom edge, smaller towards the wall
         floor = colour * (0.82 + 0.22 * zoom)[..., None] * self.grain(x, y, 20)
         along = (x - self.width / 2) / zoom
         if scene.floor == "tiled":
@@ -225,7 +230,7 @@ class _Board:
         self.salt = 30 + 4 * room.scene.billboards.index(board)
 
     def box(self, eye: float) -> tuple[slice, slice]:
-        """The rows and columns of a view that it can touch."""
+        """The rows and columns of a view that contain it."""
         x, reach = self.x - eye * self.disparity, self.radius + 2
         return (
             slice(max(0, int(self.y - reach)), max(0, int(self.y + reach) + 1)),
@@ -233,7 +238,7 @@ class _Board:
         )
 
     def distance(self, x: F32, y: F32) -> F32:
-        """Signed distance to the outline in pixels, negative inside. Broadcasts."""
+        """Signed distance to the outline in pixels, negative inside; x and y are broadcast."""
         dx, dy, r = x - self.x, y - self.y, self.radius
         if self.shape == "circle":
             return np.asarray(np.hypot(dx, dy) - r, np.float32)
@@ -242,13 +247,13 @@ class _Board:
         if self.shape == "cross":
             return np.minimum(_box(dx, dy, r, 0.38 * r), _box(dx, dy, 0.38 * r, r))
         if self.shape == "triangle":
-            # Two slanted sides meet at the top; the third is the foot.
+            # Two slanted sides meet at the top; the third side is the bottom.
             slant = (np.abs(dx) * 2 - (dy + r)) / np.sqrt(5.0)
             return np.asarray(np.maximum(slant, dy - r), np.float32)
         return _star(dx, dy, r)
 
     def paint(self, x: F32, y: F32, distance: F32) -> F32:
-        """Its colour at points in left-view coordinates."""
+        """Its colours, H,W,3, at points in left-view coordinates with their distance to the outline."""
         u = self.room.u
         light = 1 - 0.12 * (y - self.y) / self.radius
         paint = self.colour * light[..., None] * self.room.grain(x, y, self.salt)
@@ -270,12 +275,12 @@ class _Board:
 
 
 def _star(dx: F32, dy: F32, r: float) -> F32:
-    """Signed distance to a five-pointed star that stands on two points."""
+    """Signed distance to a five-pointed star that stands on two of its points."""
     angle = np.pi / 5
     outer, inner = 1.05 * r, 0.48 * r
     dy = dy - 0.06 * r
     length = np.hypot(dx, dy)
-    # Fold all ten half points onto one: theta in [0, pi/5] from a point to the notch beside it.
+    # By symmetry all ten half points are folded onto one: theta in [0, pi/5] goes from a point to the next notch.
     theta = np.abs(np.mod(np.arctan2(dx, -dy) + angle, 2 * angle) - angle)
     px, py = length * np.cos(theta), length * np.sin(theta)
     tip, notch = np.array([outer, 0.0]), np.array([inner * np.cos(angle), inner * np.sin(angle)])
@@ -287,14 +292,18 @@ def _star(dx: F32, dy: F32, r: float) -> F32:
 
 
 def _box(dx: F32, dy: F32, half_wide: float, half_high: float) -> F32:
-    """Signed distance to a box, exact enough beside its edges."""
+    """Signed distance to a box; not exact outside its corners."""
     return np.asarray(np.maximum(np.abs(dx) - half_wide, np.abs(dy) - half_high), np.float32)
 
 
 def _line(x: F32, period: float, half: float, footprint: F32 | float = 1.0) -> F32:
-    """How much of a pixel a line of width 2 * half at every multiple of the period covers, in [0, 1].
+    """Coverage of each pixel, in [0, 1], by lines of width 2 * half at all multiples of the period.
 
-    footprint: width of a pixel in the units of x.
+    Args:
+        x: coordinates across the lines.
+        period: distance of two lines.
+        half: half the width of a line.
+        footprint: width of a pixel in the units of x.
     """
     distance = period / 2 - np.abs(np.mod(x, period) - period / 2)
     return np.asarray(np.clip(0.5 + (half - distance) / footprint, 0, 1), np.float32)
@@ -305,5 +314,5 @@ def _rgb(colour: tuple[float, float, float]) -> F32:
 
 
 def _mix(a: F32, b: F32, share: F32) -> F32:
-    """a where share is 0, b where it is 1."""
+    """Linear interpolation of colours H,W,3: a where share (H,W) is 0, b where it is 1."""
     return np.asarray(a + (b - a) * share[..., None], np.float32)

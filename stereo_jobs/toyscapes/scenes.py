@@ -1,7 +1,7 @@
-"""What is in a scene: a room with standing billboards, drawn from a seed, and its caption.
+"""Draws scenes from seeds: a room with standing billboards, and its caption.
 
-A scene is described in fractions of the image, so that it can be rendered at any size. The floor's disparity grows
-evenly from `far` at the wall to `near` at the bottom edge; a billboard has the floor's disparity where it stands.
+A scene is described in fractions of the image, so it can be rendered at any size. The floor's disparity grows linearly
+from `far` at the wall to `near` at the bottom edge; a billboard has the floor's disparity where it stands.
 """
 
 import zlib
@@ -61,9 +61,12 @@ class Billboard:
     """A flat upright figure.
 
     Attributes:
-        x: centre in the left view, fraction of the width.
-        base: where it stands on the floor: 0 at the wall, 1 at the bottom edge of the image.
-        radius: half its height, fraction of the shorter side of the image.
+        shape: its outline.
+        colour: name in `COLOURS`.
+        pattern: what is painted on it.
+        x: its centre in the left view, as a fraction of the width.
+        base: its place on the floor: 0 at the wall, 1 at the bottom edge of the image.
+        radius: half its height, as a fraction of the shorter side of the image.
     """
 
     shape: Shape
@@ -75,24 +78,32 @@ class Billboard:
 
     @property
     def words(self) -> str:
-        """As a caption names it."""
+        """Its name in captions: `a red striped circle`."""
         words = [self.colour, self.shape] if self.pattern == "plain" else [self.colour, self.pattern, self.shape]
         return f"{'an' if self.colour[0] in 'aeiou' else 'a'} {' '.join(words)}"
 
     @property
     def position(self) -> Position:
-        """The third of the image its centre is in."""
+        """The third of the image that its centre is in."""
         return POSITIONS[min(int(self.x * 3), 2)]
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene. Disparities are fractions of the width, the horizon is a fraction of the height from the top.
+    """The description of one scene, from which it is rendered.
 
     Attributes:
-        billboards: from far to near.
-        overlapping: the caption says `in front of`.
-        texture: seed of everything that no caption names.
+        level: level that it was drawn for.
+        floor: pattern of the floor.
+        floor_colour: name in `FLOOR_COLOURS`.
+        wall: pattern of the wall.
+        wall_colour: name in `WALL_COLOURS`.
+        horizon: lower edge of the wall, as a fraction of the height from the top.
+        far: disparity of the floor at the wall, as a fraction of the width.
+        near: disparity of the floor at the bottom edge, as a fraction of the width.
+        billboards: its objects, from far to near.
+        overlapping: whether the nearer of two objects covers the other; the caption then says `in front of`.
+        texture: seed of all details that the caption does not name.
     """
 
     level: Level
@@ -109,11 +120,11 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Objects, floor, wall: `a red circle on the left, green tiled floor, grey wall with windows`."""
+        """Its objects, floor and wall: `a red circle on the left, green tiled floor, grey wall with windows`."""
         return f"{self._objects()}, {self._floor()}, {self._wall()}"
 
     def disparity_at(self, base: Base) -> Base:
-        """Disparity, in fractions of the width, of what stands at `base`, a number or an array."""
+        """Disparity at `base` on the floor (a number or an array), as a fraction of the width."""
         return self.far + (self.near - self.far) * base
 
     def _objects(self) -> str:
@@ -136,19 +147,19 @@ VOCABULARY: tuple[str, ...] = tuple(
     sorted(
         {"a", "an", "and", "floor", "front", "in", "of", "on", "the", "wall", "with", ","}
         | {*COLOURS, *FLOOR_COLOURS, *WALL_COLOURS, *SHAPES, *PATTERNS, *POSITIONS, *get_args(Floor), *get_args(Wall)}
-        - {"plain"}  # goes without saying
+        - {"plain"}  # never mentioned in a caption
     )
 )
-"""Every word a caption can hold."""
+"""All words that captions can have."""
 
 
 def draw_scene(seed: int, split: Split = "train", level: Level | None = None) -> Scene:
-    """The scene of a seed. A tenth of all captions, told by a checksum, stands in the test split and nowhere else.
+    """The scene of a seed. A tenth of all captions, chosen by a checksum, occurs only in the test split.
 
     Args:
-        seed: not negative; scenes of different splits and levels are unrelated.
+        seed: seed of the scene, >= 0; the same seed in another split or level gives an unrelated scene.
         split: `test` for measuring, `train` for everything else.
-        level: None mixes them as the demo models' training does: 45 % plain, 40 % structured, 15 % crowded.
+        level: level of the scene; None draws one: 45 % plain, 40 % structured, 15 % crowded.
     """
     kind = LEVELS.index(level) + 1 if level else 0
     rng = np.random.default_rng([SPLITS.index(split), kind, seed])
@@ -159,7 +170,7 @@ def draw_scene(seed: int, split: Split = "train", level: Level | None = None) ->
 
 
 def split_of(caption: str) -> Split:
-    """Which split a caption belongs to."""
+    """The split that a caption belongs to."""
     return "test" if zlib.crc32(caption.encode()) % 10 == 0 else "train"
 
 
@@ -191,7 +202,7 @@ def _draw(rng: np.random.Generator, level: Level) -> Scene:
 def _draw_billboards(rng: np.random.Generator, level: Level, wall_colour: str) -> tuple[bool, tuple[Billboard, ...]]:
     count = int(rng.integers(2, 4)) if level == "crowded" else int(rng.choice([1, 2], p=[0.75, 0.25]))
     overlapping = count == 2 and rng.random() < 0.5
-    # Two figures of one colour, or one in the wall's colour, would be hard to tell apart.
+    # Objects of the same colour, or of the wall's colour, would be hard to tell apart.
     colours = [name for name in COLOURS if name != wall_colour]
     chosen = [str(name) for name in rng.choice(colours, count, replace=False)]
     if overlapping:

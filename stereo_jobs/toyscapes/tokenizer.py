@@ -1,4 +1,4 @@
-"""The demo models' tokenizer: CLIP's format, one token for every word of a caption."""
+"""The tokenizer of the demo models: in CLIP's format, with one token for each word of a caption."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
 LENGTH = 40
-"""Tokens of a prompt; the longest caption has 34."""
+"""Number of tokens of a prompt; the longest caption has 34."""
 
 
 def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A tokenizer whose vocabulary is closed: `words` are single tokens, others fall apart into letters."""
+    """A tokenizer with a closed vocabulary: each of `words` is one token, any other word is split into letters."""
     alphabet = sorted(ByteLevel.alphabet())
     merges = _merges(sorted(set(words)))
     vocabulary = [*alphabet, *(f"{letter}</w>" for letter in alphabet)]
@@ -22,16 +22,16 @@ def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
         vocab={token: i for i, token in enumerate(vocabulary)},
         merges=merges,
         model_max_length=LENGTH,
-        closed_vocabulary=True,  # read by models/stable_diffusion.py, which then reports unknown words
+        closed_vocabulary=True,  # makes models/stable_diffusion.py report unknown words
     )
 
 
 def _merges(words: list[str]) -> list[tuple[str, str]]:
-    """Byte pair merges, in order, that join each word into one token.
+    """The merges, in order, that join each word into one token: byte pair encoding (Sennrich et al. 2016, Alg. 1).
 
-    Byte pair encoding (Sennrich et al. 2016, Alg. 1), learned from the words alone until nothing is left to merge:
-    applied in the order in which they were learned the merges rebuild every word. Of equally frequent pairs the one
-    of older symbols is first. (The trainer of `tokenizers` leaves that to a hash, and numbers tokens anew each time.)
+    They are learned from the words alone, until nothing is left to merge. Applied in this order, they rebuild each word.
+    Among equally frequent pairs, the pair of older symbols is merged first. (The trainer of `tokenizers` breaks ties by
+    a hash, so its token numbers differ from run to run.)
     """
     pieces = [[*word[:-1], f"{word[-1]}</w>"] for word in words]
     letters = sorted({letter for word in words for letter in word[:-1]})
@@ -47,7 +47,7 @@ def _merges(words: list[str]) -> list[tuple[str, str]]:
 
 
 def _merged(parts: list[str], first: str, second: str) -> list[str]:
-    """The parts of a word with every such pair joined, from the left."""
+    """The parts of a word, with each pair of `first` and `second` joined, from the left."""
     result: list[str] = []
     for part in parts:
         if result and (result[-1], part) == (first, second):

@@ -1,4 +1,4 @@
-"""The training loop of all demo models: seeded, resumable to the bit, on two CPU processes or one GPU."""
+"""The training loop of all demo models: seeded; a resumed run ends with the same bits as an uninterrupted one."""
 
 import dataclasses
 import json
@@ -19,33 +19,34 @@ from torch.optim.swa_utils import AveragedModel
 log = logging.getLogger(__name__)
 
 Batch = dict[str, Tensor]
-_MEETING = ".meeting"  # file through which the processes of a run find each other
+_RENDEZVOUS = ".meeting"  # file through which the processes of a run find each other
 
 
 class Lesson(Protocol):
-    """What the loop trains: networks, their loss, their data and how good they are."""
+    """One part to train: its networks with their loss, its data and its measures."""
 
     @property
     def networks(self) -> nn.Module:
-        """Module whose forward takes a batch and returns the loss."""
+        """The module to train; its forward takes a batch and returns the loss."""
 
     def draw(self, step: int, rank: int, device: str) -> Batch:
-        """The batch of one step: depends on nothing but the step and the rank."""
+        """The batch of one step in one process; it must depend on step and rank only."""
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
-        """Figures on held-out scenes."""
+        """Measures of the networks on held-out scenes, by name."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast.
+    """The length and the rates of a training.
 
     Attributes:
-        steps: of the optimiser in all.
-        batch: samples per step, of all processes together.
-        learning_rate: reached after `warmup` steps, held, and lowered to 0 over the last fifth.
-        ema: decay of the averaged weights, which are the ones that count.
-        seed: of the initial weights.
+        steps: total number of optimiser steps.
+        batch: samples per step, in all processes together.
+        learning_rate: peak rate; reached after `warmup` steps, then held, then lowered to 0 over the last fifth.
+        warmup: number of steps of rising learning rate.
+        ema: decay of the averaged weights, which are the ones that are exported.
+        seed: seed of the initial weights.
     """
 
     steps: int
@@ -56,17 +57,18 @@ class Schedule:
     seed: int = 0
 
     def rate(self, step: int) -> float:
-        """Learning rate of a step: trapezoid, so that a run can be prolonged before its last fifth."""
+        """Learning rate of a step: a trapezoid, so that a run can be prolonged until its last fifth begins."""
         return self.learning_rate * min(1.0, (step + 1) / max(1, self.warmup), 5 * (self.steps - step) / self.steps)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What to train on.
+    """The hardware to train on.
 
     Attributes:
         device: `cpu` or `cuda`.
-        processes: data-parallel ones; two of one thread each outrun one of two threads on a CPU, a GPU takes one.
+        processes: number of data-parallel processes. On a CPU, two of one thread are faster than one of two threads;
+            on a GPU use one.
         checkpoint_s: seconds between checkpoints.
     """
 
@@ -79,11 +81,11 @@ def train(make: Callable[[Schedule], Lesson], schedule: Schedule, folder: Path, 
     """Train until the schedule's last step, from the newest checkpoint in `folder` if there is one.
 
     Args:
-        make: builds the lesson from a schedule with the process's own share of the batch; called in every process, so
-            it must be a plain function.
-        schedule: how long and how fast.
-        folder: gets `checkpoint.pt` (replaced whole) and `progress.jsonl`.
-        machine: what to train on.
+        make: makes the lesson from a schedule with the process's share of the batch. It is called in each process, so
+            it must be a picklable function.
+        schedule: length and rates of the training.
+        folder: folder for `checkpoint.pt` (replaced atomically) and `progress.jsonl`.
+        machine: the hardware to train on.
 
     Raises:
         ValueError: the batch cannot be shared evenly among the processes.
@@ -94,15 +96,15 @@ def train(make: Callable[[Schedule], Lesson], schedule: Schedule, folder: Path, 
     if machine.processes == 1:
         _train(0, make, schedule, folder, machine)
     else:
-        (folder / _MEETING).unlink(missing_ok=True)
+        (folder / _RENDEZVOUS).unlink(missing_ok=True)
         spawn(_train_ranked, (make, schedule, folder, machine), machine.processes)  # type: ignore[no-untyped-call]
 
 
 def averaged(make: Callable[[Schedule], Lesson], schedule: Schedule, folder: Path) -> tuple[Lesson, nn.Module, int]:
-    """The lesson, its averaged networks and the step of the newest checkpoint.
+    """The lesson, its networks with averaged weights, and the step, all from the newest checkpoint.
 
     Raises:
-        FileNotFoundError: nothing was trained in `folder` yet.
+        FileNotFoundError: `folder` has no checkpoint yet.
     """
     lesson = make(schedule)
     state = torch.load(folder / "checkpoint.pt", weights_only=True)
@@ -115,7 +117,7 @@ def averaged(make: Callable[[Schedule], Lesson], schedule: Schedule, folder: Pat
 def _train_ranked(rank: int, make: Any, schedule: Schedule, folder: Path, machine: Machine) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder.resolve() / _MEETING}", rank=rank, world_size=machine.processes
+        "gloo", init_method=f"file://{folder.resolve() / _RENDEZVOUS}", rank=rank, world_size=machine.processes
     )
     try:
         _train(rank, make, schedule, folder, machine)
@@ -166,7 +168,7 @@ def _train(rank: int, make: Callable[[Schedule], Lesson], schedule: Schedule, fo
 
 
 def _has_bfloat16(device: str) -> bool:
-    """Whether a device computes in bfloat16; CPUs that only imitate it are several times faster in float32."""
+    """Whether a device supports bfloat16; a CPU that emulates it is several times faster in float32."""
     if device != "cpu":
         return True
     known = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -175,14 +177,14 @@ def _has_bfloat16(device: str) -> bool:
 
 def _average(networks: nn.Module, schedule: Schedule) -> AveragedModel:
     def move(averages: Any, weights: Any, count: Any) -> None:
-        decay = min(schedule.ema, (1 + int(count)) / (10 + int(count)))  # early weights are soon forgotten
+        decay = min(schedule.ema, (1 + int(count)) / (10 + int(count)))  # forgets early weights soon
         torch._foreach_lerp_(averages, weights, 1 - decay)
 
     return AveragedModel(networks, multi_avg_fn=move)
 
 
 def _checkpoint(path: Path, step: int, networks: nn.Module, average: nn.Module, optimizer: Any) -> None:
-    """Written beside the old one and then put in its place: a kill leaves one of the two."""
+    """Write a checkpoint atomically: after a kill, the old one or the new one is there."""
     state = {
         "step": step,
         "networks": networks.state_dict(),

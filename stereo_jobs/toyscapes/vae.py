@@ -1,4 +1,4 @@
-"""The demo models' VAE: 128 x 128 pictures to 32 x 32 latents of unit variance and back."""
+"""The VAE of the demo models: from 128 x 128 images to 32 x 32 latents of unit variance, and back."""
 
 from pathlib import Path
 
@@ -17,13 +17,13 @@ from stereo_jobs.toyscapes.training import Batch, Schedule
 
 SCHEDULE = Schedule(steps=3400, batch=24, learning_rate=1.5e-3, ema=0.998)
 CROP = 64
-"""Training sees crops: what a VAE does is local."""
+"""Width and height of the crops to train on; crops suffice, because a VAE works locally."""
 
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def new_vae() -> AutoencoderKL:
-    """Untrained, in Stable Diffusion's own format: factor 4, 4 latent channels."""
+    """The untrained VAE, in Stable Diffusion's format: downsampling by 4, 4 latent channels."""
     blocks = (16, 32, 64)
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
@@ -39,21 +39,21 @@ def new_vae() -> AutoencoderKL:
 
 
 class VaeLoss(nn.Module):
-    """Reconstruction of crops: colours at full and quarter size, edges, and a little KL."""
+    """Reconstruction error of crops: colours at full and quarter size, and edges; plus a small KL term."""
 
     def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 
     def forward(self, batch: Batch) -> Tensor:
-        """Loss of `pixels`, B,3,h,w in [-1, 1]; `noise` is what the latent is drawn with."""
+        """The loss of a batch: `pixels` B,3,h,w in [-1, 1], and `noise` of the latent's shape to sample it with."""
         pixels = batch["pixels"]
         posterior = self.vae.encode(pixels).latent_dist
         latents = posterior.mean + posterior.std * batch["noise"]
         result = self.vae.decode(latents).sample.float()
         kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).float().mean()
         error = result - pixels
-        # L1 and edges alone look good in PSNR while the hues of whole surfaces drift.
+        # With L1 and edges alone, PSNR looks good while the hues of whole surfaces drift.
         chroma = error - _luma(error)
         pooled = functional.avg_pool2d(error, 4)
         edges = _absolute(error[..., 1:] - error[..., :-1]) + _absolute(error[..., 1:, :] - error[..., :-1, :])
@@ -63,14 +63,14 @@ class VaeLoss(nn.Module):
 
 
 class VaeLesson:
-    """Trains the VAE on crops of freshly rendered scenes, both views."""
+    """Trains the VAE on crops of both views of fresh renders."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
         self.networks = VaeLoss(new_vae())
 
     def draw(self, step: int, rank: int, device: str) -> Batch:
-        """Crops of scenes that no other step or process sees."""
+        """Crops of new scenes, different in each step and process."""
         rng = np.random.default_rng([1, step, rank])
         crops: list[NDArray[np.uint8]] = []
         while len(crops) < self.schedule.batch:
@@ -86,39 +86,39 @@ class VaeLesson:
         }
 
     def evaluate(self, networks: nn.Module) -> dict[str, float]:
-        """PSNR in dB of 32 held-out scenes."""
+        """Mean PSNR in dB on 32 held-out scenes."""
         return {"psnr": float(np.mean(reconstruction_psnr(networks.vae, held_out(32))))}
 
 
 def held_out(count: int, split: Split = "test") -> NDArray[np.uint8]:
-    """Left views of the first scenes of a split. N,128,128,3."""
+    """Left views of the first `count` scenes of a split, N,128,128,3 uint8."""
     return np.stack([render(draw_scene(seed, split)).left for seed in range(count)])
 
 
 def to_pixels(images: NDArray[np.uint8]) -> Tensor:
-    """Images B,H,W,3 uint8 -> B,3,H,W float32 in [-1, 1]."""
+    """B,H,W,3 uint8 in [0, 255] -> B,3,H,W float32 in [-1, 1]."""
     return torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8) -> Tensor:
-    """Latents (the posterior's mean) of B,H,W,3 uint8 images."""
+    """Latents B,4,h,w (means of the posterior) of images B,H,W,3 uint8."""
     parts = [vae.encode(to_pixels(images[i : i + batch]).to(vae.device)) for i in range(0, len(images), batch)]
     return torch.cat([part.latent_dist.mean.float() for part in parts])
 
 
 @torch.inference_mode()
 def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> list[float]:
-    """PSNR in dB of each image after encoding and decoding; data range 255, rounded to 8 bits as job output is."""
+    """PSNR in dB of each image after encoding and decoding, rounded to 8 bits like the output of a job."""
     decoded = (vae.decode(encode(vae, image[None])).sample.float() / 2 + 0.5 for image in images)  # [-1,1] -> [0,1]
     return [psnr(to_image(pixels), image) for pixels, image in zip(decoded, images, strict=True)]
 
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, images: NDArray[np.uint8]) -> None:
-    """Give every latent channel mean 0 and variance 1, exactly, inside the 1x1 convolutions around the latent.
+    """Change the 1x1 convolutions around the latent so that each channel has exactly mean 0 and variance 1.
 
-    Stable Diffusion pipelines know a single factor for all channels, and none for the mean.
+    Stable Diffusion pipelines have only one scaling factor for all channels, and none for the mean.
     """
     latents = encode(vae, images)
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -131,7 +131,7 @@ def standardise(vae: AutoencoderKL, images: NDArray[np.uint8]) -> None:
 
 
 def export(networks: nn.Module, folder: Path) -> AutoencoderKL:
-    """Standardise the trained VAE and write it in diffusers format, float16."""
+    """Standardise the trained VAE and write it in diffusers format and float16; returns it in float32."""
     vae: AutoencoderKL = networks.vae
     standardise(vae, held_out(256, "train"))
     vae.to(torch.float16).save_pretrained(folder)
@@ -139,7 +139,7 @@ def export(networks: nn.Module, folder: Path) -> AutoencoderKL:
 
 
 def _luma(x: Tensor) -> Tensor:
-    """B,3,H,W -> B,1,H,W."""
+    """Luma of colours, B,3,H,W -> B,1,H,W."""
     return (x * torch.tensor(_LUMA, device=x.device)[:, None, None]).sum(1, keepdim=True)
 
 
