@@ -1,8 +1,8 @@
-"""Puts tables of evaluations into docs/benchmarks.md, each between its `<!-- table OUT/NAME -->` and `<!-- end -->`.
+"""Copies tables of evaluations into docs/benchmarks.md, each between its `<!-- table OUT/NAME -->` and `<!-- end -->`.
 
 python docs/fill_benchmarks.py out/toyscapes out/switches [...]
 
-OUT is the last part of an evaluation's folder, NAME that of a table in it.
+OUT is the name of an evaluation's folder, NAME that of a table in it.
 """
 
 import re
@@ -14,7 +14,7 @@ _PLACE = re.compile(r"(<!-- table (\S+)/(\S+) -->\n).*?(<!-- end -->)", re.DOTAL
 
 
 def filled(page: str, outputs: list[Path]) -> str:
-    """The page with every table that one of the evaluations has; the others stay as they are."""
+    """The page with the tables that the evaluations have; other tables stay as they are."""
 
     def table(place: re.Match[str]) -> str:
         for output in outputs:

@@ -1,8 +1,9 @@
-"""Runs one held-out ToyScape through every mode and preset as jobs, and draws what came out.
+"""Runs one held-out ToyScape through every mode and preset as jobs, and draws a picture of the pairs.
 
 python docs/make_modes.py out/modes docs/images/modes.png
 
-Rows: text, depth, photo, inpaint; left `official`, right `best`; each left view, right view, anaglyph, disparity.
+The rows are text, depth, photo and inpaint. The left half is `official`, the right half is `best`; each shows left
+view, right view, anaglyph and disparity.
 """
 
 import argparse
@@ -27,7 +28,7 @@ PRESETS = ("official", "best")
 
 
 def write_inpaint(target: Path) -> None:
-    """The scene's photo, and a mask over its object, in which the caption's is to appear."""
+    """Write a manifest of one row: the scene as a photo, its caption, and a mask over its object."""
     scene = draw_scene(SEED, "test", "structured")
     mask = np.zeros((128, 128), np.uint8)
     mask[40:112, 24:104] = 255
@@ -40,8 +41,8 @@ def write_inpaint(target: Path) -> None:
     pq.write_table(pa.table(columns), target)
 
 
-def made(folder: Path, mode: str, preset: str) -> dict:
-    """The one row of a job, which goes on where it was if it is run again."""
+def generate(folder: Path, mode: str, preset: str) -> dict:
+    """Run the job of a mode and preset, or resume it; returns its one row."""
     manifest = folder / f"{mode}.parquet"
     if not manifest.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -56,14 +57,14 @@ def made(folder: Path, mode: str, preset: str) -> dict:
 
 
 def main() -> None:
-    """One line of strips for each mode."""
+    """Draw one line of strips for each mode."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path)
     parser.add_argument("picture")
     options = parser.parse_args()
     lines = []
     for mode in MODES:
-        official, best = (strip(made(options.output, mode, preset)) for preset in PRESETS)
+        official, best = (strip(generate(options.output, mode, preset)) for preset in PRESETS)
         between = np.full((best.shape[0], 4 * GAP, 3), 255, np.uint8)
         lines += [np.hstack([official, between, best])]
     wide = np.full((GAP, lines[0].shape[1], 3), 255, np.uint8)

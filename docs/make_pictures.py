@@ -1,4 +1,4 @@
-"""Draws the README's picture from a finished dataset: the first pairs, not chosen ones.
+"""Draws the README's picture from a finished dataset: its first pairs, none of them hand-picked.
 
 python docs/make_pictures.py out/demo docs/images/demo.png [--pairs 6]
 """
@@ -30,7 +30,7 @@ def strip(row: dict) -> np.ndarray:
 
 
 def first_rows(output: str, count: int) -> list[dict]:
-    """The first pairs of a dataset."""
+    """The first `count` rows of a dataset."""
     storage = open_storage(output)
     rows: list[dict] = []
     for info in storage.list(layout.DATA_PREFIX):
@@ -41,7 +41,7 @@ def first_rows(output: str, count: int) -> list[dict]:
 
 
 def main() -> None:
-    """Two columns of strips."""
+    """Draw two columns of strips."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output")
     parser.add_argument("picture")

@@ -29,7 +29,7 @@ def new_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
 def _merges(words: list[str]) -> list[tuple[str, str]]:
     """The merges, in order, that join each word into one token: byte pair encoding (Sennrich et al. 2016, Alg. 1).
 
-    They are learned from the words alone, until nothing is left to merge. Applied in this order, they rebuild each word.
+    They are learned from the words alone until nothing is left to merge; applied in this order, they rebuild each word.
     Among equally frequent pairs, the pair of older symbols is merged first. (The trainer of `tokenizers` breaks ties by
     a hash, so its token numbers differ from run to run.)
     """
