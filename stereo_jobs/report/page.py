@@ -21,7 +21,7 @@ from stereo_jobs.output.plan import Job
 from stereo_jobs.output.progress import Status
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.report.columns import POSITION, SHARD, read_rows, read_scalars
-from stereo_jobs.report.statistics import Distribution, distribution, distributions, numbers, rank, reasons
+from stereo_jobs.report.statistics import Distribution, Ranking, distribution, distributions, numbers, rank, reasons
 from stereo_jobs.views import anaglyph
 
 MOST_ROWS = 1_000_000
@@ -50,25 +50,24 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
     disparity, holes = _decoded(storage, scalars, with_holes=not measured)
     if holes is not None:
         found.append(holes)
-    ranking = rank(scalars, ENDS)
-    why = reasons(scalars)
+    ranking = rank(scalars, ENDS) or Ranking("", [], [])
     facts: dict[str, Any] = {
         "output": storage.uri,
         "status": status.as_json(),
         "read_pairs": len(scalars),
-        "rejected": {reason: {"count": len(ids), "first": ids[:5]} for reason, ids in why.items()},
+        "rejected": {reason: {"count": len(ids), "first": ids[:5]} for reason, ids in reasons(scalars).items()},
         "distributions": [asdict(each) for each in found],
         "disparity_px": None if disparity is None else asdict(disparity),
-        "ranked_by": ranking.column if ranking else None,
-        "worst": _ends(scalars, ranking.column, ranking.worst) if ranking else [],
-        "best": _ends(scalars, ranking.column, ranking.best) if ranking else [],
+        "ranked_by": ranking.column or None,
+        "worst": _ends(scalars, ranking.column, ranking.worst),
+        "best": _ends(scalars, ranking.column, ranking.best),
     }
     page = _template().render(
         facts=facts,
         status=status,
         plots=[*([disparity] if disparity else []), *found],
-        worst=_entries(storage, scalars, ranking.worst if ranking else [], ranking.column if ranking else ""),
-        best=_entries(storage, scalars, ranking.best if ranking else [], ranking.column if ranking else ""),
+        worst=_entries(storage, scalars, ranking.worst, ranking.column),
+        best=_entries(storage, scalars, ranking.best, ranking.column),
         first=_entries(storage, scalars, range(min(pairs, len(scalars)))),
     )
     storage.replace(layout.REPORT_DATA, json.dumps(facts, allow_nan=False).encode())
@@ -104,8 +103,9 @@ def _decoded(storage: Storage, scalars: pa.Table, with_holes: bool) -> tuple[Dis
 
 
 def _ends(scalars: pa.Table, column: str, indices: Sequence[int]) -> list[dict[str, Any]]:
-    ids, values = scalars["id"], numbers(scalars, column)
-    return [{"id": ids[i].as_py(), column: float(values[i])} for i in indices]
+    """Ids of rows with their values of the column."""
+    values = numbers(scalars, column)
+    return [{"id": scalars["id"][i].as_py(), column: float(values[i])} for i in indices]
 
 
 def _entries(

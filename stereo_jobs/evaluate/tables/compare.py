@@ -37,12 +37,11 @@ def scores_table(name: str, protocol: str, cases: Sequence[Case], scores: Mappin
     )
     for case in cases:
         theirs = paper.SCORES.get(case.method.name, {}).get(case.dataset) if protocol == "paper" else None
+        row, first = methods.index(case.method.name), datasets.index(case.dataset) * len(SCORES)
         for i, metric in enumerate(SCORES):
-            own = values(scores[case.key], metric)
-            cell = figure(own, metric, offsets=True, paper=theirs[i] if theirs else None)
+            cell = figure(values(scores[case.key], metric), metric, offsets=True, paper=theirs[i] if theirs else None)
             if cell:
-                at = methods.index(case.method.name), datasets.index(case.dataset) * len(SCORES) + i
-                table.cells[at] = cell
+                table.cells[row, first + i] = cell
     if table.has_paper:
         table.notes.append("In square brackets the paper's means; its 3D Photography stands beside `layered`.")
     table.notes.extend(counts(table))

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 from stereo_jobs.errors import ModelError
@@ -16,6 +16,7 @@ from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.toyscapes.manifest import Mode
 
 MODES: tuple[Mode, ...] = get_args(Mode)
+_METRICS = ("seconds", "evaluations")
 _LEFT_ALONE = "leave_blank"
 """A method that costs next to nothing beyond the left view; its cost is subtracted from that of the others."""
 
@@ -34,7 +35,7 @@ def cost_table(runner: ExperimentRunner, methods: Sequence[Method], *, pairs: in
         "Cost of a pair by mode, and in brackets what goes beyond the left view (`leave_blank`)",
         ("method",),
         [(method.name,) for method in methods],
-        [(mode, metric) for mode in MODES for metric in ("seconds", "evaluations")],
+        [(mode, metric) for mode in MODES for metric in _METRICS],
     )
     for m, mode in enumerate(MODES):
         try:
@@ -44,13 +45,10 @@ def cost_table(runner: ExperimentRunner, methods: Sequence[Method], *, pairs: in
             continue
         found = {case.method.name: runner.scores(case) for case in cases}
         for i, method in enumerate(methods):
-            for j, metric in enumerate(("seconds", "evaluations")):
-                spent, left = _median(found[method.name], metric), _median(found.get(_LEFT_ALONE, {}), metric)
-                if spent is None:
-                    continue
-                beyond = None if left is None or method.name == _LEFT_ALONE else max(0.0, spent - left)
-                theirs = paper.SECONDS.get(method.name, {}).get(mode) if metric == "seconds" else None
-                table.cells[i, 2 * m + j] = Figure(spent, len(found[method.name]), beyond=beyond, paper=theirs)
+            for j, metric in enumerate(_METRICS):
+                cell = _figure(found, method.name, mode, metric)
+                if cell:
+                    table.cells[i, len(_METRICS) * m + j] = cell
     table.notes.append("In square brackets the paper's seconds, on one RTX 3090 at 512 x 512.")
     table.notes.extend(counts(table))
     return table
@@ -64,6 +62,16 @@ def _case(runner: ExperimentRunner, mode: Mode, method: Method, *, pairs: int, s
     resolve_recipe(spec.recipe)  # reports a model that cannot be used before anything is rendered
     write_inputs(runner.storage, runner.settings, manifest, rows=pairs, mode=mode, level="structured", size=size)
     return Case(key, "cost", method, spec.model_copy(update={"runtime": single}))
+
+
+def _figure(found: Mapping[str, Rows], method: str, mode: Mode, metric: str) -> Figure | None:
+    """The cost of a method in a mode, from the scores of all methods in it; None without any score."""
+    spent, left = _median(found[method], metric), _median(found.get(_LEFT_ALONE, {}), metric)
+    if spent is None:
+        return None
+    beyond = None if left is None or method == _LEFT_ALONE else max(0.0, spent - left)
+    theirs = paper.SECONDS.get(method, {}).get(mode) if metric == "seconds" else None
+    return Figure(spent, len(found[method]), beyond=beyond, paper=theirs)
 
 
 def _median(rows: Rows, metric: str) -> float | None:
