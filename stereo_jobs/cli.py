@@ -74,6 +74,7 @@ MaxHours = Annotated[
     float | None,
     typer.Option(min=0.001, help="Time limit in hours: running shards finish before it; exit 75 if work is left."),
 ]
+Target = Annotated[str, typer.Argument(metavar="TARGET", help="Parquet file to write, local or s3://.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="URL of an S3 server other than AWS.")]
 
 
@@ -312,7 +313,7 @@ def evaluate(
 
 @app.command()
 def render(
-    kind: Annotated[LaunchKind, typer.Argument(help="Kind of launch file.")],
+    kind: Annotated[LaunchKind, typer.Argument(metavar="KIND", help="Kind of launch file.")],
     spec: SpecPath,
     overrides: Set = None,
     *,
@@ -463,8 +464,8 @@ def spec(
 
 @manifest_app.command("build")
 def manifest_build(
-    source: Annotated[Path, typer.Argument(help="File .txt, .csv or .jsonl, or a folder of images.")],
-    target: Annotated[str, typer.Argument(help="Parquet file to write, local or s3://.")],
+    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File .txt, .csv or .jsonl, or a folder of images.")],
+    target: Target,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
@@ -478,7 +479,7 @@ def manifest_build(
 
 @manifest_app.command("toyscapes")
 def manifest_toyscapes(
-    target: Annotated[str, typer.Argument(help="Parquet file to write, local or s3://.")],
+    target: Target,
     *,
     rows: Annotated[int, typer.Option(help="Number of scenes.")] = 100,
     mode: Annotated[ToyScapesMode, typer.Option(help="Mode whose inputs the rows hold.")] = "image",

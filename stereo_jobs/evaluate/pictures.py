@@ -4,11 +4,11 @@ import io
 import textwrap
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image as PillowImage
+from PIL import ImageDraw, ImageFont
 
-Pixels = NDArray[np.uint8]
+from stereo_jobs.pixels import Image
+
 _SIDE = 320
 """Maximum width and height of a picture on a sheet: larger ones are reduced, those up to half of it are doubled."""
 _GAP, _LINE, _LETTER = 8, 13, 6
@@ -25,7 +25,7 @@ def worst_mean_best(scores: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Pixels]]]]) -> bytes:
+def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image]]]]) -> bytes:
     """A sheet of captioned pictures, as PNG.
 
     Args:
@@ -36,14 +36,16 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Pixels]]]]) -> bytes:
     width, height = round(width * scale), round(height * scale)
     below = height + (2 + _CAPTION_LINES) * _LINE
     columns = max(len(cells) for _, cells in rows)
-    page = Image.new("RGB", (columns * (width + _GAP) + _GAP, len(rows) * below + _GAP), "white")
+    page = PillowImage.new("RGB", (columns * (width + _GAP) + _GAP, len(rows) * below + _GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
     for r, (heading, cells) in enumerate(rows):
         top = _GAP + r * below
         draw.text((_GAP, top), heading, "black", font)
         for c, (caption, picture) in enumerate(cells):
             left, at = _GAP + c * (width + _GAP), top + _LINE + 4
-            page.paste(Image.fromarray(picture).resize((width, height), Image.Resampling.LANCZOS), (left, at))
+            page.paste(
+                PillowImage.fromarray(picture).resize((width, height), PillowImage.Resampling.LANCZOS), (left, at)
+            )
             lines = textwrap.wrap(caption, max(8, width // _LETTER))[:_CAPTION_LINES]
             for n, line in enumerate(lines):
                 draw.text((left, at + height + 2 + n * _LINE), line, "black", font)

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Rows, decode, slug, values
 from stereo_jobs.evaluate.methods import BEST, TECHNIQUES
-from stereo_jobs.evaluate.pictures import Pixels, sheet, worst_mean_best
+from stereo_jobs.evaluate.pictures import sheet, worst_mean_best
 from stereo_jobs.evaluate.tables import paper
 from stereo_jobs.evaluate.tables.formats import Table, counts, figure
+from stereo_jobs.pixels import Image
 
 SCORES = ("psnr", "ssim", "lpips")
 PARTS = ("psnr_nonocc", "ssim_nonocc", "lpips_nonocc", "psnr_occ", "ssim_occ", "lpips_occ")
@@ -132,7 +133,7 @@ def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], run
     listed = list(scenes.values())
     truths = runner.truths(ours, listed)
     rights = {case.key: {scene: right for scene, _, right in runner.pictures(case, listed)} for case in cases}
-    rows: list[tuple[str, list[tuple[str, Pixels]]]] = []
+    rows: list[tuple[str, list[tuple[str, Image]]]] = []
     for kind, scene in scenes.items():
         truth = truths[scene]
         given = [("left", decode(truth["image"])), ("true right", decode(truth["true_right"]))]
