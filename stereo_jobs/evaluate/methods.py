@@ -34,7 +34,7 @@ class Method:
     slow: bool = False
     folder: str | None = None
 
-    def of(self, name: str, **switches: Any) -> "Method":
+    def variant(self, name: str, **switches: Any) -> "Method":
         """This method with other switches, named `<this name>, <name>`."""
         slow = self.slow and switches.get("inversion", "null_text") == "null_text"
         return Method(f"{self.name}, {name}", {**self.switches, **switches}, self.disparity, slow)
@@ -56,16 +56,16 @@ BEST = Method("best")
 METHODS = (*_BASELINES.values(), REPAINT, PAPER, PAPER.estimated(), BEST, BEST.estimated())
 """Table 1, and besides it `identity` for reference and our preset `best`."""
 
-_PLAIN = PAPER.of("no technique", attention="off", recopy_interval=0)
+_PLAIN = PAPER.variant("no technique", attention="off", recopy_interval=0)
 TECHNIQUES: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
     method.name: (method, techniques)
     for method, techniques in (
         (_PLAIN.estimated(), (False, False, False)),
-        (PAPER.of("SPSMD", attention="off").estimated(), (False, True, False)),
-        (PAPER.of("attention", recopy_interval=0).estimated(), (True, False, False)),
+        (PAPER.variant("SPSMD", attention="off").estimated(), (False, True, False)),
+        (PAPER.variant("attention", recopy_interval=0).estimated(), (True, False, False)),
         (PAPER, (True, True, False)),
-        (PAPER.of("deblur", fill="noise"), (True, True, True)),
-        (PAPER.of("deblur", fill="noise").estimated(), (True, True, True)),
+        (PAPER.variant("deblur", fill="noise"), (True, True, True)),
+        (PAPER.variant("deblur", fill="noise").estimated(), (True, True, True)),
         (PAPER.estimated(), (True, True, False)),
     )
 }
@@ -74,53 +74,53 @@ TECHNIQUES: dict[str, tuple[Method, tuple[bool, bool, bool]]] = {
 _OFFICIAL = Method("official", {"preset": "official", "inversion": "direct"})
 SWITCHES = (
     *_BASELINES.values(),
-    *(method.of("sub-pixel", warp="subpixel") for method in _BASELINES.values() if method.name != "identity"),
+    *(method.variant("sub-pixel", warp="subpixel") for method in _BASELINES.values() if method.name != "identity"),
     # The published arithmetic, then each of our choices alone on top of it. All but the first use our inversion.
     PAPER,
     _OFFICIAL,
-    _OFFICIAL.of("ddim inversion", inversion="ddim"),
-    _OFFICIAL.of("guidance 1", photo_guidance_scale=1.0),
-    _OFFICIAL.of("attention off", attention="off"),
-    _OFFICIAL.of("attention bi", attention="bi"),
-    _OFFICIAL.of("no re-copy", recopy_interval=0),
-    _OFFICIAL.of("deblur", fill="noise"),
-    _OFFICIAL.of("sub-pixel", warp="subpixel"),
-    _OFFICIAL.of("pixel", warp="pixel"),
-    _OFFICIAL.of("background", fill="background"),
-    _OFFICIAL.of("composite", composite=True),
-    _OFFICIAL.of("dpm++ 20", scheduler="dpm++", steps=20),
+    _OFFICIAL.variant("ddim inversion", inversion="ddim"),
+    _OFFICIAL.variant("guidance 1", photo_guidance_scale=1.0),
+    _OFFICIAL.variant("attention off", attention="off"),
+    _OFFICIAL.variant("attention bi", attention="bi"),
+    _OFFICIAL.variant("no re-copy", recopy_interval=0),
+    _OFFICIAL.variant("deblur", fill="noise"),
+    _OFFICIAL.variant("sub-pixel", warp="subpixel"),
+    _OFFICIAL.variant("pixel", warp="pixel"),
+    _OFFICIAL.variant("background", fill="background"),
+    _OFFICIAL.variant("composite", composite=True),
+    _OFFICIAL.variant("dpm++ 20", scheduler="dpm++", steps=20),
     # Our preset, then each of its choices alone undone.
     BEST,
     BEST.estimated(),
-    BEST.of("attention off", attention="off"),
-    BEST.of("attention bi", attention="bi"),
-    BEST.of("no re-copy", recopy_interval=0),
-    BEST.of("sub-pixel", warp="subpixel"),
-    BEST.of("integer", warp="integer"),
-    BEST.of("background", fill="background"),
-    BEST.of("noise", fill="noise"),
-    BEST.of("no grain", grain=0.0),
-    BEST.of("as drawn", trusted_loss=None),
-    BEST.of("no composite", composite=False),
-    BEST.of("shift at 0.2", shift_step=0.2),
-    BEST.of("shift at 0.6", shift_step=0.6),
-    BEST.of("shift at 0.8", shift_step=0.8),
-    BEST.of("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
-    BEST.estimated().of("edges 0", edge_px=0),
-    BEST.of("dpm++ 20", scheduler="dpm++", steps=20),
+    BEST.variant("attention off", attention="off"),
+    BEST.variant("attention bi", attention="bi"),
+    BEST.variant("no re-copy", recopy_interval=0),
+    BEST.variant("sub-pixel", warp="subpixel"),
+    BEST.variant("integer", warp="integer"),
+    BEST.variant("background", fill="background"),
+    BEST.variant("noise", fill="noise"),
+    BEST.variant("no grain", grain=0.0),
+    BEST.variant("as drawn", trusted_loss=None),
+    BEST.variant("no composite", composite=False),
+    BEST.variant("shift at 0.2", shift_step=0.2),
+    BEST.variant("shift at 0.6", shift_step=0.6),
+    BEST.variant("shift at 0.8", shift_step=0.8),
+    BEST.variant("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
+    BEST.estimated().variant("edges 0", edge_px=0),
+    BEST.variant("dpm++ 20", scheduler="dpm++", steps=20),
 )
 """Ablations: our switches, one at a time."""
 
-_TWO_PASS = BEST.of("two pass", two_pass=True)
+_TWO_PASS = BEST.variant("two pass", two_pass=True)
 DEPTH = (
     BEST,
-    BEST.of("one condition", warp_condition=False),
+    BEST.variant("one condition", warp_condition=False),
     _TWO_PASS,
-    _TWO_PASS.of("one condition", warp_condition=False),
-    BEST.of("attention off", attention="off"),
+    _TWO_PASS.variant("one condition", warp_condition=False),
+    BEST.variant("attention off", attention="off"),
     _OFFICIAL,
-    _OFFICIAL.of("warped condition", warp_condition=True),
-    _OFFICIAL.of("two pass", two_pass=True),
+    _OFFICIAL.variant("warped condition", warp_condition=True),
+    _OFFICIAL.variant("two pass", two_pass=True),
 )
 """Switches that only depth mode has (the paper's Fig. 7), and attention."""
 
