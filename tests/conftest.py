@@ -19,6 +19,8 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 _HOME = tempfile.TemporaryDirectory(prefix="home-", ignore_cleanup_errors=True)
 os.environ["HOME"] = _HOME.name
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
+# Several test processes share the cores; threads that wait for each other would only take time from the others.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A process decides once, at its first use of Ray, whether it speaks with a token and stays on loopback.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -98,8 +100,31 @@ def s3_server() -> Iterator[str]:
         yield endpoint
 
 
+LONGEST_FIRST = (
+    "workers/test_ray.py",
+    "cluster/test_chaos.py",
+    "workers/test_ray_startup.py",
+    "output/test_lease.py",
+    "pipeline/test_modes.py",
+    "run/test_kill.py",
+    "pipeline/test_generator.py",
+    "launch/test_submit.py",
+    "test_secrets.py",
+    "cluster/test_nodes.py",
+    "workers/test_private_ray.py",
+    "launch/test_launch.py",
+    "test_cli.py",
+    "models/test_families.py",
+    "run/test_real_models.py",
+    "run/test_run.py",
+)
+"""Files by the time they take: processes of pytest-xdist take whole files, and none is left alone with a long one."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` run where there is one."""
+    """Put the longest files first; tests marked `gpu` run where there is one."""
+    order = {str(REPOSITORY / "tests" / name): place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(str(item.path), len(order)))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return
