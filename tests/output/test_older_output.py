@@ -160,7 +160,7 @@ def test_an_older_output_is_resumed_extended_and_retried(store, spec, tmp_path, 
 
     code, status = call("status", spec.output, "--endpoint-url", spec.runtime.storage.endpoint_url)
     assert (code, status["succeeded"], status["complete"]) == (0, 10, True)
-    code, report = call("report", spec.output, "--endpoint-url", spec.runtime.storage.endpoint_url)
+    code, _ = call("report", spec.output, "--endpoint-url", spec.runtime.storage.endpoint_url)
     assert (code, storage.read(layout.REPORT_DATA) != b"") == (0, True)
 
     # Rows made before are untouched; rows made now are those of the older version.
