@@ -16,6 +16,7 @@ from pathlib import Path
 import boto3
 
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-do-not-print"
+ADMIN_KEY, ADMIN_SECRET = "admin", "admin-secret"
 BUCKET = "jobs"
 
 
@@ -50,7 +51,7 @@ def serve() -> Iterator[str]:
         },
         {
             "name": "admin",
-            "credentials": [{"accessKey": "admin", "secretKey": "admin-secret"}],
+            "credentials": [{"accessKey": ADMIN_KEY, "secretKey": ADMIN_SECRET}],
             "actions": ["Admin"],
         },
     ]
@@ -84,8 +85,8 @@ def serve() -> Iterator[str]:
             "s3",
             endpoint_url=endpoint,
             region_name="us-east-1",
-            aws_access_key_id="admin",
-            aws_secret_access_key="admin-secret",
+            aws_access_key_id=ADMIN_KEY,
+            aws_secret_access_key=ADMIN_SECRET,
         )
         deadline = time.monotonic() + 60
         while True:

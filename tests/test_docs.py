@@ -1,10 +1,13 @@
 """The prose keeps up: every verb, field, column and exit code is documented, and the examples are real."""
 
+import ast
 import importlib.util
 import re
+import tomllib
 import types
 from pathlib import Path
 
+import pytest
 import yaml
 from typer.main import get_command
 
@@ -16,6 +19,11 @@ from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
 from stereo_jobs.spec import parse_spec
 from stereo_jobs.workers.prometheus import METRICS, exported
 from tests.conftest import REPOSITORY
+
+_PLACES = ("*.md", "docs/*.md", "manifests/*.md", "cluster/**/*.md", "tests/fixtures/*.md")
+PAGES = sorted(page for place in _PLACES for page in REPOSITORY.glob(place))
+PACKAGES = sorted(path.parent for path in (REPOSITORY / "stereo_jobs").rglob("__init__.py"))
+_PATH = re.compile(r"`((?:stereo_jobs|tests|benchmarks|docs)/[\w./]+)`")
 
 
 def read(name: str) -> str:
@@ -102,8 +110,79 @@ def test_the_example_specs_are_valid():
 
 
 def test_links_lead_somewhere():
-    places = ("README.md", "docs/*.md", "manifests/*.md", "cluster/**/*.md")
-    for page in [page for place in places for page in REPOSITORY.glob(place)]:
+    for page in PAGES:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             if "://" not in target:
                 assert (page.parent / target).exists(), f"{page.name} -> {target}"
+
+
+# --- The layout: tables and pages against contracts and files ---
+
+
+def contracts() -> dict[str, dict]:
+    """The import rules of pyproject.toml by id."""
+    return {rule["id"]: rule for rule in tomllib.loads(read("pyproject.toml"))["tool"]["importlinter"]["contracts"]}
+
+
+def test_the_layout_table_is_that_of_the_contracts():
+    rules = contracts()
+    lines = [re.split(r" \| ", line) for line in rules["layers"]["layers"]]
+    allowed: dict[str, set[str]] = {}
+    for rule in (rules["ray"], rules["torch"]):
+        for exemption in rule["ignore_imports"]:
+            module, library = exemption.split(" -> ")
+            allowed.setdefault(module.split(".")[1], set()).add("ray" if library == "ray" else "torch")
+    expected = [(name, allowed.get(name, set())) for line in lines for name in line]
+    table = read("CONTRIBUTING.md").partition("<!-- layers -->")[2].partition("<!-- end -->")[0]
+    rows = re.findall(r"^\| `(\w+)` \| .+ \| ?([\w, ]*) ?\|$", table, re.MULTILINE)
+    assert [(name, {word for word in re.split(r"\W+", heavy) if word}) for name, heavy in rows] == expected
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_the_table_of_a_package_lists_its_modules(package):
+    """Every module and nothing else; `__main__` and packages inside may be listed."""
+    docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = {path.stem for path in package.glob("*.py")} - {"__init__", "__main__"}
+    inside = {path.parent.name for path in package.glob("*/__init__.py")}
+    cells = re.findall(r"^\| (`[^|]*) \|", docstring, re.MULTILINE)
+    listed = [name for cell in cells for name in re.findall(r"`(\w+)`", cell)]
+    assert len(listed) == len(set(listed))
+    if listed:
+        assert modules <= set(listed) <= modules | inside | {"__main__"}
+    else:
+        assert len(modules) <= 3 or package.name == "stereo_jobs", f"{package.name}: its docstring needs a table"
+
+
+def test_a_row_makes_at_most_eight_stops_none_twice():
+    stops = re.findall(r"^(\d)\. \*\*`(stereo_jobs/[\w/]+\.py)`\*\*", read("docs/architecture.md"), re.MULTILINE)
+    assert [int(number) for number, _ in stops] == list(range(1, len(stops) + 1))
+    assert 0 < len(stops) <= 8
+    files = [file for _, file in stops]
+    assert len(set(files)) == len(files)
+    assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+
+
+def test_a_newcomers_questions_lead_to_files():
+    section = read("CONTRIBUTING.md").partition("## Where is it?")[2].partition("\n## ")[0]
+    answers = re.findall(r"^\| .+\? \| (.+) \|$", section, re.MULTILINE)
+    assert len(answers) >= 10
+    for answer in answers:
+        files = _PATH.findall(answer)
+        assert files, answer
+        assert [file for file in files if not (REPOSITORY / file).is_file()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_files_that_a_page_names_exist(page):
+    if page.name == "CHANGELOG.md":  # which also tells what was replaced
+        return
+    assert [name for name in _PATH.findall(page.read_text(encoding="utf-8")) if not (REPOSITORY / name).exists()] == []
+
+
+def test_every_term_is_explained_once():
+    names = re.findall(r"^\| ([a-z][\w, -]*) \| ", read("docs/glossary.md").replace("| term |", ""), re.MULTILINE)
+    terms = [term for name in names for term in name.split(", ")]
+    assert len(terms) == len(set(terms))
+    needed = {"row", "pair", "shard", "generation", "plan", "task", "dispatch", "requeue", "commit", "record", "lease"}
+    needed |= {"recipe", "runtime", "hole", "disparity requested", "disparity applied", "letterbox", "blocklist"}
+    assert needed | {"heartbeats", "preemption", "throughput"} <= set(terms)

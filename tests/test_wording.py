@@ -14,6 +14,8 @@ from stereo_jobs.spec import JobSpec
 from tests.conftest import REPOSITORY
 
 LEANING = ("of", "that", "by", "as", "so", "and")
+PLACES = ("README.md", "CONTRIBUTING.md", "docs/*.md", "manifests/*.md", "cluster/**/*.md", "tests/fixtures/*.md")
+PAGES = sorted(page for place in PLACES for page in REPOSITORY.glob(place))
 SOURCES = sorted((REPOSITORY / "stereo_jobs").rglob("*.py"))
 TEXT_ARGUMENTS = ("help", "description", "epilog", "short_help", "reason", "title")
 LOGGING = ("debug", "info", "warning", "error", "exception", "critical")
@@ -59,17 +61,16 @@ def texts(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 if isinstance(child, ast.Expr) and (text := literal(child.value)):
                     yield child.lineno, text
                     yield from ((child.lineno, entry) for entry in entries(text))
-        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args:
-            if text := literal(node.exc.args[0]):
-                yield node.lineno, text
+        raised = node.exc if isinstance(node, ast.Raise) else None
+        if isinstance(raised, ast.Call) and raised.args and (text := literal(raised.args[0])):
+            yield raised.lineno, text
         elif isinstance(node, ast.Call):
             for keyword in node.keywords:
                 if keyword.arg in TEXT_ARGUMENTS and (text := literal(keyword.value)):
                     yield node.lineno, text
-            called = node.func
-            if isinstance(called, ast.Attribute) and called.attr in LOGGING and node.args:
-                if text := literal(node.args[0]):
-                    yield node.lineno, text
+            logs = isinstance(node.func, ast.Attribute) and node.func.attr in LOGGING
+            if logs and node.args and (text := literal(node.args[0])):
+                yield node.lineno, text
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: str(path.relative_to(REPOSITORY)))
@@ -90,6 +91,25 @@ def test_no_field_description_leans_on_another() -> None:
                 yield from described(value)
 
     assert [text for text in described(JobSpec.model_json_schema()) if leans(text)] == []
+
+
+def standing_alone(markdown: str) -> Iterator[str]:
+    """Headings, cells of tables and list items of a page, without its code blocks."""
+    for line in re.sub(r"```.*?```", "", markdown, flags=re.DOTALL).splitlines():
+        if line.startswith("|"):
+            yield from (cell.strip() for cell in line.strip("|").split("|"))
+        elif found := re.match(r"(?:#+|\s*[-*]|\s*\d+\.) (.+)", line):
+            yield found[1]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_no_heading_cell_or_list_item_leans_on_another(page: Path) -> None:
+    assert [text for text in standing_alone(page.read_text(encoding="utf-8")) if leans(text)] == []
+
+
+def test_the_rule_sees_what_a_page_says() -> None:
+    page = "# As it was\n| a | of b |\n- **So** it is\n1. and more\nAs a rule, text may.\n```\n# by code\n```\n"
+    assert [text for text in standing_alone(page) if leans(text)] == ["As it was", "of b", "**So** it is", "and more"]
 
 
 def test_the_rule_sees_what_it_must() -> None:
