@@ -271,12 +271,12 @@ def evaluate(
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
     from stereo_jobs.evaluate.methods import PROTOCOLS, Protocol
-    from stereo_jobs.evaluate.model_cache import KeptModels
+    from stereo_jobs.evaluate.model_cache import ModelCache
     from stereo_jobs.evaluate.tables.formats import markdown
     from stereo_jobs.report.terminal import display
     from stereo_jobs.run.driver import run as run_job
     from stereo_jobs.spec import spec_data
-    from stereo_jobs.workers.worker import load_pipeline
+    from stereo_jobs.workers.worker import load_generator
 
     options = Options(
         data=tuple(data or ()),
@@ -292,7 +292,7 @@ def evaluate(
         depth_model=depth_model,
     )
 
-    load = KeptModels() if local else load_pipeline
+    load = ModelCache() if local else load_generator
 
     def run_case(case: "JobSpec") -> None:
         err.print(case.output, style="dim", markup=False)

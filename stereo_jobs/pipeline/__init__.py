@@ -1,1 +1,6 @@
-"""The stages of one pair: a row's own (`inputs`), its left view (`lefts`), its right view with labels (`rights`)."""
+"""The stages of one row, in order.
+
+`batching` groups rows, `inputs` decodes them, `resizing` brings images to the working size, `left_view` makes the left
+view, `right_view` or `baseline_view` the right view, with help of `compositing`; `pair` joins both and their labels,
+`scoring` measures the pair. `generator` calls them.
+"""
