@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from stereo_jobs.workers.task import ShardTask
 
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import OutputHeldError, StorageUnavailableError
@@ -18,7 +19,6 @@ from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import StorageSpec
-from stereo_jobs.workers.task import ShardTask
 from stereo_jobs.workers.worker import ShardWorker
 from tests import standin
 from tests.datasets import rows, verdict
