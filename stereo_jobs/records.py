@@ -5,10 +5,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-
-from stereo_jobs.pixels import F32, Bools, Image
 
 ID_PATTERN = r"^[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}$"
 ID_RULE = "1 to 200 characters of A-Z a-z 0-9 . _ - and not starting with a dot"
@@ -97,8 +97,8 @@ class LeftDepth(NamedTuple):
         mirrored: H,W float32 inverse depth of the left view turned left to right; itself still turned.
     """
 
-    plain: F32
-    mirrored: F32
+    plain: NDArray[np.float32]
+    mirrored: NDArray[np.float32]
 
 
 class ClipScores(NamedTuple):
@@ -131,8 +131,8 @@ class TrueHoles(NamedTuple):
         known: H,W bool, True where `hole` is known.
     """
 
-    hole: Bools
-    known: Bools
+    hole: NDArray[np.bool_]
+    known: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class Truth:
         holes: None without a true disparity.
     """
 
-    right: Image
+    right: NDArray[np.uint8]
     holes: TrueHoles | None = None
 
 
@@ -169,16 +169,16 @@ class StereoPair:
     """
 
     id: str
-    left: Image
-    right: Image
-    disparity: F32
-    disparity_requested: F32 | None
+    left: NDArray[np.uint8]
+    right: NDArray[np.uint8]
+    disparity: NDArray[np.float32]
+    disparity_requested: NDArray[np.float32] | None
     disparity_of: Literal["left", "first_left"]
-    mask_nonocc_left: Bools
-    mask_hole_right: Bools
-    mask_border_right: Bools
+    mask_nonocc_left: NDArray[np.bool_]
+    mask_hole_right: NDArray[np.bool_]
+    mask_border_right: NDArray[np.bool_]
     unet_evaluations: int
-    raw_right: Image | None = None
+    raw_right: NDArray[np.uint8] | None = None
     left_psnr: float | None = None
     scale_sign: Literal[1, -1] = 1
     model_scores: ModelScores = ModelScores()

@@ -1,6 +1,15 @@
-"""The stages of one row, in order.
+"""From rows to scored pairs.
 
-`batching` groups rows, `inputs` decodes them, `resizing` brings images to the working size, `left_view` makes the left
-view, `right_view` or `baseline_view` the right view, with help of `compositing`; `pair` joins both and their labels,
-`scoring` measures the pair. `generator` calls them.
+| module | what it does |
+|---|---|
+| `generator` | loads the models and calls the stages below, batch by batch |
+| `batching` | groups rows into batches; the interface between a worker and a generator |
+| `inputs` | decodes and checks a row's images and maps |
+| `resizing` | brings images to the working size and back |
+| `left_view` | makes the left view and finds its depth |
+| `right_view` | makes the right view by diffusion, and its labels |
+| `baseline_view` | makes the right view by a baseline instead |
+| `compositing` | puts warped pixels of the left view over diffused ones |
+| `pair` | joins views and labels into a pair |
+| `scoring` | measures, judges and compares a finished pair |
 """

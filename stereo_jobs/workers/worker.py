@@ -56,6 +56,9 @@ Report = Callable[[layout.ShardKey, list[int]], None]
 Observe = Callable[[Stage, float], None]
 """Called after each piece of work with the stage and its seconds in one thread."""
 
+Cells = dict[str, Any]
+"""One row of the dataset, by column."""
+
 
 class AbandonedError(StereoJobsError):
     """The worker was told to stop, and stopped between two batches; a later run makes the shard."""
@@ -76,10 +79,6 @@ class GeneratedPair:
     seconds: float
     attempt: int
     batch_size: int
-
-
-Cells = dict[str, Any]
-"""One row of the dataset, by column."""
 
 
 def load_generator(recipe: Recipe, device: str, batch_size: int) -> Generator:
