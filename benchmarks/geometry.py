@@ -13,7 +13,7 @@ import numpy as np
 
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.evaluate.details import score_details
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.notebook import StereoPipeline
 from stereo_jobs.records import Row, StereoPair
 from stereo_jobs.toyscapes.render import ToyScape, render
 from stereo_jobs.toyscapes.scenes import Level, draw_scene

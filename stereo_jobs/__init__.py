@@ -6,7 +6,7 @@ from stereo_jobs.version import __version__ as __version__
 
 
 def __getattr__(name: str) -> Any:
-    """`stereo_jobs.StereoPipeline`, imported when it is asked for: it needs torch, which most verbs do without."""
+    """Import `StereoPipeline` when it is first used: it needs torch, which most commands do without."""
     if name == "StereoPipeline":
         from stereo_jobs.notebook import StereoPipeline
 

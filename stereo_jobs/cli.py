@@ -612,12 +612,12 @@ def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: 
 
 def _case_runner(local: bool, quiet: bool) -> "Callable[[JobSpec], None]":
     """A function that runs one job of an evaluation, with its progress on stderr."""
-    from stereo_jobs.evaluate.model_cache import KeptModels
+    from stereo_jobs.evaluate.model_cache import ModelCache
     from stereo_jobs.report.terminal import progress_display
     from stereo_jobs.run.driver import run as run_job
-    from stereo_jobs.workers.worker import load_pipeline
+    from stereo_jobs.workers.worker import load_generator
 
-    load = KeptModels() if local else load_pipeline
+    load = ModelCache() if local else load_generator
 
     def run_case(case: "JobSpec") -> None:
         err.print(case.output, style="dim", markup=False)

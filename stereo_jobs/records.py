@@ -1,9 +1,9 @@
-"""The nouns of a job: a row of the manifest, a stereo pair, a failed row, a committed shard."""
+"""The nouns of a job: a row of the manifest, a stereo pair, a failed row, a committed shard. Imports no torch."""
 
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +16,19 @@ _ID = re.compile(ID_PATTERN)
 
 
 def valid_id(value: str) -> bool:
-    """Whether `value` may be the id of a manifest row."""
+    """Tell whether `value` may be the id of a manifest row."""
     return _ID.fullmatch(value) is not None
 
 
 @dataclass(frozen=True)
 class Camera:
-    """What Eq. 2 needs: focal length in pixels, baseline in the unit of the depth, difference of principal points."""
+    """The camera of a row, to turn metric depth into disparity (Eq. 2). None: the row does not say.
+
+    Attributes:
+        focal_px: focal length in pixels.
+        baseline: distance of both cameras, in the unit of the depth.
+        doffs_px: difference of both principal points, in pixels.
+    """
 
     focal_px: float | None = None
     baseline: float | None = None
@@ -39,9 +45,9 @@ class Row:
         scale_percent: shift of the nearest point in percent of the width.
         inputs: bytes of the manifest's image columns that the mode needs.
         depth_kind: what the `depth` input holds: `inverse` or `metric` depth.
-        camera: what the row says of its camera.
+        camera: the camera, as far as the row describes it.
         carried: values of the manifest's further columns, written as `src_*`.
-        error: set when the row could not be read; it then becomes a RowError without being generated.
+        error: why the row could not be read; it is then reported and not generated. None: the row is good.
     """
 
     id: str
@@ -57,20 +63,89 @@ class Row:
 
 
 QUALITY_PREFIX = "qc_"
-"""Columns of this prefix are metrics without ground truth."""
+"""Prefix of the columns with metrics that need no ground truth."""
+TRUE_PREFIX = "true_"
+"""Prefix of the columns with scores against the true right view."""
 REJECTED = "rejected"
-"""Error type of a finished pair that was left out for its verdict: neither a failure nor worth a retry."""
+"""Error type of a finished pair that its verdict leaves out: it is no failure and is not retried."""
 
 
 @dataclass(frozen=True)
 class RowError:
-    """A row that failed: data, not an exception. `row` is its position in the shard, once it has one."""
+    """A row that failed, as data and not as an exception.
+
+    Attributes:
+        id: id of the row.
+        error_type: a short name, such as `InvalidRow`, or the name of an exception.
+        error_message: names the field, the rule, the value and the remedy where it can.
+        attempts: how often the row was tried.
+        row: its position in the shard; -1 where it has none yet.
+    """
 
     id: str
     error_type: str
     error_message: str
     attempts: int = 1
     row: int = -1
+
+
+class LeftDepth(NamedTuple):
+    """Depth that the estimator finds in a finished left view, for quality control.
+
+    Attributes:
+        plain: H,W float32 inverse depth of the left view.
+        mirrored: H,W float32 inverse depth of the left view turned left to right; itself still turned.
+    """
+
+    plain: NDArray[np.float32]
+    mirrored: NDArray[np.float32]
+
+
+class ClipScores(NamedTuple):
+    """CLIP scores of both views with the row's prompt, 0 to 100; larger is better."""
+
+    left: float
+    right: float
+
+
+@dataclass(frozen=True)
+class ModelScores:
+    """What models find in a finished pair.
+
+    Attributes:
+        depth: None where quality control is off.
+        clip: None where quality control is off, without a CLIP model, and without a prompt.
+        unsafe: whether the safety checker flags either view; None where it is off.
+    """
+
+    depth: LeftDepth | None = None
+    clip: ClipScores | None = None
+    unsafe: bool | None = None
+
+
+class TrueHoles(NamedTuple):
+    """Right pixels that the left view does not show, by the true disparity.
+
+    Attributes:
+        hole: H,W bool, True where the left view does not show the pixel.
+        known: H,W bool, True where `hole` is known.
+    """
+
+    hole: NDArray[np.bool_]
+    known: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What a row says of the true right view.
+
+    Attributes:
+        right: H,W,3 uint8, what a camera saw there.
+        holes: None without a true disparity.
+    """
+
+    right: NDArray[np.uint8]
+    holes: TrueHoles | None = None
 
 
 @dataclass(frozen=True)
@@ -88,17 +163,9 @@ class StereoPair:
             counts in each of them, so that the number depends on the row alone.
         raw_right: the right view before the composite; None where there was none.
         left_psnr: photo modes: PSNR in dB of the left view against the photo, outside of a mask, at most 100.
-        unsafe: verdict of the safety checker; None where it is off.
         scale_sign: -1 where the second view lies to the left, so that the smallest disparity is the nearest.
-        depth: H,W float32, inverse depth that the estimator sees in the finished left view; None where quality
-            control is off.
-        mirrored_depth: the same of the mirrored left view, as the estimator gives it.
-        clip_left: CLIP score of the left view with the row's prompt, 0 to 100; None without a prompt, without a CLIP
-            model, and where quality control is off.
-        clip_right: the same of the right view.
-        true_right: what a camera saw there, where the row says so.
-        true_hole_right: right pixels that the left view does not show in truth; None where that is not known.
-        true_known_right: right pixels of which that is known; None without `true_hole_right`.
+        model_scores: what models find in the finished views.
+        truth: what the row says of the true right view; None where it says nothing.
     """
 
     id: str
@@ -113,19 +180,13 @@ class StereoPair:
     unet_evaluations: int
     raw_right: NDArray[np.uint8] | None = None
     left_psnr: float | None = None
-    unsafe: bool | None = None
     scale_sign: Literal[1, -1] = 1
-    depth: NDArray[np.float32] | None = None
-    mirrored_depth: NDArray[np.float32] | None = None
-    clip_left: float | None = None
-    clip_right: float | None = None
-    true_right: NDArray[np.uint8] | None = None
-    true_hole_right: NDArray[np.bool_] | None = None
-    true_known_right: NDArray[np.bool_] | None = None
+    model_scores: ModelScores = ModelScores()
+    truth: Truth | None = None
 
 
 class Mean(BaseModel):
-    """Mean of a metric over the pairs that have it."""
+    """The mean of a metric over the pairs that have it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -134,18 +195,18 @@ class Mean(BaseModel):
 
 
 class QualitySummary(BaseModel):
-    """The verdicts on some pairs, those that were dropped for theirs included."""
+    """Counts of verdicts and means of metrics over some pairs, pairs that were dropped for their verdict included."""
 
     model_config = ConfigDict(frozen=True)
 
     judged: int = 0
     accepted: int = 0
     reasons: dict[str, int] = Field({}, description="Rejected pairs by `reject_reason`.")
-    means: dict[str, Mean] = Field({}, description="By column, `qc_` and what follows.")
+    means: dict[str, Mean] = Field({}, description="Means by column name, such as `qc_epe`.")
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, Any]]) -> "QualitySummary":
-        """Sums over rows of a dataset, by column; rows that were not judged do not count."""
+        """Summarise rows of a dataset, given by column; rows without a verdict do not count."""
         judged = [row for row in rows if row.get("accepted") is not None]
         reasons = [row["reject_reason"] for row in judged if not row["accepted"]]
         values: dict[str, list[float]] = {}
@@ -161,7 +222,7 @@ class QualitySummary(BaseModel):
         )
 
     def merged(self, other: "QualitySummary") -> "QualitySummary":
-        """The summary of both sets of pairs."""
+        """Return the summary of both sets of pairs together."""
         reasons = {name: self.reasons.get(name, 0) + n for name, n in other.reasons.items()}
         means = dict(self.means)
         for name, theirs in other.means.items():
@@ -178,28 +239,28 @@ class QualitySummary(BaseModel):
 
     @property
     def acceptance(self) -> float | None:
-        """Share of the judged pairs; None without any."""
+        """Share of the judged pairs that were accepted, in [0, 1]; None where none was judged."""
         return self.accepted / self.judged if self.judged else None
 
 
 class ShardRecord(BaseModel):
-    """What is known of one committed shard; stands in the shard's own footer and, as a cache, in commits/."""
+    """Counts and timings of one committed shard. They stand in its own footer and, as a cache, in `_job/commits/`."""
 
     model_config = ConfigDict(frozen=True)
 
     generation: int
     shard: int
-    fingerprint: str = Field(description="Of the plan generation.")
+    fingerprint: str = Field(description="Fingerprint of the plan generation.")
     planned: int
     succeeded: int
     failed: int
-    rejected: int = Field(0, description="Pairs that `drop_rejected` left out; not among the failed ones.")
+    rejected: int = Field(0, description="Pairs that `drop_rejected` left out; they do not count as failed.")
     failures: dict[str, int] = Field({}, description="Failed rows by error type.")
     quality: QualitySummary = QualitySummary()
     unet_evaluations: int = 0
-    seconds: float = Field(description="That the models worked on it.")
+    seconds: float = Field(description="Seconds from the first batch to the last, in the model thread.")
     worker: str = ""
-    sha256: str = Field("", description="Of the whole object; empty inside the object itself.")
+    sha256: str = Field("", description="SHA-256 of the whole object; empty inside the object itself.")
     bytes: int = Field(0, description="Size of the object; 0 inside the object itself.")
 
 
@@ -227,8 +288,9 @@ IMAGE_COLUMNS = (
     "mask_border_right",
 )
 RUN_PREFIX = "run_"
-"""Columns of this prefix, and no others, may differ between two runs of one recipe."""
+"""Prefix of the only columns that may differ between two runs of one recipe."""
 CARRIED_PREFIX = "src_"
+"""Prefix of the columns that are carried over from the manifest."""
 
 DATASET_COLUMNS = pa.schema(
     [

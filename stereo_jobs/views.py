@@ -1,4 +1,4 @@
-"""A pair as one picture, for eyes."""
+"""Both views of a pair in one image, to look at."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +9,11 @@ _RIGHT = np.array([[-0.011, -0.032, -0.007], [0.377, 0.761, 0.009], [-0.026, -0.
 
 
 def anaglyph(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Dubois red-cyan anaglyph of two H,W,3 uint8 images."""
+    """Mix two H,W,3 uint8 images into one for red-cyan glasses (Dubois, ICASSP 2001)."""
     mixed: NDArray[np.float64] = left @ _LEFT.T + right @ _RIGHT.T
     return mixed.clip(0, 255).round().astype(np.uint8)
 
 
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8], *, cross_eyed: bool = False) -> NDArray[np.uint8]:
-    """Two H,W,3 uint8 images as one of H,2W,3; `cross_eyed` puts the right view on the left."""
+    """Put two H,W,3 uint8 images into one H,2W,3; with `cross_eyed` the right view stands on the left."""
     return np.concatenate([right, left] if cross_eyed else [left, right], axis=1)

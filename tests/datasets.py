@@ -46,9 +46,22 @@ def failures(spec: JobSpec) -> dict[str, str]:
 def assert_same(one: StereoPair, other: StereoPair) -> None:
     """Two pairs are equal in every field, images byte for byte."""
     assert type(one) is type(other) is StereoPair
-    for field in dataclasses.fields(StereoPair):
-        a, b = getattr(one, field.name), getattr(other, field.name)
-        if isinstance(a, np.ndarray):
-            assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), field.name
-        else:
-            assert a == b, field.name
+    _assert_same_fields(one, other)
+
+
+def _assert_same_fields(one, other) -> None:
+    for field in dataclasses.fields(one):
+        _assert_same_values(getattr(one, field.name), getattr(other, field.name), field.name)
+
+
+def _assert_same_values(a, b, name: str) -> None:
+    assert type(a) is type(b), name
+    if isinstance(a, np.ndarray):
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), name
+    elif isinstance(a, tuple):
+        for x, y in zip(a, b, strict=True):
+            _assert_same_values(x, y, name)
+    elif dataclasses.is_dataclass(a):
+        _assert_same_fields(a, b)
+    else:
+        assert a == b, name

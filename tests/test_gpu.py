@@ -5,7 +5,7 @@ import pytest
 
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.records import Row
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import Recipe
@@ -48,7 +48,7 @@ def pairs(device, dtype, given, mode="text", method=SHORT, **models):
     models |= {"depth": {"path": "demo", "dtype": dtype}}
     models["stable_diffusion"] = {"path": "demo"} | models.get("stable_diffusion", {}) | {"dtype": dtype}
     recipe = Recipe.model_validate({"mode": mode, "method": method, "models": models})
-    return StereoPipeline.load(resolve_recipe(recipe), device, 2).generate(given)
+    return PairGenerator.load(resolve_recipe(recipe), device, 2).generate(given)
 
 
 def both(dtype, *given, **recipe):
@@ -114,8 +114,8 @@ def test_the_safety_checker_runs(dtype, tmp_path):
     folder = write_checkpoint(tmp_path, "sd1", safety_checker=True)
     models = {"stable_diffusion": {"path": str(folder)}, "safety_checker": True}
     for there, here in both(dtype, texts(), **models):
-        assert there.unsafe in (True, False)
-        assert here.unsafe in (True, False)
+        assert there.model_scores.unsafe in (True, False)
+        assert here.model_scores.unsafe in (True, False)
 
 
 def test_quality_control_sees_the_same_depth():

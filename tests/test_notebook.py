@@ -12,8 +12,7 @@ import stereo_jobs
 from stereo_jobs.data.manifest import draw_scale
 from stereo_jobs.errors import ModelError, SpecError
 from stereo_jobs.models import resolve
-from stereo_jobs.notebook import InputRefusedError, NotebookCalls
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.notebook import InputRefusedError, StereoPipeline
 from stereo_jobs.records import Camera, Row
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
@@ -166,7 +165,7 @@ def test_another_mode_keeps_the_pinned_revision(tmp_path, monkeypatch):
         model.revision for model in (pipeline.recipe.models.stable_diffusion, pipeline.recipe.models.depth)
     ]
     assert other.recipe.models == pipeline.recipe.models
-    assert other.sd is pipeline.sd
+    assert other.generator.sd is pipeline.generator.sd
 
 
 def test_models_of_another_mode_are_loaded_once(pipeline):
@@ -271,8 +270,3 @@ def test_wrong_recipes_and_models_are_told():
         StereoPipeline.from_pretrained(method={"steps": 0})
     with pytest.raises(ModelError, match="no such folder"):
         StereoPipeline.from_pretrained("/nowhere/at/all")
-
-
-def test_the_calls_need_something_that_makes_pairs():
-    with pytest.raises(NotImplementedError):
-        NotebookCalls()("a red ball")

@@ -1,8 +1,7 @@
-"""Parquet shards: one file of pairs, whose footer also says what failed and which plan it belongs to."""
+"""Reads and writes shards: Parquet files of pairs, whose footer also holds their plan and the rows that failed."""
 
 import io
 import json
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ _ROW_GROUP_BYTES = 64 * 1024**2
 
 
 class Footer(NamedTuple):
-    """What a shard says of itself: its record (without checksum), its failed rows, the recipe."""
+    """The footer of a shard: its record (without checksum), its failed rows, the resolved recipe."""
 
     record: ShardRecord
     errors: list[RowError]
@@ -33,7 +32,7 @@ class Footer(NamedTuple):
 
 
 def encode_pair(pair: StereoPair) -> dict[str, Any]:
-    """The image cells of one finished pair, and what can be read off it."""
+    """Encode a pair: its image columns as PNG and TIFF, and the columns that are plain fields of it."""
     images = {
         "left": ("png", encode_png(pair.left)),
         "right": ("png", encode_png(pair.right)),
@@ -52,24 +51,9 @@ def encode_pair(pair: StereoPair) -> dict[str, Any]:
         "disparity_of": pair.disparity_of,
         "unet_evaluations": pair.unet_evaluations,
         "left_psnr": pair.left_psnr,
-        "unsafe": pair.unsafe,
+        "unsafe": pair.model_scores.unsafe,
         **{name: {"bytes": data, "path": f"{pair.id}.{name}.{suffix}"} for name, (suffix, data) in images.items()},
-        **_true_cells(pair),
     }
-
-
-def _true_cells(pair: StereoPair) -> dict[str, float | None]:
-    """The columns `true_*`: the right view against the true one, where the row came with it; NaN becomes null."""
-    if pair.true_right is None:
-        return {}
-    import torch  # which verbs that read shards do without
-
-    from stereo_jobs.quality.truth import score
-
-    torch.set_num_threads(1)  # of this thread: the last bits of LPIPS depend on it
-    hole = pair.mask_hole_right if pair.true_hole_right is None else pair.true_hole_right
-    scores = vars(score(pair.right, pair.true_right, hole, pair.true_known_right))
-    return {f"true_{name}": value if math.isfinite(value) else None for name, value in scores.items()}
 
 
 def write_shard(
@@ -79,10 +63,10 @@ def write_shard(
     errors: Sequence[RowError],
     recipe: dict[str, Any],
 ) -> bytes:
-    """One shard as Parquet bytes; without successful rows, a file of 0 rows that still has its footer.
+    """Return one shard as Parquet bytes; without successful rows, a file of 0 rows that still has its footer.
 
     Args:
-        cells: a dict per successful row, by dataset column; missing columns become null.
+        cells: one dict for each successful row, by dataset column; missing columns become null.
         carried: names (without prefix) and types of the manifest's further columns.
         record: counts and timings for the footer.
         errors: the failed rows, for the footer.
@@ -116,31 +100,31 @@ def write_shard(
 
 
 def load_codecs() -> None:
-    """Load what Arrow (pandas) and Pillow (its formats) load at first use, a quarter of a second of imports."""
+    """Import what Arrow (pandas) and Pillow (its formats) import at first use, which takes a quarter of a second."""
     PIL.Image.init()
     _parquet_schema(pa.schema({"id": pa.string()}))
 
 
 def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a Parquet file that lies in memory.
+    """Read the rows of a Parquet file that lies in memory.
 
-    `pq.read_table` would leave a thread of Arrow's behind that still has to let go of a Python object; a process that
-    ends just then aborts (apache/arrow#33975).
+    `pq.read_table` leaves a thread of Arrow's behind that still has to release a Python object; a process that ends
+    just then aborts (apache/arrow#33975).
 
     Raises:
-        pa.ArrowInvalid: not Parquet.
+        pa.ArrowInvalid: the bytes are not Parquet.
     """
     return pq.ParquetFile(pa.BufferReader(data)).read(columns=columns, use_threads=False)
 
 
 def read_footer(source: Any) -> Footer:
-    """The footer of a shard.
+    """Read the footer of a shard.
 
     Args:
-        source: a ParquetFile, or whole bytes.
+        source: an open `ParquetFile`, or the bytes of the whole file.
 
     Raises:
-        ValueError: not Parquet, or not a shard of this package.
+        ValueError: the source is not Parquet, or not a shard of this package.
     """
     try:
         parquet = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(pa.BufferReader(source))
@@ -154,7 +138,7 @@ def read_footer(source: Any) -> Footer:
 
 
 def _leaves(schema: pa.Schema) -> list[str]:
-    """Column paths as Parquet names them."""
+    """Paths of the columns as Parquet names them."""
     return [
         pq.ParquetSchema.column(parquet_schema, i).path
         for parquet_schema in [_parquet_schema(schema)]
@@ -177,14 +161,18 @@ def _is_image(path: str) -> bool:
 
 
 def hub_features(schema: pa.Schema) -> dict[str, Any]:
-    """Features of all columns in the form that the `datasets` library keeps in Parquet metadata."""
+    """Describe all columns in the form that the `datasets` library keeps in Parquet metadata."""
     return {
         field.name: {"_type": "Image"} if field.name in IMAGE_COLUMNS else hub_feature(field.type) for field in schema
     }
 
 
 def hub_feature(dtype: pa.DataType) -> Any:
-    """Feature of one Arrow type. Raises TypeError for types that `datasets` does not know."""
+    """Describe one Arrow type in the form of `datasets`.
+
+    Raises:
+        TypeError: `datasets` does not know the type.
+    """
     if pa.types.is_dictionary(dtype):
         raise TypeError("dictionary-encoded type")
     if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):

@@ -1,29 +1,34 @@
-"""Models that stay loaded from one case to the next: most cases of an evaluation differ in their method alone."""
+"""Keeps models loaded from one job of an evaluation to the next: most of these jobs differ in their method alone."""
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 
-from stereo_jobs.pipeline.generator import StereoPipeline
-from stereo_jobs.spec import Recipe
-from stereo_jobs.workers.worker import load_pipeline
+from stereo_jobs.pipeline.generator import PairGenerator, choose_device
+from stereo_jobs.spec import ModelsSpec, Recipe
 
 
-class KeptModels:
-    """Loads as `load_pipeline` does, in this process, and gives the next recipe the same models where it has them."""
+class _Key(NamedTuple):
+    """Everything that decides which models are loaded."""
+
+    models: ModelsSpec
+    depth_conditioned: bool
+    device: str
+
+
+class ModelCache:
+    """Loads a generator like `load_generator`, in this process, and reuses the models where a recipe has the same."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Any, StereoPipeline] | None = None
+        self._kept: dict[_Key, PairGenerator] = {}
 
-    def __call__(self, recipe: Recipe, device: str, batch_size: int) -> StereoPipeline:
-        """See `stereo_jobs.workers.worker.GeneratorFactory`."""
-        wanted = recipe.models, recipe.mode == "depth", device
-        if self._kept is None or self._kept[0] != wanted:
-            self._kept = None  # two Stable Diffusions may be more than a GPU holds
-            loaded = load_pipeline(recipe, device, batch_size)
-            assert isinstance(loaded, StereoPipeline)
-            self._kept = wanted, loaded
-        models = self._kept[1]
-        if models.sd.device == "cpu":
-            torch.set_num_threads(1)  # of this thread, as `load_pipeline` does it
-        return StereoPipeline(models.sd, models.depth, recipe, batch_size, safety=models.safety, clip=models.clip)
+    def __call__(self, recipe: Recipe, device: str, batch_size: int) -> PairGenerator:
+        """Return a generator of a recipe; a `GeneratorFactory` of `stereo_jobs.workers.worker`."""
+        device = choose_device(device)
+        if device == "cpu":
+            torch.set_num_threads(1)  # in this thread, see `load_generator`
+        key = _Key(recipe.models, recipe.mode == "depth", device)
+        if key not in self._kept:
+            self._kept.clear()  # two Stable Diffusions may need more memory than a GPU has
+            self._kept[key] = PairGenerator.load(recipe, device, batch_size)
+        return self._kept[key].with_recipe(recipe, batch_size)

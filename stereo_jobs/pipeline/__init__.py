@@ -1,1 +1,15 @@
-"""The stages of one pair: a row's own (`inputs`), its left view (`lefts`), its right view with labels (`rights`)."""
+"""From rows to scored pairs.
+
+| module | what it does |
+|---|---|
+| `generator` | loads the models and calls the stages below, batch by batch |
+| `batching` | groups rows into batches; the interface between a worker and a generator |
+| `inputs` | decodes and checks a row's images and maps |
+| `resizing` | brings images to the working size and back |
+| `left_view` | makes the left view and finds its depth |
+| `right_view` | makes the right view by diffusion, and its labels |
+| `baseline_view` | makes the right view by a baseline instead |
+| `compositing` | puts warped pixels of the left view over diffused ones |
+| `pair` | joins views and labels into a pair |
+| `scoring` | measures, judges and compares a finished pair |
+"""

@@ -1,22 +1,21 @@
-"""Right views by the baselines of Table 1, or by another program, on the left views and disparities of the method."""
+"""Makes right views by the baselines of Table 1, or takes those of another program, on the method's left views."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.baselines import FILLS, columns_of, leave_blank, warp_of
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.compositing import PictureWarp, composites
-from stereo_jobs.pipeline.inputs import Scene
+from stereo_jobs.pipeline.batching import padded
+from stereo_jobs.pipeline.compositing import ImageWarp, at_working_size, composites
+from stereo_jobs.pipeline.inputs import DecodedRow, PhotoPair
 from stereo_jobs.pipeline.left_view import LeftViews, decode, grid_of, stack
-from stereo_jobs.pipeline.pair import Labels, labelled_pair, requested_disparity, scale_sign
-from stereo_jobs.pixels import Image, to_tensor
-from stereo_jobs.records import Row, RowError, StereoPair
+from stereo_jobs.pipeline.pair import FinishedViews, Labels, requested_disparity, scale_sign
+from stereo_jobs.pixels import F32, Image, to_tensor
+from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.stereo.fill import extend_background
@@ -27,29 +26,29 @@ from stereo_jobs.stereo.warp import ForwardWarp, border_holes
 
 
 @dataclass(frozen=True)
-class _Shift:
-    """One picture's shift at its own size, on the CPU. B = 1.
+class _ImageShift:
+    """The shift of one left view at the image's size, on the CPU. B = 1.
 
     Attributes:
-        disparity: H,W float32 pixels, as a fill takes it; where it rounds, the fraction still tells which is nearer.
-        sign: as a fill takes it.
+        disparity: H,W float32 pixels for a fill; a fill may round it, but its fraction still tells which is nearer.
+        sign: sign of the scale for a fill; -1 where the second view lies to the left.
         applied: H,W float32 pixels, what the pixels really do.
-        warp: by it.
-        columns: from where each hole continues the background.
+        warp: warp by `applied`.
+        columns: column from which each pixel of a hole continues the background.
     """
 
-    disparity: NDArray[np.float32]
+    disparity: F32
     sign: int
-    applied: NDArray[np.float32]
+    applied: F32
     warp: ForwardWarp
     columns: Tensor
 
 
 class BaselineViewMaker:
-    """Makes the right views of one batch after the other, as `RightViewMaker` does.
+    """Makes the right views of one batch after the other, like `RightViewMaker`.
 
     Args:
-        sd: Stable Diffusion, for `repaint`.
+        sd: Stable Diffusion; only `repaint` and composites use it.
         recipe: resolved.
     """
 
@@ -58,75 +57,68 @@ class BaselineViewMaker:
         self.method = recipe.method
         self.subpixel = recipe.method.warp != "integer"
 
-    def make(self, rows: list[Row], lefts: LeftViews, guidance: float) -> Iterator[StereoPair | RowError]:
-        """One pair, or an error, for each of `rows`; `lefts` goes with them and may be padded further."""
-        padded = rows + rows[-1:] * (len(lefts.scenes) - len(rows))
-        shifts = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(padded)]
-        usable, spent = lefts.usable, 0
-        raws: list[Image | None] = [None] * len(rows)
-        if self.method.right_view == "repaint":
-            rights, usable, spent = self._repaint(lefts, shifts, guidance)
-            if self.method.composite:
-                raws = [*rights]
-                pictures = [PictureWarp(shift.warp, shift.columns, shift.columns) for shift in shifts]
-                continued = [picture.continued(left) for picture, left in zip(pictures, lefts.images, strict=True)]
-                rights = composites(
-                    self.sd, lefts.scenes, pictures, continued=continued, diffused=rights, method=self.method
-                )
-        else:
-            rights = [
-                self._fill(scene, left, shift)
-                for scene, left, shift in zip(lefts.scenes, lefts.images, shifts, strict=True)
-            ]
-        for i, row in enumerate(rows):
-            if not usable[i]:
-                yield RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
-                continue
-            warp = shifts[i].warp
-            yield labelled_pair(
-                row,
-                lefts.scenes[i],
-                self.method,
-                lefts.maps[i],
-                left=lefts.images[i],
-                right=rights[i],
-                labels=Labels(shifts[i].applied, warp.visible, warp.filled, border_holes(warp.filled)),
-                evaluations=int(lefts.evaluations[i]) + spent,
-                raw_right=raws[i],
-            )
+    def make(self, rows: list[Row], lefts: LeftViews, guidance: float) -> FinishedViews:
+        """Make the right views of a batch.
 
-    def _shift(self, values: Tensor, row: Row) -> _Shift:
-        """The shift in the picture. Whole pixels as published comparisons have them: truncated, known ones rounded."""
+        Args:
+            rows: the rows that ask for them.
+            lefts: the left view of each row, and more of them where the batch is padded.
+            guidance: guidance scale of `repaint`.
+        """
+        shifts = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(padded(rows, len(lefts.images)))]
+        labels = [
+            Labels(shift.applied, shift.warp.visible, shift.warp.filled, border_holes(shift.warp.filled))
+            for shift in shifts[: len(rows)]
+        ]
+        if self.method.right_view != "repaint":
+            rights = [self._fill(*one) for one in zip(lefts.decoded, lefts.images, shifts, strict=True)]
+            return FinishedViews(lefts.images, rights, None, labels, lefts.usable, lefts.evaluations)
+        rights, usable, spent = self._repaint(lefts, shifts, guidance)
+        finished = self._composites(lefts, shifts, rights) if self.method.composite else rights
+        raw = rights if self.method.composite else None
+        return FinishedViews(lefts.images, finished, raw, labels, usable, lefts.evaluations + spent)
+
+    def _shift(self, values: Tensor, row: Row) -> _ImageShift:
+        """Shift one image; in published comparisons by whole pixels, relative shifts truncated, known ones rounded."""
         full = requested_disparity(values, row, self.method, edge_px=self.method.edge_px)
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
-        blank = np.empty((*full.shape, 3), np.uint8)  # only its size counts
+        blank = np.empty((*full.shape, 3), np.uint8)  # only its size is used
         sign = scale_sign(row, self.method)
         warp = warp_of(blank, full, sign, self.subpixel)
-        return _Shift(full, sign, full if self.subpixel else np.round(full), warp, columns_of(warp, full, sign))
+        return _ImageShift(full, sign, full if self.subpixel else np.round(full), warp, columns_of(warp, full, sign))
 
-    def _fill(self, scene: Scene, left: Image, shift: _Shift) -> Image:
-        if self.method.right_view == "given":
-            assert scene.given_right is not None
-            return scene.given_right
+    def _fill(self, decoded: DecodedRow, left: Image, shift: _ImageShift) -> Image:
+        """Take the right view that the row brings, or fill the holes of the warped left view by the baseline."""
+        if isinstance(decoded.source, PhotoPair):
+            return decoded.source.right
         fill = FILLS[self.method.right_view]
         return fill(left, shift.disparity, scale_sign=shift.sign, subpixel=self.subpixel)[0]
 
-    def _repaint(self, lefts: LeftViews, shifts: list[_Shift], guidance: float) -> tuple[list[Image], Tensor, int]:
-        """RePaint on the latents of the blank right views: images, which hold no NaN, evaluations of each."""
-        scenes = lefts.scenes
+    def _composites(self, lefts: LeftViews, shifts: list[_ImageShift], diffused: list[Image]) -> list[Image]:
+        """Put the known pixels of the warped left views over repainted right views."""
+        warps = [ImageWarp(shift.warp, shift.columns, shift.columns) for shift in shifts]
+        continued = [warp.continued(left) for warp, left in zip(warps, lefts.images, strict=True)]
+        return composites(self.sd, lefts.decoded, warps, continued=continued, diffused=diffused, method=self.method)
+
+    def _repaint(self, lefts: LeftViews, shifts: list[_ImageShift], guidance: float) -> tuple[list[Image], Tensor, int]:
+        """RePaint (Lugmayr et al. 2022) on the latents of right views with blank holes.
+
+        Returns:
+            The images, B bool which hold no NaN, and the U-Net evaluations of each.
+        """
+        decoded = lefts.decoded
         blanks = [
             leave_blank(left, shift.disparity, scale_sign=shift.sign, subpixel=self.subpixel)[0]
             for left, shift in zip(lefts.images, shifts, strict=True)
         ]
-        pictures = [scene.letterbox.into(to_tensor(blank)) for scene, blank in zip(scenes, blanks, strict=True)]
-        holes = [scene.letterbox.map_into((~s.warp.filled).float()) for scene, s in zip(scenes, shifts, strict=True)]
-        known = self.sd.encode(stack(self.sd, pictures))
+        known = self.sd.encode(at_working_size(self.sd, decoded, [to_tensor(blank) for blank in blanks]))
+        holes = [one.letterbox.map_into((~s.warp.filled).float()) for one, s in zip(decoded, shifts, strict=True)]
         # A latent is known only where all of its pixels are.
-        mask = functional.adaptive_max_pool2d(stack(self.sd, holes), grid_of(self.sd, scenes)) > 0
+        mask = functional.adaptive_max_pool2d(stack(self.sd, holes), grid_of(self.sd, decoded)) > 0
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
-        streams = [torch.Generator().manual_seed((scene.row.seed + 2) % 2**63) for scene in scenes]
+        streams = [torch.Generator().manual_seed((one.row.seed + 2) % 2**63) for one in decoded]
 
         def noise() -> Tensor:
             shape = (1, *known.shape[1:])
@@ -134,16 +126,16 @@ class BaselineViewMaker:
 
         condition = self._condition(lefts, shifts)
         latents = repaint(model, solver, known, mask, noise, condition=condition)
-        images, usable = decode(self.sd, latents, scenes)
+        images, usable = decode(self.sd, latents, decoded)
         return images, usable & lefts.usable, model.evaluations
 
-    def _condition(self, lefts: LeftViews, shifts: list[_Shift]) -> Tensor | None:
-        """Depth of the right views for a depth-conditioned U-Net: B,1,h,w in [-1, 1]."""
+    def _condition(self, lefts: LeftViews, shifts: list[_ImageShift]) -> Tensor | None:
+        """Depth of the right views for a depth-conditioned U-Net: B,1,h,w in [-1, 1]; None for any other."""
         if lefts.condition is None:
             return None
         moved = [
-            scene.letterbox.map_into(extend_background(shift.warp(values.cpu()[None, None]), shift.columns)[:, 0])
-            for scene, values, shift in zip(lefts.scenes, lefts.maps, shifts, strict=True)
+            one.letterbox.map_into(extend_background(shift.warp(values.cpu()[None, None]), shift.columns)[:, 0])
+            for one, values, shift in zip(lefts.decoded, lefts.maps, shifts, strict=True)
         ]
-        grid = grid_of(self.sd, lefts.scenes)
+        grid = grid_of(self.sd, lefts.decoded)
         return 2 * relative_disparity(stack(self.sd, [resize(values, grid) for values in moved]))[:, None] - 1

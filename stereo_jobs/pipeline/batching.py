@@ -1,15 +1,17 @@
-"""What a worker asks of a generator, and how rows are grouped for it. Imports no torch."""
+"""The interface between a worker and what makes pairs, and how rows become batches. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
+
+T = TypeVar("T")
 
 LeftKey = tuple[str, str, int, str, Camera, tuple[tuple[str, bytes], ...]]
 
 
 class Generator(Protocol):
-    """Makes pairs; `stereo_jobs.pipeline.generator.StereoPipeline` is the real one.
+    """Makes pairs from rows; `stereo_jobs.pipeline.generator.PairGenerator` is the real one.
 
     Attributes:
         batch_size: left images per network call; may be lowered between calls.
@@ -20,13 +22,13 @@ class Generator(Protocol):
     inputs: tuple[str, ...]
 
     def generate(self, rows: Sequence[Row]) -> list[StereoPair | RowError]:
-        """One result per row, in order."""
+        """Return a pair or an error for each row, in the order of the rows."""
 
 
 def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
-    """Cut rows so that each piece has at most `batch_size` different left images.
+    """Cut rows into batches of at most `batch_size` different left images.
 
-    Rows that share one (the scales of one seed) stay together and are denoised once.
+    Rows that share a left image (the scales of one seed) stay together, and the image is made once for all of them.
     """
     batch: list[Row] = []
     lefts: set[LeftKey] = set()
@@ -41,5 +43,10 @@ def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:
 
 
 def left_of(row: Row) -> LeftKey:
-    """What the left image of a row depends on, within one recipe."""
+    """Return everything that decides the left image of a row within one recipe."""
     return row.prompt, row.negative_prompt, row.seed, row.depth_kind, row.camera, tuple(sorted(row.inputs.items()))
+
+
+def padded(items: Sequence[T], size: int) -> list[T]:
+    """Repeat the last item until there are `size` of them: network calls then always have the same batch shape."""
+    return [*items, *[items[-1]] * (size - len(items))]

@@ -1,4 +1,4 @@
-"""Warps of whole pictures at their own size, and the right views that are composed with them."""
+"""Warps images at their own size, and composes right views from warped and diffused pixels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.inputs import Scene
+from stereo_jobs.pipeline.inputs import DecodedRow
 from stereo_jobs.pipeline.left_view import stack
 from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.composite import composite, trusted_share
@@ -15,62 +15,62 @@ from stereo_jobs.stereo.fill import extend_background, smooth_across_rows
 from stereo_jobs.stereo.warp import ForwardWarp
 
 REACH_PX = 12.0
-"""Reach of the composite's colour correction, from a pixel of a hole to where its background is taken from."""
+"""Pixels between a hole's pixel and its background over which the composite's colour correction fades out."""
 COLUMNS_PER_ROW = 256
-"""A plain hole is smoothed across one row above and below for so many columns of the picture, and one at least."""
+"""Columns of the image for which a plain hole is smoothed across one more row above and below, and one at least."""
 
 
 @dataclass(frozen=True)
-class PictureWarp:
-    """One picture's warp at its own size. B = 1.
+class ImageWarp:
+    """The warp of one image at its own size. B = 1.
 
     Attributes:
-        warp: of its pixels.
+        warp: warp of its pixels.
         edges: column of the background beside each hole.
-        columns: from where each hole continues the background.
+        columns: column from which each pixel of a hole continues the background.
     """
 
     warp: ForwardWarp
     edges: Tensor
     columns: Tensor
 
-    def continued(self, picture: Image) -> Tensor:
-        """The warped picture, its holes continued from the background: 1,3,H,W in [0, 1]."""
-        return extend_background(self.warp(to_tensor(picture).to(self.columns.device)), self.columns)
+    def continued(self, image: Image) -> Tensor:
+        """Warp an image and continue the background into its holes: 1,3,H,W in [0, 1]."""
+        return extend_background(self.warp(to_tensor(image).to(self.columns.device)), self.columns)
 
     def plain(self, continued: Tensor) -> Tensor:
-        """The same with its holes the background's pixel beside them, smoothed across rows."""
+        """Replace each hole by the background's pixel beside it, smoothed across rows: 1,3,H,W in [0, 1]."""
         extended = extend_background(continued, self.edges)
         return smooth_across_rows(extended, ~self.warp.filled, max(1, extended.shape[-1] // COLUMNS_PER_ROW))
 
 
-def fitted(sd: StableDiffusion, scenes: Sequence[Scene], pictures: Sequence[Tensor]) -> Tensor:
-    """Pictures at their own sizes, 1,3,H,W each -> B,3,h,w at the working size."""
-    return stack(sd, [scene.letterbox.into(picture) for scene, picture in zip(scenes, pictures, strict=True)])
+def at_working_size(sd: StableDiffusion, decoded: Sequence[DecodedRow], images: Sequence[Tensor]) -> Tensor:
+    """Bring images at their own sizes, 1,3,H,W each -> B,3,h,w at the working size."""
+    return stack(sd, [one.letterbox.into(image) for one, image in zip(decoded, images, strict=True)])
 
 
 def composites(
     sd: StableDiffusion,
-    scenes: Sequence[Scene],
-    warps: Sequence[PictureWarp],
+    decoded: Sequence[DecodedRow],
+    warps: Sequence[ImageWarp],
     *,
     continued: Sequence[Tensor],
     diffused: Sequence[Image],
     method: MethodConfig,
     encoded: Tensor | None = None,
 ) -> list[Image]:
-    """The composite of each right view.
+    """Compose each right view: warped pixels of the left one, diffused pixels in the holes.
 
     Args:
-        sd: whose VAE `diffused` came through.
-        scenes: of the batch.
-        warps: of the left pictures.
-        continued: the left pictures, so warped and continued.
+        sd: its VAE decoded `diffused`.
+        decoded: the rows of the batch.
+        warps: warps of the left images.
+        continued: the left images, warped and continued by `warps`.
         diffused: the right views as decoded.
         method: says how holes are finished.
-        encoded: latents of `continued`, if they are known.
+        encoded: latents of `continued`; None: they are computed.
     """
-    given = fitted(sd, scenes, continued)
+    given = at_working_size(sd, decoded, continued)
     returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
     shares = trusted_share(given, returned, method.trusted_loss)
     return [
@@ -81,7 +81,7 @@ def composites(
                 to_tensor(diffused[i]).to(pixels.device),
                 warp.columns,
                 reach_px=REACH_PX,
-                returned=scenes[i].letterbox.back(returned[i : i + 1]).to(pixels.device),
+                returned=decoded[i].letterbox.back(returned[i : i + 1]).to(pixels.device),
                 grain=method.grain,
                 plain=warp.plain(pixels),
                 share=shares[i : i + 1],

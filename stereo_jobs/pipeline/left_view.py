@@ -1,18 +1,18 @@
-"""The left view: denoised from noise, or taken from a photo (Sec. 3.4), and the map that its shift is made of."""
+"""Makes the left view, denoised from noise or taken from a photo (Sec. 3.4), and the map that its shift is made of."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.inputs import Scene
-from stereo_jobs.pixels import Image, to_image, to_tensor
+from stereo_jobs.pipeline.inputs import DecodedRow, GuidedNoise, MaskedPhoto, Photo
+from stereo_jobs.pixels import Bools, Image, to_image, to_tensor
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.stereo.inversion import ddim_inversion, null_text
@@ -22,22 +22,20 @@ from stereo_jobs.stereo.solver import Solver
 
 @dataclass(frozen=True)
 class LeftViews:
-    """Left views and what the right views need of them. Tensors are stacked along the batch, lists run along it.
+    """A batch of left views and what the right views need of them. Tensors are stacked, lists run along the batch.
 
     Attributes:
-        scenes: what they were made from.
-        trajectory: their latents; None for photos of a baseline, which needs none.
-        images: H,W,3 uint8 each, at the picture's size.
-        maps: H,W float32 each: inverse depth or disparity of the picture, whatever the geometry asks for.
+        decoded: the rows they were made from.
+        images: H,W,3 uint8 each, at the image's size.
+        maps: H,W float32 each: inverse depth or disparity of the image, whatever the geometry asks for.
         conditional: B,n,c text embeddings.
         unconditional: the same of the negative prompt; steps,B,n,c where they were optimised.
-        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
-        usable: B bool, nothing in them is NaN or infinite.
-        evaluations: U-Net evaluations, B.
+        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net; None for any other.
+        usable: B bool, False where anything was NaN or infinite.
+        evaluations: B, U-Net evaluations that went into each.
     """
 
-    scenes: list[Scene]
-    trajectory: Trajectory | None
+    decoded: list[DecodedRow]
     images: list[Image]
     maps: list[Tensor]
     conditional: Tensor
@@ -46,26 +44,63 @@ class LeftViews:
     usable: Tensor
     evaluations: Tensor
 
-    @property
-    def denoised(self) -> Trajectory:
-        """The latents, where the method needs them."""
-        assert self.trajectory is not None
-        return self.trajectory
-
-    def take(self, indices: list[int]) -> "LeftViews":
-        """The same for some of them, in another order, also repeatedly."""
+    def take(self, indices: list[int]) -> Self:
+        """Select some of them, in any order, also repeatedly."""
         at = torch.tensor(indices, device=self.conditional.device)
-        return LeftViews(
-            [self.scenes[i] for i in indices],
-            None if self.trajectory is None else self.trajectory.take(at),
-            [self.images[i] for i in indices],
-            [self.maps[i] for i in indices],
-            self.conditional[at],
-            self.unconditional.index_select(self.unconditional.dim() - 3, at),
-            None if self.condition is None else self.condition[at],
-            self.usable[at],
-            self.evaluations[at.cpu()],
+        return replace(
+            self,
+            decoded=[self.decoded[i] for i in indices],
+            images=[self.images[i] for i in indices],
+            maps=[self.maps[i] for i in indices],
+            conditional=self.conditional[at],
+            unconditional=self.unconditional.index_select(self.unconditional.dim() - 3, at),
+            condition=None if self.condition is None else self.condition[at],
+            usable=self.usable[at],
+            evaluations=self.evaluations[at.cpu()],
         )
+
+
+@dataclass(frozen=True)
+class DiffusedLeftViews(LeftViews):
+    """Left views whose latents are known at every step, for a method that diffuses both views together.
+
+    Attributes:
+        trajectory: their latents.
+    """
+
+    trajectory: Trajectory
+
+    def take(self, indices: list[int]) -> Self:
+        """Select some of them, in any order, also repeatedly."""
+        at = torch.tensor(indices, device=self.conditional.device)
+        return replace(super().take(indices), trajectory=self.trajectory.take(at))
+
+
+class _Batch(NamedTuple):
+    """What the left views of one batch are made with."""
+
+    decoded: list[DecodedRow]
+    model: GuidedUNet
+    solver: Solver
+    condition: Tensor | None
+
+
+class _Made(NamedTuple):
+    """The left views of a batch as their source gives them.
+
+    Attributes:
+        images: H,W,3 uint8 each.
+        usable: B bool.
+        trajectory: their latents; None for photos of a baseline, which needs none.
+        unconditional: embeddings of the negative prompt that all further steps use.
+        spent: B, U-Net evaluations that the model's own counter does not hold.
+    """
+
+    images: list[Image]
+    usable: Tensor
+    trajectory: Trajectory | None
+    unconditional: Tensor
+    spent: Tensor
 
 
 class LeftViewMaker:
@@ -73,70 +108,81 @@ class LeftViewMaker:
 
     Args:
         sd: Stable Diffusion.
-        depth: finds the depth of pictures whose rows give none.
+        depth: finds the depth of images whose rows give none.
         recipe: resolved.
     """
 
     def __init__(self, sd: StableDiffusion, depth: DepthEstimator, recipe: Recipe) -> None:
         self.sd = sd
         self.depth = depth
-        self.mode = recipe.mode
         self.method = recipe.method
 
-    def make(self, scenes: list[Scene], guidance: float, mask_guidance: float = 1.0) -> LeftViews:
-        """The left views of scenes of one working size.
+    def make(self, decoded: list[DecodedRow], guidance: float, mask_guidance: float = 1.0) -> LeftViews:
+        """Make the left views of rows of one working size; `DiffusedLeftViews` where the method diffuses the pair.
 
         Args:
-            scenes: of one batch.
-            guidance: of the left view and of the pair; 1 needs no second half of the batch.
-            mask_guidance: of what masks are filled with (mode inpaint).
+            decoded: the rows of one batch.
+            guidance: guidance scale of the left view and of the pair; 1 needs no second half of the batch.
+            mask_guidance: guidance scale of what masks are filled with (mode inpaint).
         """
-        conditional = self.sd.encode_prompts([scene.row.prompt for scene in scenes])
-        unconditional = self.sd.encode_prompts([scene.row.negative_prompt for scene in scenes])
+        conditional = self.sd.encode_prompts([one.row.prompt for one in decoded])
+        unconditional = self.sd.encode_prompts([one.row.negative_prompt for one in decoded])
         model = GuidedUNet(self.sd.unet, conditional, unconditional, guidance)
         solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
-        condition = self._condition(scenes)
-        spent = torch.zeros(len(scenes), dtype=torch.int64)
-        usable = torch.ones(len(scenes), dtype=torch.bool, device=self.sd.device)
-        if self.mode == "inpaint":
-            scenes, usable = self._fill_masks(scenes, model, solver, mask_guidance)
-        trajectory: Trajectory | None = None
-        if all(scene.photo is None for scene in scenes):
-            trajectory = denoise(model, solver, stack_noise(self.sd, scenes), condition)
-            images, usable = decode(self.sd, trajectory.final, scenes)
-            if self.method.two_pass:
-                scenes = [replace(scene, photo=image) for scene, image in zip(scenes, images, strict=True)]
-        photos = [scene.photo for scene in scenes if scene.photo is not None]
-        if photos:
-            images = photos
-        if photos and self.method.diffuses_pair:
-            x_0 = self.sd.encode(
-                stack(self.sd, [s.letterbox.into(to_tensor(p)) for s, p in zip(scenes, photos, strict=True)])
-            )
-            trajectory, unconditional, spent = self._invert(x_0, model, solver, condition)
-            if self.method.inversion != "direct":
-                images, decoded = decode(self.sd, trajectory.final, scenes)
-                usable = usable & decoded
-        maps = self._maps(scenes, images)
-        usable = usable & torch.stack([torch.isfinite(values).all() for values in maps]).to(usable.device)
-        if trajectory is not None:
-            usable = usable & finite(trajectory.final)
-        return LeftViews(
-            scenes,
-            trajectory,
-            images,
+        batch = _Batch(decoded, model, solver, self._condition(decoded))
+        photos = [one.source for one in decoded if isinstance(one.source, Photo)]
+        made = self._from_photos(batch, photos, mask_guidance) if photos else self._from_noise(batch)
+        maps = self._maps(decoded, made.images)
+        usable = made.usable & torch.stack([torch.isfinite(values).all() for values in maps]).to(made.usable.device)
+        if made.trajectory is not None:
+            usable = usable & finite(made.trajectory.final)
+        views = LeftViews(
+            decoded,
+            made.images,
             [values.nan_to_num(0.0, 0.0, 0.0) for values in maps],
             conditional,
-            unconditional,
-            condition,
+            made.unconditional,
+            batch.condition,
             usable,
-            spent + model.evaluations,
+            made.spent + model.evaluations,
         )
+        if made.trajectory is None or not self.method.diffuses_pair:
+            return views
+        return DiffusedLeftViews(**vars(views), trajectory=made.trajectory)
+
+    def _from_noise(self, batch: _Batch) -> _Made:
+        """Denoise each row's noise; with `two_pass` the image is then inverted as a photo would be."""
+        trajectory = denoise(batch.model, batch.solver, stack_noise(self.sd, batch.decoded), batch.condition)
+        images, usable = decode(self.sd, trajectory.final, batch.decoded)
+        if self.method.two_pass and self.method.diffuses_pair:
+            return self._inverted(batch, images, usable)
+        return _Made(images, usable, trajectory, batch.model.unconditional, _none_spent(batch))
+
+    def _from_photos(self, batch: _Batch, photos: list[Photo], mask_guidance: float) -> _Made:
+        """Take the photos, filled first where they are masked; inverted where the method diffuses the pair."""
+        images = [photo.image for photo in photos]
+        usable = torch.ones(len(photos), dtype=torch.bool, device=self.sd.device)
+        masked = [photo for photo in photos if isinstance(photo, MaskedPhoto)]
+        if masked:
+            images, usable = self._fill_masks(batch, masked, mask_guidance)
+        if self.method.diffuses_pair:
+            return self._inverted(batch, images, usable)
+        return _Made(images, usable, None, batch.model.unconditional, _none_spent(batch))
+
+    def _inverted(self, batch: _Batch, images: list[Image], usable: Tensor) -> _Made:
+        """Find the latents of images (Sec. 3.4); unless inversion is direct, the views are what the latents show."""
+        inside = [one.letterbox.into(to_tensor(image)) for one, image in zip(batch.decoded, images, strict=True)]
+        x_0 = self.sd.encode(stack(self.sd, inside))
+        trajectory, unconditional, spent = self._invert(x_0, batch.model, batch.solver, batch.condition)
+        if self.method.inversion != "direct":
+            images, reconstructed = decode(self.sd, trajectory.final, batch.decoded)
+            usable = usable & reconstructed
+        return _Made(images, usable, trajectory, unconditional, spent)
 
     def _invert(
         self, x_0: Tensor, model: GuidedUNet, solver: Solver, condition: Tensor | None
     ) -> tuple[Trajectory, Tensor, Tensor]:
-        """Latents of photos (Sec. 3.4), the unconditional embeddings to go on with, and evaluations of each sample."""
+        """Invert x_0: its latents, the unconditional embeddings of all further steps, and evaluations of each: B."""
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         pivot = ddim_inversion(plain, solver, x_0, condition)
         spent = torch.full((len(x_0),), plain.evaluations, dtype=torch.int64)
@@ -149,13 +195,13 @@ class LeftViewMaker:
         model.evaluations = before  # counted per sample: each stops on its own
         return found.left, found.embeddings, spent + found.evaluations
 
-    def _fill_masks(
-        self, scenes: list[Scene], model: GuidedUNet, solver: Solver, guidance: float
-    ) -> tuple[list[Scene], Tensor]:
-        """Inpainting (Sec. 5, Fig. 8): photos with their masks filled by the masked denoise, and which hold no NaN."""
-        masks = stack(self.sd, [scene.letterbox.map_into(_mask(scene)) for scene in scenes])
-        photos = stack(self.sd, [scene.letterbox.into(to_tensor(scene.given)) for scene in scenes])
-        grid = functional.adaptive_max_pool2d(masks, grid_of(self.sd, scenes)) > 0  # any latent it touches is redrawn
+    def _fill_masks(self, batch: _Batch, masked: list[MaskedPhoto], guidance: float) -> tuple[list[Image], Tensor]:
+        """Inpainting (Sec. 5, Fig. 8): fill photos by the masked denoise; the images, and B bool, which hold no NaN."""
+        decoded, model, solver, _ = batch
+        pairs = list(zip(decoded, masked, strict=True))
+        masks = stack(self.sd, [one.letterbox.map_into(_as_tensor(photo.mask)) for one, photo in pairs])
+        photos = stack(self.sd, [one.letterbox.into(to_tensor(photo.image)) for one, photo in pairs])
+        grid = functional.adaptive_max_pool2d(masks, grid_of(self.sd, decoded)) > 0  # any latent it touches is redrawn
         # The latents of what stands outside must not know what stood inside, nor its mean colour.
         keep = (masks <= 0.5)[:, None]
         mean = (photos * keep).sum((-2, -1), keepdim=True) / keep.sum((-2, -1), keepdim=True).clamp_min(1)
@@ -163,29 +209,29 @@ class LeftViewMaker:
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         known = ddim_inversion(plain, solver, self.sd.encode(outside))
         guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, guidance)
-        filled = self.sd.decode(denoise_within(guided, solver, stack_noise(self.sd, scenes), known, mask=grid))
+        filled = self.sd.decode(denoise_within(guided, solver, stack_noise(self.sd, decoded), known, mask=grid))
         model.evaluations += plain.evaluations + guided.evaluations
-        results = []
-        for scene, pixels in zip(scenes, filled, strict=True):
-            inside = _mask(scene)[:, None] > 0.5
-            image = torch.where(inside, scene.letterbox.back(pixels[None]).cpu(), to_tensor(scene.given))
-            results.append(replace(scene, photo=to_image(image)))
-        return results, finite(filled)
+        images = []
+        for (one, photo), pixels in zip(pairs, filled, strict=True):
+            inside = _as_tensor(photo.mask)[:, None] > 0.5
+            images.append(to_image(torch.where(inside, one.letterbox.back(pixels[None]).cpu(), to_tensor(photo.image))))
+        return images, finite(filled)
 
-    def _condition(self, scenes: list[Scene]) -> Tensor | None:
-        """Depth as a depth-conditioned U-Net takes it: B,1,h,w in [-1, 1], from the rows' maps or pictures."""
+    def _condition(self, decoded: list[DecodedRow]) -> Tensor | None:
+        """Depth as a depth-conditioned U-Net takes it: B,1,h,w in [-1, 1], from the rows' maps or guides."""
         if not self.sd.depth_conditioned:
             return None
-        maps = self._maps(scenes, [scene.guide for scene in scenes])
-        grid = grid_of(self.sd, scenes)
+        guides = [one.source.guide if isinstance(one.source, GuidedNoise) else None for one in decoded]
+        maps = self._maps(decoded, guides)
+        grid = grid_of(self.sd, decoded)
         on_grid = [
-            resize(scene.letterbox.map_into(values[None]), grid) for scene, values in zip(scenes, maps, strict=True)
+            resize(one.letterbox.map_into(values[None]), grid) for one, values in zip(decoded, maps, strict=True)
         ]
         return 2 * relative_disparity(torch.cat(on_grid))[:, None] - 1
 
-    def _maps(self, scenes: list[Scene], images: Sequence[Image | None]) -> list[Tensor]:
-        """What the shift is made of, at each picture's size: the row's own map, else the estimator's inverse depth."""
-        given = [None if scene.map is None else torch.from_numpy(scene.map).to(self.sd.device) for scene in scenes]
+    def _maps(self, decoded: list[DecodedRow], images: Sequence[Image | None]) -> list[Tensor]:
+        """Find what the shift is made of: the row's own map, else the estimator's inverse depth. H,W each."""
+        given = [None if one.map is None else torch.from_numpy(one.map).to(self.sd.device) for one in decoded]
         some = next((image for image, values in zip(images, given, strict=True) if values is None), None)
         if some is None:
             return [values for values in given if values is not None]
@@ -194,41 +240,43 @@ class LeftViewMaker:
         return [e if values is None else values for e, values in zip(estimated, given, strict=True)]
 
 
-# --- Between pictures and latents, for whole batches ---
+def _none_spent(batch: _Batch) -> Tensor:
+    return torch.zeros(len(batch.decoded), dtype=torch.int64)
 
 
-def grid_of(sd: StableDiffusion, scenes: Sequence[Scene]) -> tuple[int, int]:
-    """Height and width of the latents of scenes of one working size."""
-    height, width = scenes[0].letterbox.working
+def _as_tensor(mask: Bools) -> Tensor:
+    """H,W bool -> 1,H,W float32."""
+    return torch.from_numpy(mask.astype(np.float32))[None]
+
+
+# --- Between images and latents, for whole batches ---
+
+
+def grid_of(sd: StableDiffusion, decoded: Sequence[DecodedRow]) -> tuple[int, int]:
+    """Height and width of the latents of rows of one working size."""
+    height, width = decoded[0].letterbox.working
     return height // sd.latent_factor, width // sd.latent_factor
 
 
 def stack(sd: StableDiffusion, parts: Sequence[Tensor]) -> Tensor:
-    """Tensors of single pictures as one batch on the models' device."""
+    """Stack tensors of single images, 1,... each -> B,... on the models' device."""
     return torch.cat(list(parts)).to(sd.device)
 
 
-def stack_noise(sd: StableDiffusion, scenes: Sequence[Scene], stream: int = 0) -> Tensor:
-    """Unit noise on the latent grid, B,4,h,w, from each row's seed: drawn on the CPU, alike on every device."""
-    shape = (1, sd.latent_channels, *grid_of(sd, scenes))
-    seeds = [(scene.row.seed + stream) % 2**63 for scene in scenes]
+def stack_noise(sd: StableDiffusion, decoded: Sequence[DecodedRow], stream: int = 0) -> Tensor:
+    """Draw unit noise on the latent grid, B,4,h,w, from each row's seed: on the CPU, alike for every device."""
+    shape = (1, sd.latent_channels, *grid_of(sd, decoded))
+    seeds = [(one.row.seed + stream) % 2**63 for one in decoded]
     return stack(sd, [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
-def decode(sd: StableDiffusion, latents: Tensor, scenes: Sequence[Scene]) -> tuple[list[Image], Tensor]:
-    """Latents B,4,h,w -> images at their own sizes, and which of them hold no NaN (in the others it is black)."""
+def decode(sd: StableDiffusion, latents: Tensor, decoded: Sequence[DecodedRow]) -> tuple[list[Image], Tensor]:
+    """Decode latents B,4,h,w -> images at their own sizes, and B bool, which of them hold no NaN; NaN becomes black."""
     pixels = sd.decode(latents)
-    backs = [scene.letterbox.back(image[None].nan_to_num(0.0)) for scene, image in zip(scenes, pixels, strict=True)]
+    backs = [one.letterbox.back(image[None].nan_to_num(0.0)) for one, image in zip(decoded, pixels, strict=True)]
     return [to_image(back) for back in backs], finite(pixels)
 
 
-def _mask(scene: Scene) -> Tensor:
-    """1,H,W float32, 1 where it is to be filled."""
-    assert scene.mask is not None
-    mask: NDArray[np.float32] = scene.mask.astype(np.float32)
-    return torch.from_numpy(mask)[None]
-
-
 def finite(x: Tensor) -> Tensor:
-    """Which samples are finite throughout. B,... -> B bool."""
+    """Tell which samples are finite throughout. B,... -> B bool."""
     return torch.isfinite(x).flatten(1).all(1)

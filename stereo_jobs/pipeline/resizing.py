@@ -1,4 +1,4 @@
-"""How a picture of any size lies in the size that diffusion works at: scaled, then padded at the right and below."""
+"""Brings an image of any size to the size that diffusion works at: scaled, then padded at the right and below."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Letterbox:
-    """One picture's way into the working size and back. All sizes are (height, width) in pixels.
+    """The way of one image into the working size and back. All sizes are (height, width) in pixels.
 
     Attributes:
-        size: of the picture.
-        inner: of its scaled copy, at the top left of the working size.
-        working: what the models see.
+        size: size of the image.
+        inner: size of its scaled copy, which lies at the top left of the working size.
+        working: size that the models see.
     """
 
     size: Size
@@ -26,14 +26,19 @@ class Letterbox:
 
     @classmethod
     def exact(cls, size: Size) -> "Letterbox":
-        """A picture that is made at the working size."""
+        """Return the letterbox of an image that is made at the working size."""
         return cls(size, size, size)
 
     @classmethod
     def of_area(cls, size: Size, area: int, multiple: int) -> "Letterbox":
-        """Scaled to about an area in its own shape, then padded to whole multiples.
+        """Scale an image to about `area` in its own shape, then pad it to whole multiples.
 
-        A strip whose short side would be less than a multiple is squeezed: its area must stay what was asked for.
+        A strip whose short side would be less than one multiple is squeezed, so that its area stays near `area`.
+
+        Args:
+            size: size of the image.
+            area: pixels of the scaled image, about.
+            multiple: both sides of the working size are multiples of it.
         """
         scale = (area / (size[0] * size[1])) ** 0.5
         inner = [max(multiple, min(round(n * scale), area // multiple)) for n in size]
@@ -44,26 +49,26 @@ class Letterbox:
 
     @property
     def zoom(self) -> float:
-        """Working pixels per picture pixel, across."""
+        """Working pixels per image pixel, across the width."""
         return self.inner[1] / self.size[1]
 
     def into(self, image: Tensor) -> Tensor:
-        """A picture B,C,H,W at its size -> the working size; padded by reflection."""
+        """Bring an image B,C,H,W to the working size; padded by reflection."""
         scaled = _scale(image, self.inner)
         return _pad(scaled, self.working)
 
     def map_into(self, maps: Tensor) -> Tensor:
-        """Depth, disparity or masks B,H,W -> the working size; values never overshoot, padding repeats the edge."""
+        """Bring depth, disparity or masks B,H,W to the working size. No value overshoots; padding repeats the edge."""
         scaled = _scale(maps[:, None], self.inner, smooth=False)
         below, beside = self.working[0] - self.inner[0], self.working[1] - self.inner[1]
         return functional.pad(scaled, (0, beside, 0, below), mode="replicate")[:, 0]
 
     def back(self, image: Tensor) -> Tensor:
-        """A picture B,C,h,w of the working size -> its own size."""
+        """Bring an image B,C,h,w of the working size back to its own size."""
         return _scale(image[..., : self.inner[0], : self.inner[1]], self.size)
 
     def map_back(self, maps: Tensor) -> Tensor:
-        """Masks or labels B,h,w of the working size -> the picture's size, nearest."""
+        """Bring masks or labels B,h,w of the working size back to the image's size, by the nearest pixel."""
         cut = maps[:, None, : self.inner[0], : self.inner[1]]
         if self.inner == self.size:
             return cut[:, 0]
@@ -79,7 +84,7 @@ def _scale(image: Tensor, size: Size, smooth: bool = True) -> Tensor:
 
 
 def _pad(image: Tensor, size: Size) -> Tensor:
-    """Reflection, more than once where the picture is smaller than the padding."""
+    """Pad by reflection, more than once where the image is smaller than the padding."""
     while image.shape[-2:] != torch.Size(size):
         below = min(size[0] - image.shape[-2], image.shape[-2] - 1)
         beside = min(size[1] - image.shape[-1], image.shape[-1] - 1)

@@ -1,16 +1,124 @@
-"""Quality control of finished pairs: metrics and verdict as columns, the same for job and notebook."""
+"""Scores finished pairs: by models in whole batches, then by metrics, verdict and truth on the CPU, pair by pair.
 
-from dataclasses import asdict
+A job's worker and a notebook call the same functions, so that one pair has one set of numbers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import cv2
+import numpy as np
+import torch
+
+from stereo_jobs.models.clip import ClipScorer
+from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.safety import SafetyChecker
+from stereo_jobs.pipeline.batching import padded
+from stereo_jobs.quality import truth
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.quality.verdict import judge
-from stereo_jobs.records import QUALITY_PREFIX, StereoPair
+from stereo_jobs.records import (
+    QUALITY_PREFIX,
+    TRUE_PREFIX,
+    ClipScores,
+    LeftDepth,
+    ModelScores,
+    Row,
+    RowError,
+    StereoPair,
+)
+
+# --- By models, in the thread that owns them ---
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelScorer:
+    """Scores finished pairs with models. Each of them may be None; its scores are then None, too.
+
+    Attributes:
+        depth: estimates the depth of the finished left view.
+        clip: compares both views with the prompt.
+        safety: says whether either view is unsafe.
+    """
+
+    depth: DepthEstimator | None
+    clip: ClipScorer | None
+    safety: SafetyChecker | None
+
+    def score(
+        self, results: Sequence[StereoPair | RowError], rows: Sequence[Row], batch_size: int
+    ) -> list[StereoPair | RowError]:
+        """Return the same results, pairs with their `model_scores`.
+
+        Args:
+            results: at most `batch_size` pairs or errors.
+            rows: the row of each result.
+            batch_size: images per network call: numbers depend on the batch shape, so that it is always whole.
+        """
+        pairs = {i: result for i, result in enumerate(results) if isinstance(result, StereoPair)}
+        if not pairs:
+            return list(results)
+        # Each pair keeps its own place, so that a failed neighbour changes nothing; some pair stands in for that one.
+        some = next(iter(pairs.values()))
+        batch = [pairs.get(i, some) for i in range(batch_size)]
+        depths, clips = self._depths(batch), self._clips(batch, rows)
+        return [
+            dataclasses.replace(result, model_scores=ModelScores(depths[i], clips[i], self._unsafe(result)))
+            if isinstance(result, StereoPair)
+            else result
+            for i, result in enumerate(results)
+        ]
+
+    def _depths(self, batch: list[StereoPair]) -> list[LeftDepth] | list[None]:
+        """Estimate the depth of the left views and of their mirror images."""
+        if self.depth is None:
+            return [None] * len(batch)
+        plain = self.depth.inverse_depth([pair.left for pair in batch])
+        mirrored = self.depth.inverse_depth([np.ascontiguousarray(pair.left[:, ::-1]) for pair in batch])
+        return [
+            LeftDepth(*(np.asarray(values.cpu().numpy(), np.float32) for values in both))
+            for both in zip(plain, mirrored, strict=True)
+        ]
+
+    def _clips(self, batch: list[StereoPair], rows: Sequence[Row]) -> list[ClipScores | None]:
+        """Compare both views with the prompt; None for a row without one."""
+        if self.clip is None:
+            return [None] * len(batch)
+        prompts = [row.prompt for row in padded(rows, len(batch))]
+        lefts = self.clip.scores([pair.left for pair in batch], prompts)
+        rights = self.clip.scores([pair.right for pair in batch], prompts)
+        return [
+            ClipScores(left, right) if prompt.strip() else None
+            for left, right, prompt in zip(lefts, rights, prompts, strict=True)
+        ]
+
+    def _unsafe(self, pair: StereoPair) -> bool | None:
+        return None if self.safety is None else any(self.safety.flags(np.stack([pair.left, pair.right])))
+
+
+# --- By metrics, on the CPU ---
+
+
+def score_pair(pair: StereoPair, config: QualityConfig) -> dict[str, Any]:
+    """Score one pair: the columns `qc_*`, `accepted`, `reject_reason` and `true_*`, as far as they apply to it."""
+    return quality_cells(pair, config) | true_cells(pair)
+
+
+def use_one_thread() -> None:
+    """Let torch (in this thread) and OpenCV compute on one thread: the last bits depend on how many there are.
+
+    Other threads keep their own setting of torch, the one that owns the models among them.
+    """
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)
 
 
 def measure_pair(pair: StereoPair) -> Metrics:
-    """The metrics of a pair, which need no ground truth."""
+    """Measure a pair without ground truth. docs/quality.md explains the metrics."""
+    depth, clip = pair.model_scores.depth, pair.model_scores.clip
     return measure(
         pair.left,
         pair.right,
@@ -18,18 +126,32 @@ def measure_pair(pair: StereoPair) -> Metrics:
         pair.mask_nonocc_left,
         pair.mask_hole_right,
         raw_right=pair.raw_right,
-        true_right=pair.true_right,
-        depth=pair.depth,
-        mirrored_depth=pair.mirrored_depth,
-        clip_left=pair.clip_left,
-        clip_right=pair.clip_right,
+        true_right=None if pair.truth is None else pair.truth.right,
+        depth=None if depth is None else depth.plain,
+        mirrored_depth=None if depth is None else depth.mirrored,
+        clip_left=None if clip is None else clip.left,
+        clip_right=None if clip is None else clip.right,
         scale_sign=pair.scale_sign,
     )
 
 
 def quality_cells(pair: StereoPair, config: QualityConfig) -> dict[str, Any]:
-    """The columns `qc_*`, `accepted` and `reject_reason` of a pair; none where quality control is off."""
+    """Judge a pair: the columns `qc_*`, `accepted` and `reject_reason`; none where quality control is off."""
     if not config.enabled:
         return {}
     metrics = measure_pair(pair)
-    return {QUALITY_PREFIX + name: value for name, value in asdict(metrics).items()} | judge(metrics, config)._asdict()
+    measured = {QUALITY_PREFIX + name: value for name, value in vars(metrics).items()}
+    return measured | judge(metrics, config)._asdict()
+
+
+def true_cells(pair: StereoPair) -> dict[str, float | None]:
+    """Compare the right view with the true one: the columns `true_*`; none where the row has no true right view.
+
+    Holes are those of the true disparity, or else the pair's own. A score over no pixels is null.
+    """
+    if pair.truth is None:
+        return {}
+    holes = pair.truth.holes
+    hole, known = (pair.mask_hole_right, None) if holes is None else holes
+    scores = vars(truth.score(pair.right, pair.truth.right, hole, known))
+    return {TRUE_PREFIX + name: value if math.isfinite(value) else None for name, value in scores.items()}

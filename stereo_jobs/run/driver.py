@@ -36,7 +36,7 @@ from stereo_jobs.workers.local_pool import LocalPool
 from stereo_jobs.workers.prometheus import Metrics
 from stereo_jobs.workers.ray.pool import RayPool
 from stereo_jobs.workers.task import Outcome, Pool, ShardTask, WorkerLost
-from stereo_jobs.workers.worker import STORE_PATIENCE_S, GeneratorFactory, load_pipeline
+from stereo_jobs.workers.worker import STORE_PATIENCE_S, GeneratorFactory, load_generator
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def run(
     extend: bool = False,
     retry: bool = False,
     max_hours: float | None = None,
-    load: GeneratorFactory = load_pipeline,
+    load: GeneratorFactory = load_generator,
     watch: Watch = lambda tick: None,
 ) -> progress.Status:
     """Run a job to its end, or on from where it stopped.

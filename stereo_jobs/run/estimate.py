@@ -22,7 +22,7 @@ from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.prometheus import Stage
 from stereo_jobs.workers.ray.cluster import actor_needs, deaths, start_ray
 from stereo_jobs.workers.task import IN_FLIGHT, ShardTask
-from stereo_jobs.workers.worker import ENCODERS, GeneratorFactory, ShardWorker, device_name, load_pipeline
+from stereo_jobs.workers.worker import ENCODERS, GeneratorFactory, ShardWorker, device_name, load_generator
 
 BATCHES = 3
 """That are measured, after one that warms up."""
@@ -150,7 +150,7 @@ def estimate(
 # --- Measuring ---
 
 
-def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory = load_pipeline) -> Measurement:
+def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory = load_generator) -> Measurement:
     """Make a few pairs of a plan: on one worker of the Ray cluster that the spec or RAY_ADDRESS names, else here.
 
     Raises:

@@ -12,7 +12,7 @@ from PIL import Image
 from stereo_jobs.models.depth import DepthEstimator
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.inputs import Scene as Input
+from stereo_jobs.pipeline.inputs import DecodedRow
 from stereo_jobs.pipeline.left_view import LeftViewMaker
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
@@ -105,7 +105,7 @@ def _from_text(lefts: LeftViewMaker, scenes: Sequence[Scene]) -> Iterator[np.nda
     letterbox = Letterbox.exact((SIZE, SIZE))
     for start in range(0, len(scenes), BATCH):
         part = [
-            Input(Row(str(seed), scene.caption, "", seed, 8.0), letterbox)
+            DecodedRow(Row(str(seed), scene.caption, "", seed, 8.0), letterbox)
             for seed, scene in enumerate(scenes[start : start + BATCH], start)
         ]
         with torch.no_grad():
@@ -121,7 +121,7 @@ def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) 
         part = list(enumerate(scenes[start : start + BATCH], start))
         maps = [render(scene).disparity for _, scene in part]
         inputs = [
-            Input(Row(str(seed), scene.caption, "", seed, 8.0), letterbox, map=values)
+            DecodedRow(Row(str(seed), scene.caption, "", seed, 8.0), letterbox, map=values)
             for (seed, scene), values in zip(part, maps, strict=True)
         ]
         with torch.no_grad():

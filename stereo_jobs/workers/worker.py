@@ -1,4 +1,4 @@
-"""A worker: rows of one shard -> pairs -> one committed shard. The same code in this process and in an actor."""
+"""Makes shards: reads rows, generates, scores and encodes their pairs, and commits them. Used locally and by Ray."""
 
 import contextvars
 import dataclasses
@@ -43,56 +43,76 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 ENCODERS = 2
-"""Threads of a worker that encode pairs beside the models."""
+"""Threads of a worker that score and encode pairs while the models work on others."""
 STORE_PATIENCE_S = 600.0
-"""How long a finished shard waits for a store that is away, before it is dealt again."""
+"""Seconds that a finished shard waits for a store that does not answer, before the shard fails and is requeued."""
 
 GeneratorFactory = Callable[[Recipe, str, int], Generator]
-"""Loads the generator: (resolved recipe, device, batch size) -> generator."""
+"""Loads a generator: (resolved recipe, device, batch size) -> generator."""
 
 Report = Callable[[layout.ShardKey, list[int]], None]
-"""Told before each batch: the shard, and the positions of the rows in it."""
+"""Called before each batch with the shard and the positions of the batch's rows in it."""
 
 Observe = Callable[[Stage, float], None]
-"""Told after each piece of work: the stage, and its seconds in one thread."""
+"""Called after each piece of work with the stage and its seconds in one thread."""
+
+Cells = dict[str, Any]
+"""One row of the dataset, by column."""
 
 
 class AbandonedError(StereoJobsError):
-    """The worker was told to stop between two batches; the shard is dealt again another time."""
+    """The worker was told to stop, and stopped between two batches; a later run makes the shard."""
 
 
-def load_pipeline(recipe: Recipe, device: str, batch_size: int) -> Generator:
+@dataclasses.dataclass(frozen=True)
+class GeneratedPair:
+    """A pair and how it was generated.
+
+    Attributes:
+        pair: the pair.
+        seconds: its share of the seconds that its batch took.
+        attempt: number of the attempt that made it, from 1.
+        batch_size: batch size of the network calls.
+    """
+
+    pair: StereoPair
+    seconds: float
+    attempt: int
+    batch_size: int
+
+
+def load_generator(recipe: Recipe, device: str, batch_size: int) -> Generator:
     """Load the real models. On a CPU they compute on one thread.
 
-    Float results depend on the number of threads, and must not depend on the machine's load or size: the
-    cores are used by actors side by side instead.
+    Float results depend on the number of threads, and must not depend on the machine's load or size. Several actors
+    use the cores instead.
     """
     import torch
 
-    from stereo_jobs.pipeline.generator import StereoPipeline, choose_device
+    from stereo_jobs.pipeline.generator import PairGenerator, choose_device
 
     device = choose_device(device)
     if device == "cpu":
         torch.set_num_threads(1)
-    return StereoPipeline.load(recipe, device, batch_size)
+    return PairGenerator.load(recipe, device, batch_size)
 
 
 class ShardWorker:
-    """Holds the loaded models and makes shards. Reading, encoding and uploading run beside the models.
+    """Holds the loaded models and makes shards. Other threads read, score, encode and upload while the models work.
 
-    `run` may be called from several threads: while one shard generates, another reads or uploads.
+    `run` may be called from several threads: while one shard is generated, another is read or uploaded.
 
     Args:
-        spec: for `runtime`.
-        recipe: resolved.
+        spec: the job; only its output and `runtime` are used.
+        recipe: the resolved recipe.
         load: loads the generator, in the thread that will use it.
-        report: told before each batch.
-        observe: told of the time each stage takes.
+        report: called before each batch.
+        observe: called after each stage of work with its time.
 
     Raises:
         ModelError: the models cannot be loaded.
-        StorageError: the output cannot be seen from here.
-        StorageUnavailableError: nor is it known whether it can, since the store is away.
+        StorageError: the output cannot be read from this machine.
+        StorageUnavailableError: the store does not answer, so that it is unknown whether it can be read.
     """
 
     def __init__(
@@ -108,7 +128,7 @@ class ShardWorker:
         self.report = report or (lambda key, rows: None)
         self.observe = observe
         self.storage = open_storage(spec.output, self.runtime.storage)
-        # Half of the time there is: what has waited for the store in vain says so before it is late.
+        # Half of the start timeout, so that this error is reported before the timeout ends the worker.
         patience_s = min(STORE_PATIENCE_S, self.runtime.start_timeout_s / 2)
         if not patient(patience_s)(self.storage.exists, layout.plan(0)):
             raise StorageError(
@@ -126,11 +146,13 @@ class ShardWorker:
         self.generator = loading.result()
 
     def run(self, task: ShardTask) -> ShardRecord:
-        """Make and commit one shard; if it was committed meanwhile, that one stands.
+        """Make and commit one shard. If another attempt has committed it meanwhile, return the record of that one.
 
         Raises:
-            AbandonedError: told to stop.
-            ManifestError, StorageError: the shard cannot be read or written.
+            AbandonedError: the worker was told to stop.
+            DeviceLostError: the GPU fails and needs a new process.
+            ManifestError: the manifest cannot be read.
+            StorageError: the shard cannot be read or written.
         """
         with logs.about(job=self.storage.uri, shard=layout.shard_name(task.key)):
             return self._run(task)
@@ -139,11 +161,11 @@ class ShardWorker:
         if committed := patient()(self._committed, task):
             return committed
         rows = self._timed("read", patient(), self._read, task)
-        within = contextvars.copy_context()
-        results, seconds = self._model_thread.submit(within.run, self._generate, rows, task).result()
+        context = contextvars.copy_context()
+        results, seconds = self._model_thread.submit(context.run, self._generate, rows, task).result()
         encoded = [result.result() if isinstance(result, Future) else result for result in results]
         finished = [result for result in encoded if not isinstance(result, RowError)]
-        kept = [self._curated(result, position) for position, result in enumerate(encoded)]
+        kept = [self._unless_rejected(result, position) for position, result in enumerate(encoded)]
         cells = [result for result in kept if not isinstance(result, RowError)]
         errors = [result for result in kept if isinstance(result, RowError)]
         rejected = len(finished) - len(cells)
@@ -163,30 +185,29 @@ class ShardWorker:
         )
         return self._timed("write", self._write, task, cells, record, errors)
 
-    def _write(
-        self, task: ShardTask, cells: list[dict[str, Any]], record: ShardRecord, errors: list[RowError]
-    ) -> ShardRecord:
+    def _write(self, task: ShardTask, cells: list[Cells], record: ShardRecord, errors: list[RowError]) -> ShardRecord:
+        """Build the shard and commit it."""
         carried = patient()(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         return patient()(commit, self.storage, task.plan, task.shard, data)
 
     def _committed(self, task: ShardTask) -> ShardRecord | None:
-        """The shard's record, if another attempt has made it meanwhile."""
+        """Return the shard's record if another attempt has committed it; None if not."""
         name = layout.data(task.key)
         if not self.storage.exists(name):
             return None
         return complete(self.storage, task.plan, task.shard, self.storage.read(name))
 
     def _timed(self, stage: Stage, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Do a piece of work, and say how long it took."""
+        """Do a piece of work and report how long it took."""
         started = time.monotonic()
         try:
             return work(*args, **kwargs)
         finally:
             self.observe(stage, time.monotonic() - started)
 
-    def _curated(self, made: "dict[str, Any] | RowError", position: int) -> "dict[str, Any] | RowError":
-        """The same, unless it is a finished pair that its verdict keeps out of the data."""
+    def _unless_rejected(self, made: Cells | RowError, position: int) -> Cells | RowError:
+        """Return the same, or an error in place of a pair that its verdict keeps out of the dataset."""
         if isinstance(made, RowError) or made.get("accepted") is not False or not self.recipe.quality.drop_rejected:
             return made
         return RowError(made["id"], REJECTED, made["reject_reason"], made["run_attempt"], position)
@@ -194,24 +215,22 @@ class ShardWorker:
     # --- Reading ---
 
     def _read(self, task: ShardTask) -> list[Row]:
+        """Read the shard's rows and their inputs; a row that cannot be read carries its error."""
+        runtime = self.runtime
+        prefixes = runtime.allowed_prefixes
+        if prefixes is None:
+            prefixes = tuple(sorted({file.uri.rpartition("/")[0] for file in task.plan.files}))
+        inputs = InputReader(prefixes, runtime.max_image_bytes, runtime.storage, runtime.max_image_pixels)
         refs = task.plan.refs(task.shard)
-        inputs = InputReader(
-            self.runtime.allowed_prefixes
-            if self.runtime.allowed_prefixes is not None
-            else sorted({file.uri.rpartition("/")[0] for file in task.plan.files}),
-            self.runtime.max_image_bytes,
-            self.runtime.storage,
-            self.runtime.max_image_pixels,
-        )
-        rows = []
-        wanted: dict[str, list[int]] = {}
+        wanted: dict[str, set[int]] = {}
         for ref in refs:
-            wanted.setdefault(ref.uri, []).append(ref.row)
+            wanted.setdefault(ref.uri, set()).add(ref.row)
         cells = {
             (uri, row): values
             for uri, indices in wanted.items()
-            for row, values in zip(sorted(set(indices)), self.manifests.read(uri, sorted(set(indices))), strict=True)
+            for row, values in zip(sorted(indices), self.manifests.read(uri, sorted(indices)), strict=True)
         }
+        rows = []
         for position, ref in enumerate(refs):
             row = to_row(cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs)
             if position in task.quarantined:
@@ -222,10 +241,17 @@ class ShardWorker:
 
     # --- Generating ---
 
-    def _generate(self, rows: list[Row], task: ShardTask) -> "tuple[list[Future[dict[str, Any]] | RowError], float]":
-        """Per row, in order: its encoded cells (under way in the encoder threads) or its error; and seconds."""
+    def _generate(self, rows: list[Row], task: ShardTask) -> tuple[list[Future[Cells] | RowError], float]:
+        """Generate all rows of a shard, batch by batch.
+
+        Returns:
+            For each row, in order, its cells (in work in the encoder threads) or its error; and the seconds it took.
+
+        Raises:
+            AbandonedError: the worker was told to stop.
+        """
         started = time.monotonic()
-        results: dict[str, Future[dict[str, Any]] | RowError] = {}
+        results: dict[str, Future[Cells] | RowError] = {}
         position = {row.id: i for i, row in enumerate(rows)}
         for row in rows:
             if row.error:
@@ -233,9 +259,8 @@ class ShardWorker:
         good = [row for row in rows if not row.error]
         while good:
             if self.stop.is_set():
-                raise AbandonedError(f"shard {task.key} was left at row {len(results)} of {len(rows)}")
-            size = self.generator.batch_size
-            batch = good[:1] if task.one_by_one else next(batches(good, size))
+                raise AbandonedError(f"shard {task.key} was abandoned after {len(results)} of {len(rows)} rows")
+            batch = good[:1] if task.one_by_one else next(batches(good, self.generator.batch_size))
             good = good[len(batch) :]
             self.report(task.key, [position[row.id] for row in batch])
             for row, made in zip(batch, self._timed("generate", self._attempt, batch), strict=True):
@@ -244,11 +269,11 @@ class ShardWorker:
                     if isinstance(made, RowError)
                     else self._encoders.submit(self._timed, "encode", _encode, row, made, self.recipe)
                 )
-        self.report(task.key, [])  # whatever kills the worker now, it is none of the rows
+        self.report(task.key, [])  # if the worker is killed from here on, none of the rows is at fault
         return [results[row.id] for row in rows], time.monotonic() - started
 
-    def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list["RowError | dict[str, Any]"]:
-        """Generate a batch; after an exception each row alone, so that only those at fault fail."""
+    def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list[GeneratedPair | RowError]:
+        """Generate a batch; after an exception each row alone, so that only the rows at fault fail."""
         started = time.monotonic()
         failure: tuple[str, str] | None = None
         try:
@@ -264,30 +289,35 @@ class ShardWorker:
         return [
             dataclasses.replace(result, attempts=tries)
             if isinstance(result, RowError)
-            else {
-                "pair": result,
-                "run_seconds": seconds,
-                "run_attempt": tries,
-                "run_batch": self.generator.batch_size,
-            }
+            else GeneratedPair(result, seconds, tries, self.generator.batch_size)
             for result in made
         ]
 
     def _attempt_again(
         self, batch: Sequence[Row], tries: int, kind: str, message: str
-    ) -> list["RowError | dict[str, Any]"]:
-        """What follows a failed attempt: smaller batches, rows alone, or the end of the one row at fault."""
+    ) -> list[GeneratedPair | RowError]:
+        """Handle a failed attempt: retry in smaller batches, or each row alone, or give up on the one row at fault.
+
+        Args:
+            batch: the rows that failed together.
+            tries: how often they have been tried.
+            kind: name of the exception.
+            message: message of the exception.
+
+        Raises:
+            DeviceLostError: the GPU fails and needs a new process.
+        """
         if kind == "AcceleratorError" or message.startswith("CUDA error"):
             raise DeviceLostError(f"the GPU fails for good: {message}")
         if kind == "OutOfMemoryError":
             _free_gpu_memory()
             if self.generator.batch_size > 1:
                 self.generator.batch_size //= 2
-                log.warning("out of GPU memory: going on with batches of %d", self.generator.batch_size)
+                log.warning("out of GPU memory: continuing with batches of %d", self.generator.batch_size)
                 parts = batches(batch, self.generator.batch_size)
                 return [result for part in parts for result in self._attempt(part, tries)]
         if len(batch) > 1:
-            log.warning("a batch failed (%s); trying its %d rows alone", message, len(batch))
+            log.warning("a batch failed (%s); retrying its %d rows one at a time", message, len(batch))
             return [result for row in batch for result in self._attempt([row], tries + 1)]
         if tries < self.runtime.row_attempts:
             return self._attempt(batch, tries + 1)
@@ -296,10 +326,10 @@ class ShardWorker:
 
 
 def patient(seconds: float | None = None) -> tenacity.Retrying:
-    """Call it with what needs the store: done again and again while it is away, since what was generated is dear.
+    """Return a wrapper that retries a call while the store does not answer: generated results are expensive to lose.
 
     Args:
-        seconds: for how long; `STORE_PATIENCE_S` if left out.
+        seconds: how long to retry; None: `STORE_PATIENCE_S`.
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception_type(StorageUnavailableError),
@@ -310,18 +340,15 @@ def patient(seconds: float | None = None) -> tenacity.Retrying:
     )
 
 
-def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """All cells of one successful row of the dataset."""
+def _encode(row: Row, made: GeneratedPair, recipe: Recipe) -> Cells:
+    """Score and encode a pair: all cells of its row of the dataset."""
     sd, depth = recipe.models.stable_diffusion, recipe.models.depth
-    run = dict(made)
-    pair = run.pop("pair")
     return (
-        encode_pair(pair)
-        | _quality_cells(pair, recipe)
-        | run
+        encode_pair(made.pair)
+        | _score(made.pair, recipe)
         | {
             "seed": row.seed,
-            # Known pixels are nobody's share of the width.
+            # A known disparity in pixels does not scale with the width.
             "scale_percent": None if recipe.method.geometry == "metric" else row.scale_percent,
             **dataclasses.asdict(row.camera),
             "prompt": row.prompt,
@@ -332,6 +359,9 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
             "model_revision": sd.revision,
             "depth_model": depth.path,
             "depth_model_revision": depth.revision,
+            "run_seconds": made.seconds,
+            "run_attempt": made.attempt,
+            "run_batch": made.batch_size,
             "run_version": __version__,
             "run_device": f"{platform.machine()}/{device_name()}",
         }
@@ -339,22 +369,18 @@ def _encode(row: Row, made: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     )
 
 
-def _quality_cells(pair: StereoPair, recipe: Recipe) -> dict[str, Any]:
-    """Metrics and verdict. Computed on one thread: their last bits depend on how many there are."""
-    if not recipe.quality.enabled:
+def _score(pair: StereoPair, recipe: Recipe) -> Cells:
+    """Score a pair on one thread. Without quality control and truth there are no scores, and torch is not imported."""
+    if not recipe.quality.enabled and pair.truth is None:
         return {}
-    import cv2
-    import torch  # which a worker without real models may do without
+    from stereo_jobs.pipeline.scoring import score_pair, use_one_thread
 
-    from stereo_jobs.pipeline.scoring import quality_cells
-
-    cv2.setNumThreads(1)
-    torch.set_num_threads(1)  # of this thread: the one that owns the models keeps its own
-    return quality_cells(pair, recipe.quality)
+    use_one_thread()
+    return score_pair(pair, recipe.quality)
 
 
 def device_name() -> str:
-    """Of the GPU, or `cpu`."""
+    """Name of the GPU, or `cpu`."""
     torch = sys.modules.get("torch")
     return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
 

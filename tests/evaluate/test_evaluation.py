@@ -19,7 +19,7 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError
 from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
 from stereo_jobs.evaluate.evaluation import Options, evaluate
-from stereo_jobs.evaluate.model_cache import KeptModels
+from stereo_jobs.evaluate.model_cache import ModelCache
 from stereo_jobs.evaluate.pictures import worst_mean_best
 from stereo_jobs.evaluate.scenes import write_manifests
 from stereo_jobs.evaluate.tables import cost
@@ -40,7 +40,7 @@ SHORT = {"recipe": {"method": {"steps": 3}}, "runtime": {"batch_size": 2, "lease
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-KEPT = KeptModels()
+KEPT = ModelCache()
 
 
 def run_here(spec):

@@ -18,7 +18,8 @@ import torch
 
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.notebook import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.records import Row, StereoPair
 from stereo_jobs.spec import Mode, Recipe
 from tests.models.tiny import write_checkpoint
@@ -70,8 +71,8 @@ def measure(folder: Path, family: str, dtype: str) -> dict[str, object]:
         quality={"enabled": False},
     )
     with timed("load"):
-        pipeline = StereoPipeline.load(resolve_recipe(recipe), "cpu", 1)
-    sd = pipeline.sd
+        pipeline = StereoPipeline(PairGenerator.load(resolve_recipe(recipe), "cpu", 1))
+    sd = pipeline.generator.sd
     for name in ("unet", "vae", "text_encoder"):
         facts[f"{name}_parameters"] = sum(weights.numel() for weights in getattr(sd, name).parameters())
     with timed("text"):

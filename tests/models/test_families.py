@@ -5,7 +5,7 @@ import pytest
 
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.records import Row, StereoPair
 from stereo_jobs.spec import Recipe
 from stereo_jobs.toyscapes.render import render
@@ -30,8 +30,8 @@ def pipeline_of(tmp_path_factory):
         size = {"width": WIDTH, "height": HEIGHT}
         recipe = resolve_recipe(Recipe(mode=mode, models=models, method=method, size=size))
         if family not in loaded:
-            loaded[family] = StereoPipeline.load(recipe, "cpu", 1)
-        return StereoPipeline(loaded[family].sd, loaded[family].depth, recipe, 1)
+            loaded[family] = PairGenerator.load(recipe, "cpu", 1)
+        return PairGenerator(loaded[family].sd, loaded[family].depth, recipe, 1)
 
     return make
 
@@ -50,7 +50,7 @@ def check(result, size):
     assert result.disparity.shape == result.mask_hole_right.shape == size
     assert 0 < np.abs(result.disparity).max() <= 0.08 * size[1] + 1e-4
     assert (result.left != result.right).any()
-    assert result.depth.shape == size  # for quality control
+    assert result.model_scores.depth.plain.shape == size  # for quality control
 
 
 @pytest.mark.parametrize("preset", ["official", "best"])

@@ -378,7 +378,7 @@ def test_only_the_demo_shares_parts(demo):
 
 
 def test_another_stable_diffusion_needs_an_estimator_to_be_named(tmp_path):
-    from stereo_jobs.pipeline.generator import StereoPipeline
+    from stereo_jobs.notebook import StereoPipeline
 
     folder = str(write_checkpoint(tmp_path, "sd1"))
     models = {"stable_diffusion": {"path": folder}}
@@ -462,12 +462,12 @@ def test_weights_that_are_none_are_a_model_error(sd, depth):
 
 
 def test_a_v_prediction_checkpoint_makes_pairs(tmp_path):
-    from stereo_jobs.pipeline.generator import StereoPipeline
+    from stereo_jobs.pipeline.generator import PairGenerator
     from stereo_jobs.records import Row, StereoPair
 
     method = {"steps": 4, "shift_step": 1, "recopy_interval": 2, "attention_step": 1}
     recipe = resolve(write_checkpoint(tmp_path, "sd2_v"), method=method, size={"width": 128, "height": 64})
-    pipeline = StereoPipeline.load(recipe, "cpu", 2)
+    pipeline = PairGenerator.load(recipe, "cpu", 2)
     assert (pipeline.sd.latent_factor, pipeline.sd.scheduler_config["prediction_type"]) == (8, "v_prediction")
     rows = [Row(f"row-{i}", "a red circle", "", i, 10.0) for i in range(3)]
     results = pipeline.generate(rows)

@@ -15,7 +15,7 @@ from stereo_jobs.errors import ModelError
 from stereo_jobs.models.files import fetch
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.safety import SafetyChecker
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.records import Row
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import Recipe
@@ -144,13 +144,15 @@ SHORT = {"steps": 3, "shift_step": 1, "attention": "off"}
 def test_unsafe_is_what_either_view_is(checkpoint):
     """And nothing else of a pair depends on it."""
     recipe = resolve_recipe(wanting(checkpoint).model_copy(update={"method": MethodConfig(**SHORT)}))
-    loaded, row = StereoPipeline.load(recipe, "cpu", 1), Row("a", "a red circle", "", 1, 8.0)
-    [plain] = StereoPipeline(loaded.sd, loaded.depth, recipe, 1).generate([row])
-    assert plain.unsafe is None
+    loaded, row = PairGenerator.load(recipe, "cpu", 1), Row("a", "a red circle", "", 1, 8.0)
+    [plain] = PairGenerator(loaded.sd, loaded.depth, recipe, 1).generate([row])
+    assert plain.model_scores.unsafe is None
     for verdicts in ([False, False], [True, False], [False, True]):
         loaded.safety = Mock(flags=Mock(return_value=verdicts))
         [pair] = loaded.generate([row])
-        assert_same(pair, dataclasses.replace(plain, unsafe=any(verdicts)))
+        assert_same(
+            pair, dataclasses.replace(plain, model_scores=dataclasses.replace(plain.model_scores, unsafe=any(verdicts)))
+        )
         [views] = loaded.safety.flags.call_args.args
         np.testing.assert_array_equal(views, [plain.left, plain.right])
 

@@ -9,7 +9,7 @@ import torch
 
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.pipeline.batching import batches
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.records import Row, RowError
 from stereo_jobs.spec import Recipe
 from tests.datasets import assert_same
@@ -30,7 +30,7 @@ ROWS = [Row(f"row-{i}", prompt, "blurry" if i % 2 else "", 100 + i, 12.0) for i,
 @pytest.fixture(scope="module")
 def pipeline(one_thread):
     recipe = resolve_recipe(Recipe(method=SHORT, size={"width": SIZE, "height": SIZE}))
-    return StereoPipeline.load(recipe, "cpu", 2)
+    return PairGenerator.load(recipe, "cpu", 2)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def base(pipeline):
 def variant(pipeline, batch_size=2, **method):
     """The same models with another method or batch size."""
     recipe = pipeline.recipe.model_copy(update={"method": type(pipeline.method)(**(SHORT | method))})
-    return StereoPipeline(pipeline.sd, pipeline.depth, recipe, batch_size)
+    return PairGenerator(pipeline.sd, pipeline.depth, recipe, batch_size)
 
 
 def test_results_come_in_the_order_of_the_rows(base):
@@ -261,4 +261,4 @@ def test_short_batches_are_padded_to_the_same_shape(pipeline):
 
 def test_an_unresolved_recipe_is_refused(pipeline):
     with pytest.raises(ValueError, match="must be resolved"):
-        StereoPipeline(pipeline.sd, pipeline.depth, Recipe(), 2)
+        PairGenerator(pipeline.sd, pipeline.depth, Recipe(), 2)

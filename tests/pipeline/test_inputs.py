@@ -8,7 +8,7 @@ from PIL import Image
 
 from stereo_jobs.data.images import InputError, encode_disparity, encode_png
 from stereo_jobs.data.maps import encode_pfm
-from stereo_jobs.pipeline.inputs import read_scene
+from stereo_jobs.pipeline.inputs import GuidedNoise, MaskedPhoto, Noise, Photo, decode_row
 from stereo_jobs.records import Camera, Row
 from stereo_jobs.spec import Recipe
 
@@ -32,7 +32,7 @@ def row(depth_kind="inverse", camera=None, **inputs):
 
 
 def read(given, chosen=None):
-    return read_scene(given, chosen or recipe(), MULTIPLE)
+    return decode_row(given, chosen or recipe(), MULTIPLE)
 
 
 def saved(pixels, file_format="PNG", **options):
@@ -147,7 +147,7 @@ def test_what_leaves_the_range_of_numbers_is_refused(depth, camera):
 
 
 def test_depth_mode_refuses_small_guides():
-    with pytest.raises(InputError, match="image: 40x15 pixels; needs at least 16 each way"):
+    with pytest.raises(InputError, match="image: 40x15 pixels; it needs at least 16 each way"):
         read(row(image=encode_png(PHOTO[:15])), recipe("depth"))
 
 
@@ -155,21 +155,22 @@ def test_depth_mode_refuses_small_guides():
 
 
 def test_a_photo_is_read_as_it_is():
-    scene = read(row())
-    np.testing.assert_array_equal(scene.photo, PHOTO)
-    assert scene.given is scene.photo
-    assert (scene.map, scene.mask, scene.guide) == (None, None, None)
-    assert scene.letterbox.size == (HEIGHT, WIDTH)
-    assert all(side % MULTIPLE == 0 for side in scene.letterbox.working)
-    assert scene.photo.flags.writeable
+    decoded = read(row())
+    np.testing.assert_array_equal(decoded.source.image, PHOTO)
+    assert type(decoded.source) is Photo, "neither mask nor guide"
+    assert decoded.map is None
+    assert decoded.letterbox.size == (HEIGHT, WIDTH)
+    assert all(side % MULTIPLE == 0 for side in decoded.letterbox.working)
+    assert decoded.source.image.flags.writeable
 
 
 def test_text_and_depth_mode_make_the_size_of_the_recipe():
-    scene = read(row(), recipe("text"))
-    assert (scene.letterbox.size, scene.letterbox.working, scene.photo) == ((64, 64), (64, 64), None)
-    scene = read(row(), recipe("depth"))
-    assert (scene.letterbox.size, scene.photo, scene.map, scene.guide.shape) == ((64, 64), None, None, (64, 64, 3))
-    assert scene.guide.dtype == np.uint8
+    decoded = read(row(), recipe("text"))
+    assert (decoded.letterbox.size, decoded.letterbox.working, decoded.source) == ((64, 64), (64, 64), Noise())
+    decoded = read(row(), recipe("depth"))
+    assert isinstance(decoded.source, GuidedNoise)
+    assert (decoded.letterbox.size, decoded.map, decoded.source.guide.shape) == ((64, 64), None, (64, 64, 3))
+    assert decoded.source.guide.dtype == np.uint8
 
 
 STORED = {  # how the rows and columns of an upright picture lie in a file of each orientation
@@ -190,9 +191,9 @@ def test_photos_are_turned_upright_by_their_exif(orientation, file_format):
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = saved(np.ascontiguousarray(STORED[orientation](PHOTO)), file_format, exif=exif.tobytes())
-    scene = read(row(image=stored, disparity=encode_disparity(RAMP)))
-    np.testing.assert_array_equal(scene.photo, PHOTO)
-    assert scene.letterbox.size == scene.map.shape == (HEIGHT, WIDTH)
+    decoded = read(row(image=stored, disparity=encode_disparity(RAMP)))
+    np.testing.assert_array_equal(decoded.source.image, PHOTO)
+    assert decoded.letterbox.size == decoded.map.shape == (HEIGHT, WIDTH)
 
 
 def test_grey_alpha_16_bit_and_palette_decode_as_they_look():
@@ -213,7 +214,7 @@ def test_grey_alpha_16_bit_and_palette_decode_as_they_look():
         "black and white": (saved(grey > 99), np.repeat(np.where(grey > 99, 255, 0)[..., None], 3, 2), 0),
     }
     for name, (data, pixels, tolerance) in expected.items():
-        photo = read(row(image=data)).photo
+        photo = read(row(image=data)).source.image
         assert (photo.dtype, photo.shape) == (np.uint8, (HEIGHT, WIDTH, 3)), name
         if pixels is not None:
             assert np.abs(photo - pixels.astype(np.float64)).max() <= tolerance, name
@@ -304,8 +305,8 @@ def test_metric_depth_is_inverted_in_relative_geometry_and_unknown_where_not_pos
 
 def test_depth_mode_brings_maps_to_its_size():
     steps = np.repeat(np.array([[1.0, 3.0], [5.0, 7.0]], np.float32), 32, 0).repeat(64, 1)  # 64x128, twice as wide
-    scene = read(row(depth=npy(steps)), recipe("depth"))
-    np.testing.assert_array_equal(scene.map, steps[:, ::2])
+    decoded = read(row(depth=npy(steps)), recipe("depth"))
+    np.testing.assert_array_equal(decoded.map, steps[:, ::2])
     chosen = recipe("depth", geometry="metric")
     metric = read(row("metric", Camera(10.0, 2.0), depth=npy(steps)), chosen).map
     np.testing.assert_allclose(metric, 20.0 / steps[:, ::2] / 2, rtol=1e-6)  # pixels of a picture half as wide
@@ -317,5 +318,6 @@ def test_depth_mode_brings_maps_to_its_size():
 def test_a_mask_is_white_where_it_is_to_be_filled():
     shades = np.tile(np.linspace(0, 255, WIDTH).astype(np.uint8), (HEIGHT, 1))
     for data in (saved(shades), saved(np.dstack([shades] * 3)), saved(shades >= 128)):
-        scene = read(row(mask=data), recipe("inpaint"))
-        np.testing.assert_array_equal(scene.mask, shades >= 128)
+        decoded = read(row(mask=data), recipe("inpaint"))
+        assert isinstance(decoded.source, MaskedPhoto)
+        np.testing.assert_array_equal(decoded.source.mask, shades >= 128)

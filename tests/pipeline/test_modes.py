@@ -15,7 +15,7 @@ from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.stable_diffusion import StableDiffusion
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.quality.truth import PSNR_CAP, psnr
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe, Size
@@ -50,13 +50,13 @@ HOLE[20:41, 17:38] = True
 def pipeline(one_thread):
     size, quality = {"width": SIZE, "height": SIZE}, {"enabled": False}
     recipe = resolve_recipe(Recipe(mode="image", method=SHORT, size=size, quality=quality))
-    return StereoPipeline.load(recipe, "cpu", 2)
+    return PairGenerator.load(recipe, "cpu", 2)
 
 
 def variant(pipeline, mode="image", batch_size=2, sd=None, **method):
     """The same models with another mode, method or batch size."""
     recipe = pipeline.recipe.model_copy(update={"mode": mode, "method": type(pipeline.method)(**(SHORT | method))})
-    return StereoPipeline(sd or pipeline.sd, pipeline.depth, recipe, batch_size)
+    return PairGenerator(sd or pipeline.sd, pipeline.depth, recipe, batch_size)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def test_evaluations_are_counted_as_they_were(pipeline, base, evaluations):
 
 def test_a_photo_takes_at_most_140_evaluations_of_50_steps(pipeline, evaluations):
     recipe = pipeline.recipe.model_copy(update={"method": MethodConfig(), "size": Size(width=32, height=32)})
-    default = StereoPipeline(pipeline.sd, pipeline.depth, recipe, 1)
+    default = PairGenerator(pipeline.sd, pipeline.depth, recipe, 1)
     assert (default.method.steps, default.method.inversion) == (50, "direct")
     made = []
     spent = evaluations(lambda: made.extend(default.generate([photo_row(5)])))
@@ -465,7 +465,7 @@ def test_the_first_prompt_that_is_cut_is_reported(pipeline, caplog):
         fresh.generate(rows)
     cut = [record.getMessage() for record in caplog.records if "tokens" in record.getMessage()]
     assert len(cut) == 1
-    assert cut[0].startswith(f"row b: the model reads {fresh.sd.prompt_tokens} tokens and not the rest")
+    assert cut[0].startswith(f"row b: the model reads {fresh.sd.prompt_tokens} tokens and ignores the rest")
 
 
 # --- Depth mode ---

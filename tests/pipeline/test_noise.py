@@ -8,8 +8,8 @@ import torch
 from torch.nn import functional
 
 from stereo_jobs.pipeline import right_view as rights
-from stereo_jobs.pipeline.inputs import Scene
-from stereo_jobs.pipeline.left_view import LeftViews
+from stereo_jobs.pipeline.inputs import DecodedRow
+from stereo_jobs.pipeline.left_view import DiffusedLeftViews
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
@@ -50,8 +50,8 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
     x_0, noise = unit_noise(0).cumsum(-1) / 10, unit_noise(1)
     text = torch.zeros(BATCH, 5, 8)
     pictures = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(BATCH)]
-    lefts = LeftViews(
-        scenes=[Scene(row, Letterbox.exact(size)) for row in rows],
+    lefts = DiffusedLeftViews(
+        decoded=[DecodedRow(row, Letterbox.exact(size)) for row in rows],
         trajectory=Trajectory(x_0.expand(51, *x_0.shape), x_0.expand(50, *x_0.shape)),
         images=pictures,
         maps=list(maps),
@@ -69,7 +69,7 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
     recipe = Recipe(mode="image", method={"geometry": "metric", "edge_px": 0})
     assert recipe.method.warp == "pixel"
     with pytest.raises(Captured) as caught:
-        next(rights.RightViewMaker(stub_sd(), recipe).make(rows, lefts, 1.0))
+        rights.RightViewMaker(stub_sd(), recipe).make(rows, lefts, 1.0)
     [shift] = caught.value.args
 
     assert shift.split

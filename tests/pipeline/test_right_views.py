@@ -8,9 +8,9 @@ import pytest
 
 from stereo_jobs.baselines import FILLS
 from stereo_jobs.data.images import encode_disparity, encode_png
-from stereo_jobs.data.shards import encode_pair
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
+from stereo_jobs.pipeline.scoring import true_cells
 from stereo_jobs.quality.truth import score
 from stereo_jobs.records import Row, RowError
 from stereo_jobs.spec import Recipe, parse_recipe
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def loaded(one_thread):
     recipe = resolve_recipe(Recipe(mode="image", size={"width": SIZE, "height": SIZE}))
-    return StereoPipeline.load(recipe, "cpu", 2)
+    return PairGenerator.load(recipe, "cpu", 2)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def with_method(loaded, mode="image", batch_size=2, **method):
     """The same models with another method, without quality control."""
     recipe = parse_recipe({"mode": mode, "method": method, "quality": {"enabled": False}, "size": loaded.recipe.size})
     recipe = recipe.model_copy(update={"models": loaded.recipe.models})
-    return StereoPipeline(loaded.sd, loaded.depth, recipe, batch_size)
+    return PairGenerator(loaded.sd, loaded.depth, recipe, batch_size)
 
 
 def row(view, name="a", **inputs):
@@ -124,7 +124,7 @@ def test_a_given_right_view_is_labelled_and_measured(loaded, view):
     pipeline = with_method(loaded, right_view="given", geometry="metric")
     [pair] = pipeline.generate([row(view, given_right=encode_png(view.right))])
     np.testing.assert_array_equal(pair.right, view.right)
-    assert encode_pair(pair)["true_psnr"] == 100
+    assert true_cells(pair)["true_psnr"] == 100
 
 
 @pytest.mark.parametrize(
@@ -152,12 +152,12 @@ def test_what_a_row_lacks_is_named_and_the_others_go_on(loaded, view, inputs, co
 
 def test_true_columns_are_the_scores_against_the_truth(loaded, view):
     [pair] = with_method(loaded, **PUBLISHED | {"right_view": "stretch"}).generate([row(view)])
-    cells = encode_pair(pair)
-    wanted = vars(score(pair.right, view.right, pair.true_hole_right))
+    cells = true_cells(pair)
+    wanted = vars(score(pair.right, view.right, pair.truth.holes.hole))
     assert {name: cells[f"true_{name}"] for name in wanted} == wanted
     # The hidden pixels are those of the truth, whatever the method's disparity was.
-    assert not np.array_equal(pair.true_hole_right, pair.mask_hole_right)
-    assert (pair.true_hole_right != view.hole_right).mean() < 0.03
+    assert not np.array_equal(pair.truth.holes.hole, pair.mask_hole_right)
+    assert (pair.truth.holes.hole != view.hole_right).mean() < 0.03
 
 
 def test_parts_are_scored_where_the_true_disparity_is_known(loaded, view):
@@ -165,22 +165,22 @@ def test_parts_are_scored_where_the_true_disparity_is_known(loaded, view):
     sparse[:20] = np.nan  # no laser looks at the sky
     given = row(view, true_disparity=encode_disparity(sparse.astype(np.float32)))
     [pair] = with_method(loaded, **PUBLISHED | {"right_view": "stretch"}).generate([given])
-    cells = encode_pair(pair)
-    known = pair.true_known_right
+    cells = true_cells(pair)
+    known = pair.truth.holes.known
     assert 0 < known.mean() < 0.2
     assert not known[:20].any()
-    wanted = vars(score(pair.right, view.right, pair.true_hole_right, known))
+    wanted = vars(score(pair.right, view.right, pair.truth.holes.hole, known))
     for name, value in wanted.items():
         assert cells[f"true_{name}"] == (value if math.isfinite(value) else None), name
-    assert cells["true_psnr_nonocc"] != score(pair.right, view.right, pair.true_hole_right).psnr_nonocc
+    assert cells["true_psnr_nonocc"] != score(pair.right, view.right, pair.truth.holes.hole).psnr_nonocc
 
 
 def test_without_truth_there_are_no_true_columns(loaded, view):
     [pair] = with_method(loaded, **PUBLISHED | {"right_view": "stretch"}).generate([row(view, true_right=None)])
-    assert not [name for name in encode_pair(pair) if name.startswith("true_")]
+    assert not [name for name in true_cells(pair) if name.startswith("true_")]
     [pair] = with_method(loaded, **PUBLISHED | {"right_view": "stretch"}).generate([row(view, true_disparity=None)])
-    assert pair.true_hole_right is None
-    assert math.isfinite(encode_pair(pair)["true_psnr_occ"])  # by the pair's own holes
+    assert pair.truth.holes is None
+    assert math.isfinite(true_cells(pair)["true_psnr_occ"])  # by the pair's own holes
 
 
 def test_given_goes_with_photos_only():

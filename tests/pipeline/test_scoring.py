@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from stereo_jobs.models.resolve import resolve_recipe
-from stereo_jobs.notebook import StereoImage
-from stereo_jobs.pipeline.generator import StereoPipeline
+from stereo_jobs.notebook import StereoImage, StereoPipeline
+from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.pipeline.scoring import measure_pair, quality_cells
 from stereo_jobs.quality.config import QualityConfig
-from stereo_jobs.records import DATASET_COLUMNS, Mean, QualitySummary, Row, StereoPair
+from stereo_jobs.records import DATASET_COLUMNS, Mean, QualitySummary, Row, StereoPair, Truth
 from stereo_jobs.spec import Recipe
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
@@ -45,7 +45,7 @@ def test_notebook_and_job_measure_alike(pair):
 
 
 def test_a_true_right_view_is_passed_on(pair):
-    assert measure_pair(pair).siou < 1 == measure_pair(dataclasses.replace(pair, true_right=pair.right)).siou
+    assert measure_pair(pair).siou < 1 == measure_pair(dataclasses.replace(pair, truth=Truth(pair.right))).siou
 
 
 def test_switched_off_there_are_no_cells(pair):
@@ -82,19 +82,20 @@ def test_sums_of_verdicts_add_up():
 
 def test_the_pipeline_looks_at_the_depth_of_finished_left_views(one_thread):
     recipe = resolve_recipe(Recipe(method=SHORT, size={"width": 64, "height": 64}))
-    pipeline = StereoPipeline.load(recipe, "cpu", 2)
+    pipeline = PairGenerator.load(recipe, "cpu", 2)
     rows = [Row(f"r{i}", "a red circle", "", i, scale) for i, scale in enumerate((8.0, -8.0, 8.0))]
     made = pipeline.generate(rows)
     alone = pipeline.generate(rows[1:2])[0]
     off = recipe.model_copy(update={"quality": QualityConfig(enabled=False)})
-    blind = StereoPipeline(pipeline.sd, pipeline.depth, off, 2).generate(rows[:1])[0]
+    blind = PairGenerator(pipeline.sd, pipeline.depth, off, 2).generate(rows[:1])[0]
     assert [pair.scale_sign for pair in made] == [1, -1, 1]
     for pair in made:
-        assert pair.depth.shape == pair.mirrored_depth.shape == (64, 64)
-    assert alone.depth.tobytes() == made[1].depth.tobytes(), "no neighbour changes it"
-    assert alone.mirrored_depth.tobytes() == made[1].mirrored_depth.tobytes()
+        assert pair.model_scores.depth.plain.shape == pair.model_scores.depth.mirrored.shape == (64, 64)
+    one, other = alone.model_scores.depth, made[1].model_scores.depth
+    assert one.plain.tobytes() == other.plain.tobytes(), "no neighbour changes it"
+    assert one.mirrored.tobytes() == other.mirrored.tobytes()
     assert measure_pair(alone) == measure_pair(made[1])
-    assert blind.depth is None
+    assert blind.model_scores.depth is None
     assert measure_pair(blind).depth_rank is None
 
 
@@ -103,7 +104,7 @@ def with_clip(one_thread, tmp_path_factory):
     clip = write_clip(tmp_path_factory.mktemp("clip") / "tiny")
     size = {"width": 64, "height": 64}
     recipe = resolve_recipe(Recipe(method=SHORT, size=size, models={"clip": {"path": str(clip)}}))
-    return StereoPipeline.load(recipe, "cpu", 2)
+    return PairGenerator.load(recipe, "cpu", 2)
 
 
 def test_both_views_are_compared_with_the_prompt(with_clip):
@@ -114,7 +115,7 @@ def test_both_views_are_compared_with_the_prompt(with_clip):
         for view, name in ((pair.left, "qc_clip_left"), (pair.right, "qc_clip_right")):
             [expected, _] = with_clip.clip.scores([view, view], [row.prompt] * 2)
             assert cells[name] == expected
-    assert 0 < made[0].clip_left != made[0].clip_right > 0
+    assert 0 < made[0].model_scores.clip.left != made[0].model_scores.clip.right > 0
 
 
 def test_no_neighbour_changes_a_clip_score(with_clip):
@@ -122,7 +123,7 @@ def test_no_neighbour_changes_a_clip_score(with_clip):
     together = with_clip.generate(rows)
     for row, pair in zip(rows, together, strict=True):
         [alone] = with_clip.generate([row])
-        assert (alone.clip_left, alone.clip_right) == (pair.clip_left, pair.clip_right)
+        assert alone.model_scores.clip == pair.model_scores.clip is not None
 
 
 def test_a_failed_neighbour_changes_no_clip_score(with_clip, monkeypatch):
@@ -138,20 +139,21 @@ def test_a_failed_neighbour_changes_no_clip_score(with_clip, monkeypatch):
     monkeypatch.setattr(with_clip.sd, "decode", poisoned)
     failed, pair = with_clip.generate(rows)
     assert failed.error_type == "NotFinite"
-    assert (pair.clip_left, pair.clip_right) == (expected.clip_left, expected.clip_right)
-    assert pair.clip_left > 0
+    assert pair.model_scores.clip == expected.model_scores.clip
+    assert pair.model_scores.clip.left > 0
 
 
 def test_photos_have_clip_scores_where_they_have_a_prompt(with_clip):
     photo = render(draw_scene(2), 64, 64).left
-    assert with_clip.from_image(photo, "a red circle").quality.clip_right is not None
+    pipeline = StereoPipeline(with_clip)
+    assert pipeline.from_image(photo, "a red circle").quality.clip_right is not None
     for empty in ("", "  "):
-        quality = with_clip.from_image(photo, empty).quality
+        quality = pipeline.from_image(photo, empty).quality
         assert (quality.clip_left, quality.clip_right) == (None, None)
 
 
 def test_without_quality_control_clip_is_not_asked(with_clip):
     off = with_clip.recipe.model_copy(update={"quality": QualityConfig(enabled=False)})
-    quiet = StereoPipeline(with_clip.sd, with_clip.depth, off, 2, clip=with_clip.clip)
+    quiet = PairGenerator(with_clip.sd, with_clip.depth, off, 2, clip=with_clip.clip)
     [pair] = quiet.generate([Row("one", "a red circle", "", 1, 8.0)])
-    assert (pair.clip_left, pair.clip_right) == (None, None)
+    assert pair.model_scores.clip is None

@@ -19,7 +19,7 @@ from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import Recipe, parse_spec
-from stereo_jobs.workers.worker import load_pipeline
+from stereo_jobs.workers.worker import load_generator
 from tests import standin
 
 _writes = itertools.count(1)
@@ -77,7 +77,7 @@ def main() -> int:
             local=local,
             extend="--extend" in sys.argv,
             max_hours=next((float(word[12:]) for word in sys.argv if word.startswith("--max-hours=")), None),
-            load=load_pipeline if "--real" in sys.argv else load_armed,
+            load=load_generator if "--real" in sys.argv else load_armed,
         )
     except StereoJobsError as error:
         print(error, file=sys.stderr)
