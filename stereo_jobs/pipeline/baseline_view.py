@@ -133,9 +133,9 @@ class BaselineViewMaker:
             return stack(self.sd, [torch.randn(shape, generator=stream) for stream in streams])
 
         condition = self._condition(lefts, shifts)
-        latents = repaint(model, solver, known, mask, noise, condition=condition)
-        images, usable = decode(self.sd, latents, scenes)
-        return images, usable & lefts.usable, model.evaluations
+        inpainted = repaint(model, solver, known, mask, noise, condition=condition)
+        images, usable = decode(self.sd, inpainted.x_0, scenes)
+        return images, usable & lefts.usable, inpainted.evaluations
 
     def _condition(self, lefts: LeftViews, shifts: list[_Shift]) -> Tensor | None:
         """Depth of the right views for a depth-conditioned U-Net: B,1,h,w in [-1, 1]."""

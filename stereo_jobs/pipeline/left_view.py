@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import Scene
 from stereo_jobs.pixels import Image, to_image, to_tensor
@@ -99,10 +99,11 @@ class LeftViewMaker:
         spent = torch.zeros(len(scenes), dtype=torch.int64)
         usable = torch.ones(len(scenes), dtype=torch.bool, device=self.sd.device)
         if self.mode == "inpaint":
-            scenes, usable = self._fill_masks(scenes, model, solver, mask_guidance)
+            scenes, usable, spent = self._fill_masks(scenes, model, solver, mask_guidance)
         trajectory: Trajectory | None = None
         if all(scene.photo is None for scene in scenes):
             trajectory = denoise(model, solver, stack_noise(self.sd, scenes), condition)
+            spent = spent + trajectory.evaluations
             images, usable = decode(self.sd, trajectory.final, scenes)
             if self.method.two_pass:
                 scenes = [replace(scene, photo=image) for scene, image in zip(scenes, images, strict=True)]
@@ -113,7 +114,8 @@ class LeftViewMaker:
             x_0 = self.sd.encode(
                 stack(self.sd, [s.letterbox.into(to_tensor(p)) for s, p in zip(scenes, photos, strict=True)])
             )
-            trajectory, unconditional, spent = self._invert(x_0, model, solver, condition)
+            trajectory, unconditional, inverting = self._invert(x_0, model, solver, condition)
+            spent = spent + inverting
             if self.method.inversion != "direct":
                 images, decoded = decode(self.sd, trajectory.final, scenes)
                 usable = usable & decoded
@@ -130,7 +132,7 @@ class LeftViewMaker:
             unconditional,
             condition,
             usable,
-            spent + model.evaluations,
+            spent,
         )
 
     def _invert(
@@ -139,20 +141,18 @@ class LeftViewMaker:
         """Latents of photos (Sec. 3.4), the unconditional embeddings to go on with, and evaluations of each sample."""
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         pivot = ddim_inversion(plain, solver, x_0, condition)
-        spent = torch.full((len(x_0),), plain.evaluations, dtype=torch.int64)
         if self.method.inversion == "direct":
-            return pivot, model.unconditional, spent
+            return pivot, model.unconditional, pivot.evaluations
         if self.method.inversion == "ddim":
-            return denoise(model, solver, pivot.latents[0], condition), model.unconditional, spent
-        before = model.evaluations
+            left = denoise(model, solver, pivot.latents[0], condition)
+            return left, model.unconditional, pivot.evaluations + left.evaluations
         found = null_text(model, solver, pivot, iterations=self.method.null_text_iterations, condition=condition)
-        model.evaluations = before  # counted per sample: each stops on its own
-        return found.left, found.embeddings, spent + found.evaluations
+        return found.left, found.embeddings, pivot.evaluations + found.left.evaluations
 
     def _fill_masks(
         self, scenes: list[Scene], model: GuidedUNet, solver: Solver, guidance: float
-    ) -> tuple[list[Scene], Tensor]:
-        """Inpainting (Sec. 5, Fig. 8): photos with their masks filled by the masked denoise, and which hold no NaN."""
+    ) -> tuple[list[Scene], Tensor, Tensor]:
+        """Inpainting (Sec. 5, Fig. 8): photos with their masks filled, which hold no NaN, evaluations of each."""
         masks = stack(self.sd, [scene.letterbox.map_into(_mask(scene)) for scene in scenes])
         photos = stack(self.sd, [scene.letterbox.into(to_tensor(scene.given)) for scene in scenes])
         grid = functional.adaptive_max_pool2d(masks, grid_of(self.sd, scenes)) > 0  # any latent it touches is redrawn
@@ -163,14 +163,14 @@ class LeftViewMaker:
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         known = ddim_inversion(plain, solver, self.sd.encode(outside))
         guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, guidance)
-        filled = self.sd.decode(denoise_within(guided, solver, stack_noise(self.sd, scenes), known, mask=grid))
-        model.evaluations += plain.evaluations + guided.evaluations
+        inpainted = denoise_within(guided, solver, stack_noise(self.sd, scenes), known, mask=grid)
+        filled = self.sd.decode(inpainted.x_0)
         results = []
         for scene, pixels in zip(scenes, filled, strict=True):
             inside = _mask(scene)[:, None] > 0.5
             image = torch.where(inside, scene.letterbox.back(pixels[None]).cpu(), to_tensor(scene.given))
             results.append(replace(scene, photo=to_image(image)))
-        return results, finite(filled)
+        return results, finite(filled), known.evaluations + inpainted.evaluations
 
     def _condition(self, scenes: list[Scene]) -> Tensor | None:
         """Depth as a depth-conditioned U-Net takes it: B,1,h,w in [-1, 1], from the rows' maps or pictures."""

@@ -104,7 +104,7 @@ class RightViewMaker:
                 left=left[i],
                 right=finished[i],
                 labels=self._labels(lefts.scenes[i], shifts[i]),
-                evaluations=int(lefts.evaluations[i]) + model.evaluations,
+                evaluations=int(lefts.evaluations[i]) + latents.evaluations,
                 raw_right=right[i] if method.composite else None,
             )
 
@@ -185,15 +185,7 @@ class RightViewMaker:
 
 def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool) -> ForwardWarp:
     """The warp of a picture in the first `width` columns of its grid: what pads it is no source and no target."""
-    warp = forward_warp(disparity[..., :width], sign, subpixel=subpixel)
-    padding = (0, disparity.shape[-1] - width)
-    return ForwardWarp(
-        functional.pad(warp.source, padding),
-        functional.pad(warp.filled, padding),
-        functional.pad(warp.visible, padding),
-        None if warp.beside is None else functional.pad(warp.beside, padding),
-        None if warp.share is None else functional.pad(warp.share, padding),
-    )
+    return forward_warp(disparity[..., :width], sign, subpixel=subpixel).pad(disparity.shape[-1] - width)
 
 
 def _pictures(shifts: list[_Shift]) -> list[PictureWarp]:
@@ -212,14 +204,4 @@ def _continued(pictures: list[Image], shifts: list[_Shift]) -> list[Tensor]:
 
 def _stacked(shifts: list[_Shift]) -> tuple[ForwardWarp, Tensor]:
     """The latent warps of single pictures as one of a batch, and their background columns."""
-    warps = [shift.latents for shift in shifts]
-    beside = [warp.beside for warp in warps if warp.beside is not None]
-    share = [warp.share for warp in warps if warp.share is not None]
-    warp = ForwardWarp(
-        torch.cat([warp.source for warp in warps]),
-        torch.cat([warp.filled for warp in warps]),
-        torch.cat([warp.visible for warp in warps]),
-        torch.cat(beside) if beside else None,
-        torch.cat(share) if share else None,
-    )
-    return warp, torch.cat([shift.columns for shift in shifts])
+    return ForwardWarp.cat([shift.latents for shift in shifts]), torch.cat([shift.columns for shift in shifts])

@@ -6,7 +6,7 @@ import numpy as np
 
 from stereo_jobs.pixels import Image
 from stereo_jobs.quality.appearance import measure_appearance
-from stereo_jobs.quality.depth import depth_doubt, depth_rank
+from stereo_jobs.quality.depth_agreement import depth_doubt, depth_rank
 from stereo_jobs.quality.geometry import measure_geometry
 from stereo_jobs.quality.labelled_pair import F32, Bools, Views
 from stereo_jobs.quality.matcher import match

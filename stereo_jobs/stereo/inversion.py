@@ -9,29 +9,30 @@ from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory
 from stereo_jobs.stereo.solver import Solver
 
 _LOSS_SCALE = 2.0**16
-"""Loss scaling (Micikevicius et al. 2018, Sec. 3.2): gradients of a photo's loss are smaller than float16 can tell."""
+"""Loss scaling (Micikevicius et al. 2018, Sec. 3.2): gradients of a photo's loss are too small for float16."""
 
 
 def ddim_inversion(model: GuidedUNet, solver: Solver, x_0: Tensor, condition: Tensor | None = None) -> Trajectory:
-    """DDIM inversion (Eq. 9): noisier and noisier latents of a given x_0, one U-Net evaluation a step.
+    """DDIM inversion (Song et al. 2021; StereoDiffusion, Eq. 9): latents of a given x_0 with more and more noise.
 
-    Eq. 9 as printed lacks a root and has its "-1" outside of it; this is the x_0 / noise form it stands for.
+    Eq. 9 as printed lacks a root and has its "-1" outside the root; this is the x_0 / noise form that it stands for.
 
     Args:
-        model: predictor; guidance other than 1 makes the way back inexact.
-        solver: steps, walked backwards.
+        model: noise predictor; with guidance other than 1, sampling from the result does not lead back to x_0.
+        solver: the steps, taken backwards.
         x_0: B,4,h,w.
-        condition: B,1,h,w depth for a depth-conditioned U-Net.
+        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
 
     Returns:
         The latents in sampling order, from noise to x_0. Setting the left view to them at every step is `direct`
-        inversion: exact, with nothing to optimise.
+        inversion, which is exact and optimises nothing.
     """
     latents = [x_0]
     for i in reversed(range(solver.steps)):
         output = model(latents[-1][None], i, solver.timesteps[i], None if condition is None else condition[None])[0]
         latents.append(solver.invert(i, latents[-1], output))
-    return Trajectory(torch.stack(latents[::-1]), x_0.expand(solver.steps, *x_0.shape))
+    evaluations = torch.full((len(x_0),), solver.steps * model.evaluations_per_view)
+    return Trajectory(torch.stack(latents[::-1]), x_0.expand(solver.steps, *x_0.shape), evaluations)
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,12 @@ class NullText:
 
     Attributes:
         embeddings: steps,B,n,c.
-        left: where sampling with them leads.
-        evaluations: U-Net evaluations of each sample, B int64.
+        left: the trajectory that sampling with them takes. Its evaluations include those of the optimisation, which
+            ends at its own time for each sample.
     """
 
     embeddings: Tensor
     left: Trajectory
-    evaluations: Tensor
 
 
 def null_text(
@@ -54,16 +54,16 @@ def null_text(
 ) -> NullText:
     """Null-text inversion (Mokady et al. 2023; StereoDiffusion, Eq. 10): embeddings that keep sampling on the pivot.
 
-    Adam on the unconditional embedding of each step, warm-started from the step before, learning rate
-    1e-2 (1 - i/100), or 1e-2 (1 - i/steps) for more than 100 steps; a sample stops when its loss is below
-    1e-5 + 2e-5 i, whatever its neighbours do.
+    Adam optimises the unconditional embedding of each step, starting from that of the step before. Its learning rate
+    is 1e-2 (1 - i/100), or 1e-2 (1 - i/steps) for more than 100 steps. Each sample stops on its own, when its loss is
+    below 1e-5 + 2e-5 i.
 
     Args:
-        model: predictor with its guidance scale and B,n,c unconditional embeddings to begin from; in float32 or
-            float16: gradients through a bfloat16 U-Net are too coarse.
-        solver: steps.
-        pivot: trajectory of `ddim_inversion` at guidance 1.
-        iterations: most optimiser steps per denoising step.
+        model: noise predictor with its guidance scale and the B,n,c unconditional embeddings to start from; in float32
+            or float16: gradients through a bfloat16 U-Net are too coarse.
+        solver: the steps.
+        pivot: the trajectory of `ddim_inversion` at guidance 1.
+        iterations: the largest number of optimiser steps per denoising step.
         condition: as in `ddim_inversion`.
     """
     samples = pivot.final.shape[0]
@@ -90,7 +90,7 @@ def null_text(
                 losses = (reached - target).square().flatten(1).mean(1)
                 # Not `backward`: it would leave gradients in the U-Net as well.
                 scaled = torch.autograd.grad(_LOSS_SCALE * losses[active].sum(), [weights[sample] for sample in active])
-            optimizer.zero_grad()  # a finished sample stands still
+            optimizer.zero_grad()  # without a gradient, Adam leaves a finished sample as it is
             for sample, slope in zip(active, scaled, strict=True):
                 weights[sample].grad = slope / _LOSS_SCALE  # in float32, as the weights are
             optimizer.step()
@@ -105,4 +105,4 @@ def null_text(
         evaluations += 1
         latents.append(following)
         cleans.append(clean)
-    return NullText(torch.stack(kept), Trajectory(torch.stack(latents), torch.stack(cleans)), evaluations)
+    return NullText(torch.stack(kept), Trajectory(torch.stack(latents), torch.stack(cleans), evaluations))

@@ -450,7 +450,7 @@ def test_a_declared_polarity_wins(depth):
 
 
 def test_weights_that_are_none_are_a_model_error(sd, depth):
-    from stereo_jobs.models.depth import DepthEstimator
+    from stereo_jobs.models.depth_estimator import DepthEstimator
     from stereo_jobs.models.stable_diffusion import StableDiffusion
 
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -480,7 +480,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from stereo_jobs.models.depth import DepthEstimator
+    from stereo_jobs.models.depth_estimator import DepthEstimator
 
     folder = tmp_path / "depth"
     shutil.copytree(DEMO_SD.parent / "depth", folder)

@@ -57,7 +57,7 @@ def test_denoising_at_guidance_1_leads_back_to_x_0(unet):
     model = guided(unet, scale=1)
     with torch.no_grad():
         pivot = ddim_inversion(model, solver, x_0)
-        assert model.evaluations == 50
+        assert pivot.evaluations.tolist() == [50, 50]
         back = denoise(model, solver, pivot.latents[0]).final
     assert error(back, x_0).max() < 0.05  # of x_0 with unit variance
 
@@ -89,7 +89,7 @@ def test_null_text_brings_guidance_back_to_the_photo(unet, optimised):
     with torch.no_grad():
         plain = denoise(model, solver, pivot.latents[0])
     assert (error(found.left.final, x_0) < 0.8 * error(plain.final, x_0)).all()
-    assert found.evaluations.tolist() == [4 * (20 + 2)] * 2  # 20 each to optimise, one with text, one to go on
+    assert found.left.evaluations.tolist() == [4 * (20 + 2)] * 2  # 20 each to optimise, one with text, one to go on
     assert torch.equal(model.unconditional, draw(2, 5, 32, seed=2))  # what it began with is left alone
 
 
@@ -107,7 +107,8 @@ def first_move(unet, solver, pivot, k):
     """Where Adam goes first in step k of the solver's: the embeddings' change, 2,n*c."""
     one = Solver("ddim", solver.timesteps[k : k + 1], solver.alphas[k : k + 2], "epsilon")
     model = guided(unet)
-    found = null_text(model, one, Trajectory(pivot.latents[k : k + 2], pivot.clean[k : k + 1]), iterations=1)
+    part = Trajectory(pivot.latents[k : k + 2], pivot.clean[k : k + 1], pivot.evaluations)
+    found = null_text(model, one, part, iterations=1)
     return (found.embeddings[0] - model.unconditional.float()).flatten(1)
 
 
@@ -141,7 +142,7 @@ def test_gradients_do_not_leak(unet, optimised):
 def test_null_text_works_where_gradients_are_off(unet, optimised):
     """As the generator calls it."""
     _, solver, _, pivot, *_ = optimised
-    one = Trajectory(pivot.latents[:, :1], pivot.clean[:, :1])
+    one = pivot.take(torch.tensor([0]))
     with torch.no_grad():
         found = null_text(guided(unet, 1), solver, one, iterations=1)
     assert not torch.equal(found.embeddings[0], draw(1, 5, 32, seed=2))
@@ -156,16 +157,16 @@ def test_a_sample_stops_on_its_own_and_does_not_depend_on_its_neighbours(unet):
     # The second sample shall go where it goes anyway: its loss is tiny from the beginning.
     with torch.no_grad():
         anyway = denoise(model, solver, pivot.latents[0]).latents
-    pivot = Trajectory(torch.stack([pivot.latents[:, 0], anyway[:, 1]], 1), pivot.clean)
+    pivot = Trajectory(torch.stack([pivot.latents[:, 0], anyway[:, 1]], 1), pivot.clean, pivot.evaluations)
     together = null_text(model, solver, pivot, iterations=5)
     for b in range(2):
         one = slice(b, b + 1)
         single = GuidedUNet(unet, model.conditional[one], model.unconditional[one], 7.5)
         alone = null_text(single, solver, pivot.take(torch.tensor([b])), iterations=5)
-        assert together.evaluations[b] == alone.evaluations[0]
+        assert together.left.evaluations[b] == alone.left.evaluations[0]
         torch.testing.assert_close(together.embeddings[:, one], alone.embeddings, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(together.left.final[one], alone.left.final, rtol=1e-4, atol=1e-5)
-    assert together.evaluations.tolist()[0] == 3 * (5 + 2)
+    assert together.left.evaluations.tolist()[0] == 3 * (5 + 2)
     first_step = null_text(model, solver_of(3), pivot, iterations=1)
     assert torch.equal(first_step.embeddings[0, 1], together.embeddings[0, 1])  # one iteration, then it stood still
 
@@ -181,4 +182,5 @@ def test_another_neighbour_changes_no_bit(unet):
     one, two = (null_text(model, solver, pivot, iterations=4) for pivot in pivots)
     assert torch.equal(one.embeddings[:, 0], two.embeddings[:, 0])
     assert torch.equal(one.left.latents[:, 0], two.left.latents[:, 0])
-    assert one.evaluations[0] == two.evaluations[0] == two.evaluations[1] > one.evaluations[1]
+    first, second = one.left.evaluations, two.left.evaluations
+    assert first[0] == second[0] == second[1] > first[1]

@@ -45,7 +45,6 @@ class Run:
         model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), self.method.guidance_scale)
         with torch.no_grad():
             self.first = denoise(model, self.solver, noise(PAIRS, 4, SIZE, SIZE) if start is None else start)
-            self.alone = model.evaluations
             self.pair = denoise_pair(
                 model,
                 self.solver,
@@ -54,7 +53,8 @@ class Run:
                 to_right=ViewShift(self.to_right, self.to_right.filled, noise=hole_noise),
                 to_left=self.to_left and ViewShift(self.to_left, self.to_left.filled, noise=hole_noise),
             )
-        self.evaluations = model.evaluations
+        [self.alone] = set(self.first.evaluations.tolist())
+        self.evaluations = self.alone + self.pair.evaluations
 
     @property
     def left(self):
@@ -278,7 +278,7 @@ def test_dpm_solver_uses_the_history_of_the_left(unet, attention):
     switches = {"scheduler": "dpm++", "attention": attention, "recopy_interval": 0}
     run = Run(unet, **switches)
     assert torch.isfinite(run.right).all()
-    forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean))
+    forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean), run.first.evaluations)
     model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), run.method.guidance_scale)
     shift = ViewShift(run.to_right, run.to_right.filled)
     solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++")
@@ -342,15 +342,30 @@ def test_masked_denoise_keeps_the_outside_and_redraws_the_inside(unet, scheduler
     inside = mask[:, None].expand(-1, 4, -1, -1)
     known = denoise(model, solver, noise(PAIRS, 4, SIZE, SIZE))
     start = noise(PAIRS, 4, SIZE, SIZE, seed=3)
-    x_0 = denoise_within(model, solver, start, known, mask=mask)
+    inpainted = denoise_within(model, solver, start, known, mask=mask)
+    x_0 = inpainted.x_0
+    assert inpainted.evaluations == 2 * solver.steps
     assert torch.equal(x_0[~inside], known.final[~inside])
     assert apart(x_0[inside], known.final[inside]) > 0.1
-    assert torch.equal(denoise_within(model, solver, start, known, mask=mask & False), known.final)
-    everywhere = denoise_within(model, solver, start, known, mask=mask | True)
+    assert torch.equal(denoise_within(model, solver, start, known, mask=mask & False).x_0, known.final)
+    everywhere = denoise_within(model, solver, start, known, mask=mask | True).x_0
     assert torch.equal(everywhere, denoise(model, solver, start).final)
 
 
 # --- Nothing is left behind ---
+
+
+@pytest.mark.parametrize(("attention", "installed"), [("off", 0), ("uni", 1), ("bi", 1)])
+def test_attention_is_installed_once_for_all_steps_of_a_pair(monkeypatch, unet, attention, installed):
+    sets, original = [], unet.set_attn_processor
+
+    def set_processors(processors):
+        sets.append(processors)
+        original(processors)
+
+    monkeypatch.setattr(unet, "set_attn_processor", set_processors)
+    Run(unet, attention=attention)
+    assert len(sets) == 2 * installed  # installed, and restored
 
 
 @pytest.mark.parametrize("attention", ["uni", "bi"])

@@ -148,5 +148,5 @@ def test_a_checkpoint_that_says_nothing_is_stable_diffusion():
 
 
 def test_an_unknown_noise_schedule_is_refused():
-    with pytest.raises(ValueError, match=r"beta_schedule: 'squaredcos_cap_v2' is not known; .* use scaled_linear"):
+    with pytest.raises(ValueError, match=r"beta_schedule: 'squaredcos_cap_v2' is not supported; .* use scaled_linear"):
         Solver.of(STABLE_DIFFUSION | {"beta_schedule": "squaredcos_cap_v2"}, 20, "ddim")

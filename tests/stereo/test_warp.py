@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stereo_jobs.stereo.warp import border_holes, forward_warp, upsample
+from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
 
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -368,3 +368,42 @@ def test_the_integer_warp_has_no_second_column():
     assert warp.source.flatten().tolist() == [0, 2, 3, 0, 4]  # towards zero
     x = torch.rand(1, 2, 1, 5)
     assert torch.equal(warp(x), warp.nearest(x))
+
+
+# --- Warps as values ---
+
+
+def fields(warp):
+    return [warp.source, warp.filled, warp.visible, warp.beside, warp.share]
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_padding_adds_columns_that_are_neither_source_nor_target(subpixel):
+    disparity = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)) * 2
+    warp = forward_warp(disparity, torch.ones(2), subpixel=subpixel)
+    padded = warp.pad(3)
+    for before, after in zip(fields(warp), fields(padded), strict=True):
+        if before is None:
+            assert after is None
+            continue
+        assert after.dtype == before.dtype
+        assert torch.equal(after[..., :7], before)
+        assert not after[..., 7:].any()
+    x = torch.rand(2, 4, 3, 10, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(padded(x)[..., :7], warp(x[..., :7]))
+    assert not padded(x)[..., 7:].any()
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_warps_of_single_pictures_form_the_warp_of_the_batch(subpixel):
+    disparity, sign = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2, torch.tensor([1.0, -1, 1])
+    together = forward_warp(disparity, sign, subpixel=subpixel)
+    parts = [forward_warp(disparity[i : i + 1], sign[i : i + 1], subpixel=subpixel) for i in range(3)]
+    for one, other in zip(fields(together), fields(ForwardWarp.cat(parts)), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_whole_pixel_and_subpixel_warps_cannot_form_one_batch():
+    parts = [forward_warp(torch.zeros(1, 2, 3), torch.ones(1), subpixel=subpixel) for subpixel in (False, True)]
+    with pytest.raises(ValueError, match="whole-pixel and sub-pixel warps cannot form one batch; make all of them"):
+        ForwardWarp.cat(parts)

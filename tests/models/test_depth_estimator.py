@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.files import local_folder
 from stereo_jobs.models.resolve import POLARITY
 
