@@ -1,4 +1,4 @@
-"""An image as an array, and as a tensor of the method."""
+"""Types of images, maps and masks as arrays; images as tensors of the method."""
 
 import numpy as np
 import torch
@@ -7,6 +7,10 @@ from torch import Tensor
 
 Image = NDArray[np.uint8]
 """H,W,3 in [0, 255]."""
+F32 = NDArray[np.float32]
+"""A map of numbers, for example H,W disparity in pixels."""
+Bools = NDArray[np.bool_]
+"""A mask, usually H,W."""
 
 
 def to_tensor(image: Image) -> Tensor:

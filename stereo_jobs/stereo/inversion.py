@@ -64,7 +64,7 @@ def null_text(
         solver: the steps.
         pivot: the trajectory of `ddim_inversion` at guidance 1.
         iterations: the largest number of optimiser steps per denoising step.
-        condition: as in `ddim_inversion`.
+        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
     """
     samples = pivot.final.shape[0]
     views = None if condition is None else condition[None]

@@ -212,7 +212,7 @@ def denoise_within(
         x: B,4,h,w, the noise to start from.
         known: the image's trajectory.
         mask: B,h,w bool, True where the image is drawn anew.
-        condition: as in `denoise`.
+        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
 
     Returns:
         An x_0 that equals `known.final` outside the mask.

@@ -111,9 +111,15 @@ def test_of_a_clip_model_only_what_is_loaded_is_downloaded(ask, tmp_path):
 @pytest.mark.parametrize(
     ("sd", "words"),
     [
-        ({"path": "owner/nothing"}, "not on the Hub under this name, or private (set HF_TOKEN)"),
-        ({"path": "owner/gated"}, "its licence must be accepted; do so on its page on the Hub and set HF_TOKEN"),
-        ({"path": "owner/name", "revision": "v9"}, "has no revision v9; give a branch, tag or commit, or null"),
+        (
+            {"path": "owner/nothing"},
+            "check the name, or set HF_TOKEN if the model is private",
+        ),
+        ({"path": "owner/gated"}, "its licence must be accepted; accept it on its page on the Hub and set HF_TOKEN"),
+        (
+            {"path": "owner/name", "revision": "v9"},
+            "has no revision v9; give an existing branch, tag or commit, or null",
+        ),
         ({"path": "owner/name", "variant": "bf16"}, "no unet weights of variant 'bf16', only unet/"),
     ],
 )
@@ -147,4 +153,4 @@ def test_a_hub_out_of_reach_is_said(repository, tmp_path):
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}}})]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert "the Hub cannot be reached or refuses (ConnectError); give the path of a local folder" in done.stdout
+    assert "the Hub cannot be reached or refuses access (ConnectError); give the path of a local folder" in done.stdout
