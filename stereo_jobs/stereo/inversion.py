@@ -66,43 +66,96 @@ def null_text(
         iterations: the largest number of optimiser steps per denoising step.
         condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
     """
-    samples = pivot.final.shape[0]
     views = None if condition is None else condition[None]
     embeddings = list(model.unconditional.float().detach())
     kept, latents, cleans = [], [pivot.latents[0]], []
     clean: Tensor | None = None
-    evaluations = torch.zeros(samples, dtype=torch.int64)
+    evaluations = torch.zeros(len(pivot.final), dtype=torch.int64)
     for i, timestep in enumerate(solver.timesteps):
-        x, target = latents[-1], pivot.latents[i + 1]
         with torch.no_grad():
-            with_text = model.predict(x[None], timestep, [model.conditional], views)[0, 0]
-        evaluations += 1
-        weights = [embedding.clone().requires_grad_(True) for embedding in embeddings]
-        optimizer = torch.optim.Adam(weights, lr=1e-2 * (1 - i / max(100, solver.steps)))
-        active = list(range(samples))
-        for _ in range(iterations):
-            if not active:
-                break
-            with torch.enable_grad():
-                without = model.predict(x[None], timestep, [torch.stack(weights)], views)[0, 0]
-                guided = without + model.guidance_scale * (with_text - without)
-                reached, _ = solver.step(i, x, guided, clean)
-                losses = (reached - target).square().flatten(1).mean(1)
-                # Not `backward`: it would leave gradients in the U-Net as well.
-                scaled = torch.autograd.grad(_LOSS_SCALE * losses[active].sum(), [weights[sample] for sample in active])
-            optimizer.zero_grad()  # without a gradient, Adam leaves a finished sample as it is
-            for sample, slope in zip(active, scaled, strict=True):
-                weights[sample].grad = slope / _LOSS_SCALE  # in float32, as the weights are
-            optimizer.step()
-            evaluations[active] += 1
-            active = [sample for sample in active if losses[sample] >= 1e-5 + 2e-5 * i]
-        embeddings = [weight.detach() for weight in weights]
+            with_text = model.predict(latents[-1][None], timestep, [model.conditional], views)[0, 0]
+        step = _GuidedStep(model, solver, i, latents[-1], with_text, clean, views)
+        rate, enough = 1e-2 * (1 - i / max(100, solver.steps)), 1e-5 + 2e-5 * i
+        embeddings, spent = _optimise(
+            step, embeddings, pivot.latents[i + 1], rate=rate, iterations=iterations, enough=enough
+        )
         kept.append(torch.stack(embeddings))
         with torch.no_grad():
-            without = model.predict(x[None], timestep, [kept[-1]], views)[0, 0]
-            guided = without + model.guidance_scale * (with_text - without)
-            following, clean = solver.step(i, x, guided, clean)
-        evaluations += 1
+            following, clean = step(kept[-1])
+        evaluations += spent + 2  # one with text, and one to go on
         latents.append(following)
         cleans.append(clean)
     return NullText(torch.stack(kept), Trajectory(torch.stack(latents), torch.stack(cleans), evaluations))
+
+
+@dataclass(frozen=True)
+class _GuidedStep:
+    """One denoising step from a latent, as a function of the unconditional embeddings.
+
+    Attributes:
+        model: noise predictor.
+        solver: the steps.
+        i: index of the step.
+        x: B,4,h,w, the latent that enters it.
+        with_text: B,4,h,w, prediction with the prompts.
+        clean: B,4,h,w, x_0 as step i - 1 predicted it; None in the first step.
+        condition: 1,B,1,h,w depth for a depth-conditioned U-Net.
+    """
+
+    model: GuidedUNet
+    solver: Solver
+    i: int
+    x: Tensor
+    with_text: Tensor
+    clean: Tensor | None
+    condition: Tensor | None
+
+    def __call__(self, unconditional: Tensor) -> tuple[Tensor, Tensor]:
+        """The next latent and the predicted x_0, B,4,h,w each, for embeddings B,n,c; one evaluation for each sample."""
+        timestep = self.solver.timesteps[self.i]
+        without = self.model.predict(self.x[None], timestep, [unconditional], self.condition)[0, 0]
+        guided = without + self.model.guidance_scale * (self.with_text - without)
+        return self.solver.step(self.i, self.x, guided, self.clean)
+
+
+def _optimise(
+    step: _GuidedStep,
+    embeddings: list[Tensor],
+    target: Tensor,
+    *,
+    rate: float,
+    iterations: int,
+    enough: float,
+) -> tuple[list[Tensor], Tensor]:
+    """Optimise the embeddings of B samples until a denoising step leads to its target (StereoDiffusion, Eq. 10).
+
+    Args:
+        step: the step.
+        embeddings: n,c for each sample, to start from.
+        target: B,4,h,w, the pivot's latent after the step.
+        rate: Adam's learning rate.
+        iterations: the largest number of optimiser steps.
+        enough: loss at which a sample stops.
+
+    Returns:
+        The embeddings, and the number of optimiser steps (and U-Net evaluations) of each sample, B int64.
+    """
+    weights = [embedding.clone().requires_grad_(True) for embedding in embeddings]
+    optimizer = torch.optim.Adam(weights, lr=rate)
+    spent = torch.zeros(len(weights), dtype=torch.int64)
+    active = list(range(len(weights)))
+    for _ in range(iterations):
+        if not active:
+            break
+        with torch.enable_grad():
+            reached, _ = step(torch.stack(weights))
+            losses = (reached - target).square().flatten(1).mean(1)
+            # Not `backward`: it would leave gradients in the U-Net as well.
+            scaled = torch.autograd.grad(_LOSS_SCALE * losses[active].sum(), [weights[sample] for sample in active])
+        optimizer.zero_grad()  # without a gradient, Adam leaves a finished sample as it is
+        for sample, slope in zip(active, scaled, strict=True):
+            weights[sample].grad = slope / _LOSS_SCALE  # in float32, as the weights are
+        optimizer.step()
+        spent[active] += 1
+        active = [sample for sample in active if losses[sample] >= enough]
+    return [weight.detach() for weight in weights], spent

@@ -1,4 +1,4 @@
-"""The method's switches: presets only fill in, shares of the steps become steps, contradictions are refused."""
+"""The method's switches: presets only fill in values, shares become steps, contradictions are refused."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""RePaint: its walk through the noise levels, and what it returns for models whose answer is known."""
+"""RePaint: its path through the noise levels, and its result for models whose answer is known."""
 
 from itertools import count, pairwise
 
@@ -10,7 +10,7 @@ from stereo_jobs.stereo.solver import Solver
 
 
 def published_schedule(steps, jump_length, resamples):
-    """The loop of the authors' code, which counts steps to go, less one."""
+    """The loop of the authors' code, which counts the steps that remain, minus one."""
     jumps = dict.fromkeys(range(0, steps - jump_length, jump_length), resamples - 1)
     t, visited = steps, []
     while t >= 1:
@@ -37,7 +37,7 @@ def test_the_walk_takes_as_many_evaluations_as_the_docs_say(steps, evaluations):
 
 
 class Sure:
-    """A noise predictor that knows the only image there is."""
+    """A noise predictor for a distribution with a single image."""
 
     evaluations_per_view = 1
 

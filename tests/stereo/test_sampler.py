@@ -1,4 +1,4 @@
-"""The sampler on a tiny U-Net: how much it runs, what each switch changes, and that runs leave nothing behind."""
+"""The sampler on a tiny U-Net: its evaluations, the effect of each switch, and that runs leave no state behind."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ def noise(*shape, seed=0):
 
 
 def disparity(scale=1.0):
-    """A nearer square on a background, in latent pixels, with fractions."""
+    """Disparity of a near square in front of a background, in fractional latent pixels."""
     maps = torch.full((PAIRS, SIZE, SIZE), 0.6 * scale)
     maps[:, 2:6, 3:6] = 2.3 * scale
     return maps
 
 
 class Run:
-    """One left and one pair; keeps what went in and came out."""
+    """One run of the left view and the pair, with its inputs and results."""
 
     def __init__(self, unet, start=None, scale=1.0, hole_noise=None, **switches):
         self.method = MethodConfig(**(SHORT | switches))
@@ -267,7 +267,7 @@ def test_the_history_of_the_right_is_that_of_the_left_moved():
 
 
 def test_dpm_solver_makes_the_same_pair_as_the_left_where_nothing_moves(unet):
-    """Bit for bit, so the right view's history is the left's, from its first step on."""
+    """Equal in every bit, so the right view starts with the left's history."""
     run = Run(unet, scheduler="dpm++", attention="off", scale=0.0, recopy_interval=0)
     assert torch.equal(run.right, run.left)
     assert apart(run.left, Run(unet, attention="off", scale=0.0).left) > 0.01
