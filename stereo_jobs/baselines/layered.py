@@ -22,9 +22,8 @@ def layered(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool 
     warped, the first one in front. What lies outside the left view's frame is inpainted in the rendered view.
     """
     front = warp_of(left, disparity, scale_sign, subpixel)
-    hidden = cv2.dilate(
-        _hidden(front, disparity, scale_sign), np.ones((3, 3), np.uint8)
-    )  # edge pixels mix both colours
+    # Pixels beside the edge are hidden, too: they mix the colours of object and background.
+    hidden = cv2.dilate(_hidden(front, disparity, scale_sign), np.ones((3, 3), np.uint8))
     color = cv2.inpaint(left, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     behind = cv2.inpaint(disparity, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     back = warp_of(left, np.asarray(behind if subpixel else np.round(behind), np.float32), scale_sign, subpixel)

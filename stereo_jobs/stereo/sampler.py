@@ -204,14 +204,14 @@ def denoise(model: GuidedUNet, solver: Solver, x: Tensor, condition: Tensor | No
 def denoise_within(
     model: GuidedUNet, solver: Solver, x: Tensor, known: Trajectory, *, mask: Tensor, condition: Tensor | None = None
 ) -> Inpainted:
-    """Inpainting by masked denoise (StereoDiffusion, Sec. 5, Fig. 8): only what the mask covers is drawn anew.
+    """Inpainting by masked denoise (StereoDiffusion, Sec. 5, Fig. 8): only the masked area is generated again.
 
     Args:
         model: noise predictor with the prompt of what shall appear.
         solver: the steps.
         x: B,4,h,w, the noise to start from.
         known: the image's trajectory.
-        mask: B,h,w bool, True where the image is drawn anew.
+        mask: B,h,w bool, True where the image is generated again.
         condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
 
     Returns:
