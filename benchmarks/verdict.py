@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
 from stereo_jobs.evaluate.datasets import TruthScene, open_dataset
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure

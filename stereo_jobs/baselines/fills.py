@@ -1,59 +1,56 @@
-"""Pixel baselines (StereoDiffusion, Table 1): a left image and its disparity give a right image."""
+"""Pixel baselines (StereoDiffusion, Table 1): from a left image and its disparity to a right image."""
 
 from typing import Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from stereo_jobs.pixels import Image, to_image, to_tensor
+from stereo_jobs.pixels import F32, Bools, Image, to_image, to_tensor
 from stereo_jobs.stereo.fill import background_columns, extend_background
 from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
 
-Result = tuple[Image, NDArray[np.bool_]]
-"""Right image H,W,3 uint8, and its holes H,W bool."""
+Result = tuple[Image, Bools]
+"""A right image, H,W,3 uint8, and its holes, H,W bool."""
 
 
 class Fill(Protocol):
-    """What every pixel baseline is."""
+    """The signature of every pixel baseline."""
 
-    def __call__(
-        self, left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1, subpixel: bool = True
-    ) -> Result:
-        """The right view of a left one.
+    def __call__(self, left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
+        """Make the right view of a left image.
 
         Args:
             left: H,W,3 uint8.
             disparity: H,W float32 pixels, finite; content moves left by it.
-            scale_sign: -1 where the right view lies to the other side, so that the smallest disparity is the nearest.
-            subpixel: False rounds it to whole pixels, as most published comparisons do.
+            scale_sign: -1 where the new view lies on the other side, so that the smallest disparity is the nearest.
+            subpixel: False rounds the disparity to whole pixels, as most published comparisons do.
 
         Raises:
-            ValueError: sizes differ, or a disparity is not finite.
+            ValueError: the sizes differ, or the disparity is not finite everywhere.
         """
 
 
-def identity(left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1, subpixel: bool = True) -> Result:
-    """The left image itself, for reference: what a metric says of a pair without any depth."""
+def identity(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
+    """Return the left image itself; for reference: what a metric gives for a pair without any depth."""
     warp = warp_of(left, disparity, scale_sign, subpixel)
     return left.copy(), ~warp.filled[0].numpy()
 
 
-def leave_blank(left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1, subpixel: bool = True) -> Result:
-    """The forward warp with its holes left black (Table 1, "leave blank")."""
+def leave_blank(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
+    """Forward warp whose holes stay black (StereoDiffusion, Table 1, "leave blank")."""
     warp = warp_of(left, disparity, scale_sign, subpixel)
     return to_image(warp(to_tensor(left))), ~warp.filled[0].numpy()
 
 
-def stretch(left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1, subpixel: bool = True) -> Result:
-    """The forward warp, each hole filled with the pixel beside it on the background's side (Table 1, "stretching")."""
+def stretch(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
+    """Forward warp whose holes take the pixel beside them on the background's side (Table 1, "stretching")."""
     warp = warp_of(left, disparity, scale_sign, subpixel)
     columns = columns_of(warp, disparity, scale_sign)
     return to_image(extend_background(warp(to_tensor(left)), columns)), ~warp.filled[0].numpy()
 
 
-def warp_of(left: Image, disparity: NDArray[np.float32], scale_sign: int, subpixel: bool) -> ForwardWarp:
-    """The forward warp that every fill begins with, of H,W pixels; arguments and errors as of `Fill`."""
+def warp_of(left: Image, disparity: F32, scale_sign: int, subpixel: bool) -> ForwardWarp:
+    """The forward warp of H,W pixels that every fill starts with; arguments and errors as for `Fill`."""
     if left.shape[:2] != disparity.shape:
         raise ValueError(f"disparity: must have the image's size {left.shape[:2]}, got {disparity.shape}")
     if not np.isfinite(disparity).all():
@@ -62,7 +59,7 @@ def warp_of(left: Image, disparity: NDArray[np.float32], scale_sign: int, subpix
     return forward_warp(values, torch.tensor([scale_sign]), subpixel=subpixel)
 
 
-def columns_of(warp: ForwardWarp, disparity: NDArray[np.float32], scale_sign: int) -> torch.Tensor:
-    """From where each hole of a warp by H,W pixels continues the background: 1,H,W of `background_columns`."""
+def columns_of(warp: ForwardWarp, disparity: F32, scale_sign: int) -> torch.Tensor:
+    """Columns from which the holes of a warp continue the background, see `background_columns`: 1,H,W int64."""
     at_target = warp(torch.from_numpy(disparity)[None, None])[:, 0]
     return background_columns(warp.filled, at_target, torch.tensor([scale_sign]))

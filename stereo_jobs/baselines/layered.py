@@ -1,29 +1,29 @@
-"""3D photography without a network: a layered depth image whose hidden parts are inpainted, then rendered."""
+"""3D photography without a network: the hidden parts of a layered depth image are inpainted, then rendered."""
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from stereo_jobs.baselines.fills import Result, columns_of, warp_of
-from stereo_jobs.pixels import Image, to_image, to_tensor
+from stereo_jobs.pixels import F32, Image, to_image, to_tensor
 from stereo_jobs.stereo.warp import ForwardWarp
 
 _RADIUS_PX = 3
-"""How far the inpainting looks for colours and slopes."""
+"""Radius within which the inpainting looks for colours and slopes."""
 _SAME_SURFACE_PX = 0.5
+"""Largest difference of disparity within one surface."""
 
 
-def layered(left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1, subpixel: bool = True) -> Result:
-    """A layered depth image, inpainted and rendered: the steps of 3D Photography (Shih et al. 2020), classical.
+def layered(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
+    """Layered depth image, inpainted and rendered: the steps of 3D Photography (Shih et al. 2020) without a network.
 
-    Behind every edge that opens a hole, the background goes on as a second layer: its disparity and its colour are
+    Behind every edge that opens a hole, the background is continued as a second layer. Its disparity and colour are
     inpainted (Telea 2004) from the background's side of the edge, never from the object in front. Both layers are
-    warped, the first in front. What lies beyond the left view's frame is inpainted in the rendered view.
+    warped, the first one in front. What lies outside the left view's frame is inpainted in the rendered view.
     """
     front = warp_of(left, disparity, scale_sign, subpixel)
-    hidden = cv2.dilate(
-        _hidden(front, disparity, scale_sign), np.ones((3, 3), np.uint8)
-    )  # edge pixels mix both colours
+    # Pixels beside the edge are hidden, too: they mix the colours of object and background.
+    hidden = cv2.dilate(_hidden(front, disparity, scale_sign), np.ones((3, 3), np.uint8))
     color = cv2.inpaint(left, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     behind = cv2.inpaint(disparity, hidden, _RADIUS_PX, cv2.INPAINT_TELEA)
     back = warp_of(left, np.asarray(behind if subpixel else np.round(behind), np.float32), scale_sign, subpixel)
@@ -33,11 +33,12 @@ def layered(left: Image, disparity: NDArray[np.float32], *, scale_sign: int = 1,
     return np.asarray(right, np.uint8), ~front.filled[0].numpy()
 
 
-def _hidden(front: ForwardWarp, disparity: NDArray[np.float32], scale_sign: int) -> NDArray[np.uint8]:
-    """Left pixels (H,W, 1 where set) that the background layer lacks: objects in front of where a hole opens.
+def _hidden(front: ForwardWarp, disparity: F32, scale_sign: int) -> NDArray[np.uint8]:
+    """Left pixels (H,W uint8, 1 where set) that the background layer must inpaint: objects in front of the holes.
 
-    A hole as wide as k pixels shows k pixels of background behind its object's edge. More than twice as many are left
-    open: the inpainting starts from all sides, and what will be seen must be out of the object's reach.
+    A hole of k pixels shows k pixels of background behind the object's edge. More than twice as many pixels are
+    inpainted: the inpainting starts from all sides, and the object's colours must not reach the pixels that will be
+    seen.
     """
     beside = columns_of(front, disparity, scale_sign)
     rows, holes = np.nonzero(~front.filled[0].numpy())

@@ -1,4 +1,4 @@
-"""A model's files, in a folder or on the Hub: which there are, what pins them, and the way to this machine."""
+"""A model's files, in a folder or on the Hugging Face Hub: their names, their revision, their download."""
 
 import hashlib
 import json
@@ -22,29 +22,35 @@ WEIGHTS = {
     "text_encoder": "model",
     "safety_checker": "model",
 }
-"""Name of the weight files in the folders that have any."""
+"""Parts of a checkpoint that have weights, and the name of their weight files."""
 
 DEPTH_WEIGHTS = ["*.safetensors"]
 DEPTH_FILES = ["config.json", "preprocessor_config.json", *DEPTH_WEIGHTS, "*.safetensors.index.json"]
 CLIP_WEIGHTS = ["model.safetensors", "model-0*.safetensors"]
-"""Not all there are: repositories hold the same weights for other libraries, too."""
+"""Patterns of transformers' weight files; repositories also hold the same weights for other libraries."""
 CLIP_PROCESSORS = ["preprocessor_config.json", "processor_config.json"]
-"""Either says how pictures are prepared; transformers 5 writes the second."""
+"""Files that say how pictures are prepared; one is enough, and transformers 5 writes the second."""
 CLIP_FILES = [
     *("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"),
     *(*CLIP_PROCESSORS, *CLIP_WEIGHTS, "model.safetensors.index.json"),
 ]
 COMPLETE = "it needs a complete model folder"
+"""Remedy in messages about files that are missing."""
 
 
 def local_folder(path: str, part: str) -> Path | None:
-    """The folder of a model that is not on the Hub; `part` is `sd`, `sd_depth` or `depth` of the embedded demo."""
+    """The folder of a model on this machine, or None where there is none.
+
+    Args:
+        path: a folder, a Hub id, or `demo`, as the user wrote it.
+        part: which of the embedded models `demo` means, see `part_of`.
+    """
     folder = DEMO_FOLDER / part if path == DEMO else Path(path).expanduser()
     return folder if folder.is_dir() else None
 
 
 def part_folder(folder: Path, name: str) -> Path:
-    """Folder of one part of a checkpoint. The embedded `sd_depth` takes the parts that it lacks from `sd`."""
+    """The folder of one part of a checkpoint; the embedded `sd_depth` takes the parts that it lacks from `sd`."""
     own = folder / name
     if folder == DEMO_FOLDER / "sd_depth" and not own.is_dir():
         return DEMO_FOLDER / "sd" / name
@@ -52,12 +58,15 @@ def part_folder(folder: Path, name: str) -> Path:
 
 
 def fetch(spec: ModelSpec, mode: str = "text", safety_checker: bool = False) -> Path:
-    """Folder with a pinned model's files, downloaded once per machine where it is on the Hub.
+    """Return the folder with a pinned model's files; models on the Hub are downloaded once per machine.
 
     Args:
-        spec: of a resolved recipe.
-        mode: of the recipe; the embedded demo has a checkpoint of its own for `depth`.
-        safety_checker: with the files of the safety checker.
+        spec: a model of a resolved recipe.
+        mode: the recipe's mode; the embedded demo has a separate checkpoint for `depth`.
+        safety_checker: whether the files of the safety checker are needed, too.
+
+    Raises:
+        ModelError: the download failed.
     """
     folder = local_folder(spec.path, part_of(spec, mode))
     if folder is not None:
@@ -69,25 +78,25 @@ def fetch(spec: ModelSpec, mode: str = "text", safety_checker: bool = False) -> 
         cached = Path(snapshot_download(spec.path, revision=spec.revision, allow_patterns=files))
         names = {path.relative_to(cached).as_posix() for path in cached.rglob("*")}
         problem = "" if has_weights(spec, names, safety_checker) else "its weights are not in the cache"
-    except Exception as error:  # the client raises its own errors, those of httpx and of the system
+    except Exception as error:  # the client raises its own errors, httpx's and the system's
         problem = type(error).__name__
-    if problem:  # an unreachable Hub may also show as a folder without the weights
+    if problem:  # where the Hub cannot be reached, the client may also return a cached folder without weights
         raise ModelError(
-            f"model {spec.path}: cannot be downloaded to this machine ({problem}); every machine of the job needs "
-            "the Hub, or give the path of a folder that all of them see"
+            f"model {spec.path}: cannot be downloaded to this machine ({problem}); every machine of the job must reach "
+            "the Hub, or give the path of a folder that all of them can read"
         )
     return cached
 
 
 def part_of(spec: ModelSpec, mode: str) -> str:
-    """Which of the embedded models a spec means: `sd`, `sd_depth` or `depth`; `clip` is none of them."""
+    """Which embedded model a spec means where its path is `demo`: `sd`, `sd_depth` or `depth`; there is no `clip`."""
     if isinstance(spec, StableDiffusionSpec):
         return "sd_depth" if mode == "depth" else "sd"
     return "depth" if isinstance(spec, DepthSpec) else "clip"
 
 
 def patterns_of(spec: ModelSpec, safety_checker: bool) -> list[str]:
-    """Patterns of the files that are pinned and loaded: not the other variants, which are gigabytes."""
+    """Patterns of the files that are pinned and loaded; other variants of the weights, gigabytes each, are left out."""
     if isinstance(spec, StableDiffusionSpec):
         return _sd_patterns(spec.variant, safety_checker)
     return DEPTH_FILES if isinstance(spec, DepthSpec) else CLIP_FILES
@@ -101,45 +110,56 @@ def _sd_patterns(variant: str | None, safety_checker: bool) -> list[str]:
 
 
 def weight_files(part: str, variant: str | None) -> list[str]:
-    """Patterns of the weight files of a part; the second of sharded ones."""
+    """Patterns of the weight files of a part: the first for a single file, the second for sharded weights."""
     stem = f"{part}/{WEIGHTS[part]}" + (f".{variant}" if variant else "")
     return [f"{stem}.safetensors", f"{stem}-0*.safetensors"]
 
 
 class ModelFiles(Protocol):
-    """A model's files, wherever they are."""
+    """A model's files, in a folder or on the Hub.
+
+    Attributes:
+        names: paths of the files inside the model.
+    """
 
     names: set[str]
 
     @property
     def revision(self) -> str:
-        """What pins their content."""
+        """Identifier of the files' content."""
 
     def config(self, name: str) -> dict[str, Any]:
-        """One JSON file."""
+        """Read one JSON file; raises ModelError where it is missing or broken."""
 
 
 def find(spec: ModelSpec, mode: str = "text", safety_checker: bool = False) -> ModelFiles:
-    """The files of a model, wherever it is; arguments as for `fetch`. Raises ModelError."""
+    """Find the files of a model, in a folder or on the Hub; arguments as for `fetch`.
+
+    Raises:
+        ModelError: there is no such model, or the Hub cannot be reached.
+    """
     folder = local_folder(spec.path, part_of(spec, mode))
     if folder is not None:
         return FolderFiles(spec, folder, patterns_of(spec, safety_checker))
     if isinstance(spec, StableDiffusionSpec) and Path(spec.path).expanduser().is_file():
         raise ModelError(
-            f"model {spec.path}: is a single file; write it as a folder with diffusers' "
+            f"model {spec.path}: is a single file; convert it to a folder with diffusers' "
             "StableDiffusionPipeline.from_single_file(...).save_pretrained(...)"
         )
     if _looks_like_path(spec.path):
-        raise ModelError(f"model {spec.path}: no such folder")
+        raise ModelError(
+            f"model {spec.path}: no such folder; give the path of a folder, or a Hub id such as owner/name"
+        )
     return HubFiles(spec)
 
 
 def _looks_like_path(path: str) -> bool:
+    """Whether this cannot be a Hub id (`owner/name`)."""
     return path.startswith(("/", ".", "~")) or path.count("/") != 1
 
 
 class FolderFiles:
-    """Of a folder on this machine; pinned by a digest of their content."""
+    """Files of a folder on this machine, pinned by a digest of their content."""
 
     def __init__(self, spec: ModelSpec, folder: Path, patterns: list[str]) -> None:
         self.spec, self.folder, self.patterns = spec, folder, patterns
@@ -171,12 +191,15 @@ class FolderFiles:
                     content.update(hashlib.file_digest(file, "sha256").digest())
         revision = f"sha256:{content.hexdigest()[:32]}"
         if self.spec.revision not in (None, revision):
-            raise ModelError(f"model {self.spec.path}: its content is {revision}, not revision {self.spec.revision}")
+            raise ModelError(
+                f"model {self.spec.path}: its content is {revision}, not revision {self.spec.revision}; restore the "
+                "folder, or set the revision to null for a new output"
+            )
         return revision
 
 
 class HubFiles:
-    """Of a repository on the Hub; pinned by its commit."""
+    """Files of a repository on the Hub, pinned by its commit."""
 
     def __init__(self, spec: ModelSpec) -> None:
         from huggingface_hub import HfApi
@@ -192,24 +215,25 @@ class HubFiles:
             info = HfApi().model_info(spec.path, revision=spec.revision, timeout=30)
         except GatedRepoError:
             raise ModelError(
-                f"model {spec.path}: its licence must be accepted; do so on its page on the Hub and set HF_TOKEN"
+                f"model {spec.path}: its licence must be accepted; accept it on its page on the Hub and set HF_TOKEN"
             ) from None
         except RepositoryNotFoundError:
             raise ModelError(
-                f"model {spec.path}: not on the Hub under this name, or private (set HF_TOKEN), and no folder "
-                "of this name exists here"
+                f"model {spec.path}: not on the Hub under this name, and no folder of this name exists here; check the "
+                "name, or set HF_TOKEN if the model is private"
             ) from None
         except RevisionNotFoundError:
             raise ModelError(
-                f"model {spec.path}: has no revision {spec.revision}; give a branch, tag or commit, or null"
+                f"model {spec.path}: has no revision {spec.revision}; give an existing branch, tag or commit, or null"
             ) from None
         except OfflineModeIsEnabled:
             raise ModelError(
-                f"model {spec.path}: no folder of this name, and HF_HUB_OFFLINE=1 forbids asking the Hub"
+                f"model {spec.path}: no folder of this name, and HF_HUB_OFFLINE=1 forbids asking the Hub; give the "
+                "path of a folder, or unset HF_HUB_OFFLINE"
             ) from None
-        except Exception as error:  # of the client, of httpx or of the system
+        except Exception as error:  # the client's, httpx's or the system's
             raise ModelError(
-                f"model {spec.path}: the Hub cannot be reached or refuses ({type(error).__name__}); "
+                f"model {spec.path}: the Hub cannot be reached or refuses access ({type(error).__name__}); "
                 "give the path of a local folder instead"
             ) from None
         self.revision = str(info.sha)
@@ -222,7 +246,7 @@ class HubFiles:
         try:
             path = hf_hub_download(self.spec.path, name, revision=self.revision)
             return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except Exception as error:  # of the client, of httpx, of the system or of JSON
+        except Exception as error:  # the client's, httpx's, the system's or the JSON parser's
             raise ModelError(
                 f"model {self.spec.path}: {name} is missing or broken ({type(error).__name__}); "
                 "it needs a complete model in diffusers or transformers format"
@@ -237,10 +261,10 @@ def has_weights(spec: ModelSpec, names: set[str], safety_checker: bool) -> bool:
 
 
 def weighty(safety_checker: bool) -> list[str]:
-    """The parts of a Stable Diffusion checkpoint that have weights and are loaded."""
+    """Parts of a Stable Diffusion checkpoint that have weights and are loaded."""
     return [part for part in WEIGHTS if part in SD_FOLDERS or safety_checker]
 
 
 def any_matches(names: set[str], patterns: list[str]) -> bool:
-    """Whether any of the names is of any of the patterns."""
+    """Whether any of the names matches any of the patterns."""
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)

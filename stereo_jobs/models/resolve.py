@@ -1,7 +1,7 @@
-"""Checks a recipe's models by their configs and pins their content, before anything heavy is imported.
+"""Checks a recipe's models by their configs and pins their revisions, before anything heavy is imported.
 
-A Hub id resolves to a commit, a folder (and the embedded `demo`) to a digest of its files. Both go into the
-recipe, so that a changed model is seen as a changed recipe.
+A Hub id is pinned to a commit, a folder (also the embedded `demo`) to a digest of its files. The revision goes into the
+recipe, so that a changed model is noticed as a changed recipe.
 """
 
 from collections.abc import Callable
@@ -36,12 +36,18 @@ POLARITY = {
     "glpn": "metric",
     "depth_pro": "inverse",
 }
-"""What the networks of a transformers family return, before any post-processing (which inverts DepthPro's); MiDaS
-checkpoints are of the family `dpt`."""
+"""Polarity of what the networks of a transformers family return, before any post-processing (which inverts the depth of
+DepthPro). MiDaS checkpoints belong to the family `dpt`."""
 
 
 class SDFacts(NamedTuple):
-    """What a Stable Diffusion checkpoint's configs say."""
+    """Sizes from the configs of a Stable Diffusion checkpoint, in pixels.
+
+    Attributes:
+        latent_factor: image pixels per latent pixel.
+        native_size: width and height of the images that it was trained with.
+        size_multiple: number that width and height must be multiples of.
+    """
 
     latent_factor: int
     native_size: int
@@ -49,10 +55,10 @@ class SDFacts(NamedTuple):
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
-    """The recipe with every model pinned and the image size written out.
+    """Return the recipe with every model pinned and the image size filled in.
 
     Raises:
-        ModelError: a model cannot be used, with the remedy.
+        ModelError: a model cannot be used; the message says what to do.
     """
     sd, depth = recipe.models.stable_diffusion, recipe.models.depth
     wants_safety = recipe.models.safety_checker
@@ -81,13 +87,13 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
 
 
 def _check_choice(recipe: Recipe) -> None:
-    """Refuse an estimator that nobody chose, and a precision that the inversion cannot work in. Raises ModelError."""
+    """Refuse a depth estimator that was not chosen, and a precision too low for the inversion. Raises ModelError."""
     sd, method = recipe.models.stable_diffusion, recipe.method
     estimates = method.geometry == "relative" or recipe.quality.enabled
     if sd.path != DEMO and estimates and "depth" not in recipe.models.model_fields_set:
         raise ModelError(
             f"recipe.models.depth: must be given for {sd.path}, for example {{path: {ESTIMATOR_EXAMPLE}}}; the "
-            "embedded estimator has seen nothing but rendered toy rooms (write {path: demo} to take it all the same)"
+            "embedded estimator was trained on rendered toy rooms only (write {path: demo} to use it nevertheless)"
         )
     inverts = recipe.mode in ("image", "inpaint") or method.two_pass
     if sd.dtype == "bfloat16" and inverts and method.diffuses_pair and method.inversion == "null_text":
@@ -101,15 +107,15 @@ def _check_choice(recipe: Recipe) -> None:
 
 
 def check_stable_diffusion(path: str, config: Callable[[str], dict[str, Any]], mode: str = "text") -> SDFacts:
-    """Refuse what is not a Stable Diffusion 1.x / 2.x checkpoint that `mode` can use.
+    """Check that a checkpoint is a Stable Diffusion 1.x / 2.x checkpoint that `mode` can use.
 
     Args:
-        path: as the user wrote it, for messages.
-        config: reads one JSON file of the checkpoint by its name.
-        mode: `depth` takes a depth-conditioned checkpoint, the others the plain one.
+        path: the model as the user named it, for messages.
+        config: reads one JSON file of the checkpoint, given its name.
+        mode: the recipe's mode; `depth` takes a depth-conditioned checkpoint, the others a plain one.
 
     Raises:
-        ModelError: what it is, what the mode takes, what to do.
+        ModelError: it is not; the message says what it is, what the mode takes, and what to do.
     """
     family = config("model_index.json").get("_class_name")
     if family not in ("StableDiffusionPipeline", DEPTH_FAMILY):
@@ -125,7 +131,7 @@ def check_stable_diffusion(path: str, config: Callable[[str], dict[str, Any]], m
     if width and given and width != given:
         raise ModelError(
             f"model {path}: its U-Net reads text embeddings of width {width} and its text encoder makes {given}; "
-            "the parts are of different checkpoints, fetch them from one"
+            "the parts come from different checkpoints; take all of them from one"
         )
     _check_scheduler(path, config("scheduler/scheduler_config.json"))
     for name, part, keys in (
@@ -144,6 +150,7 @@ def check_stable_diffusion(path: str, config: Callable[[str], dict[str, Any]], m
 
 
 def _taken(mode: str) -> str:
+    """The checkpoints that a mode takes, with an example, for messages."""
     if mode == "depth":
         return (
             f"depth mode takes a depth-conditioned checkpoint ({DEPTH_FAMILY}, 4 latent channels and one of depth), "
@@ -156,7 +163,7 @@ def _taken(mode: str) -> str:
 
 
 def _check_scheduler(path: str, scheduler: dict[str, Any]) -> None:
-    """Refuse noise schedules that the samplers do not follow. Raises ModelError."""
+    """Refuse noise schedules that the samplers do not support. Raises ModelError."""
     for key, default, known in (
         ("prediction_type", "epsilon", ("epsilon", "v_prediction")),
         ("beta_schedule", "scaled_linear", ("scaled_linear", "linear")),
@@ -167,8 +174,8 @@ def _check_scheduler(path: str, scheduler: dict[str, Any]) -> None:
         if value not in known:
             allowed = " or ".join(str(choice) for choice in known if choice is not None) or "absent"
             raise ModelError(
-                f"model {path}: {key} {value!r} is not {allowed}, the noise schedules of Stable Diffusion 1.x and 2.x "
-                f"that the samplers know; use a checkpoint trained with one of them, for example {PLAIN_EXAMPLE}"
+                f"model {path}: {key} {value!r} is not {allowed}; the samplers support the noise schedules of Stable "
+                f"Diffusion 1.x and 2.x: use a checkpoint trained with one of them, for example {PLAIN_EXAMPLE}"
             )
 
 
@@ -177,7 +184,7 @@ def _check_sd_files(spec: StableDiffusionSpec, names: set[str], wants_safety: bo
     if wants_safety and not {"safety_checker/config.json", "feature_extractor/preprocessor_config.json"} <= names:
         raise ModelError(
             f"model {spec.path}: has no safety_checker and feature_extractor, which recipe.models.safety_checker "
-            f"asks for; set that to false, or use a checkpoint that has them, for example {PLAIN_EXAMPLE}"
+            f"asks for; set that to false, or use a checkpoint that has both, for example {PLAIN_EXAMPLE}"
         )
     for part in weighty(wants_safety):
         _check_weights(spec.path, part, names, weight_files(part, spec.variant), spec.variant)
@@ -185,7 +192,7 @@ def _check_sd_files(spec: StableDiffusionSpec, names: set[str], wants_safety: bo
 
 
 def _check_tokenizer(path: str, part: str, names: set[str]) -> None:
-    """Refuse a part without a vocabulary: transformers would make an empty one. Raises ModelError."""
+    """Refuse a tokenizer without a vocabulary; transformers would make an empty one. Raises ModelError."""
     single, *pair = (f"{part}/{name}".lstrip("/") for name in ("tokenizer.json", "vocab.json", "merges.txt"))
     if single not in names and not {*pair} <= names:
         raise ModelError(
@@ -204,7 +211,7 @@ def _check_weights(path: str, part: str, names: set[str], wanted: list[str], var
         kind = f"of variant {variant!r}" if variant else "without a variant"
         raise ModelError(
             f"model {path}: no {part} weights {kind}, only {others[0]}; set recipe.models.stable_diffusion.variant "
-            "to what there is, or null"
+            "to a variant that exists, or to null"
         )
     raise ModelError(
         f"model {path}: no .safetensors weights in {part or 'transformers format'}"
@@ -214,7 +221,11 @@ def _check_weights(path: str, part: str, names: set[str], wanted: list[str], var
 
 
 def depth_polarity(spec: DepthSpec, config: dict[str, Any]) -> str:
-    """`inverse` or `metric`, from the spec or the family. Raises ModelError where nobody knows."""
+    """The polarity of a depth estimator, `inverse` or `metric`, from the spec or from the model's family.
+
+    Raises:
+        ModelError: the spec does not say it, and the family is not known.
+    """
     if spec.polarity != "auto":
         return spec.polarity
     family = str(config.get("model_type"))
@@ -222,8 +233,8 @@ def depth_polarity(spec: DepthSpec, config: dict[str, Any]) -> str:
         return "metric"
     if family not in POLARITY:
         raise ModelError(
-            f"depth model {spec.path}: it is not known whether the family {family!r} returns inverse or "
-            "metric depth; declare recipe.models.depth.polarity"
+            f"depth model {spec.path}: it is not known whether the family {family!r} returns inverse or metric depth; "
+            "declare recipe.models.depth.polarity (inverse or metric)"
         )
     return POLARITY[family]
 
@@ -232,7 +243,11 @@ def depth_polarity(spec: DepthSpec, config: dict[str, Any]) -> str:
 
 
 def resolve_clip(spec: ClipSpec) -> ClipSpec:
-    """The same model, pinned. Raises ModelError for another family, and for files that are missing."""
+    """Return the spec of a CLIP model with its revision pinned.
+
+    Raises:
+        ModelError: the model is not CLIP, or files are missing.
+    """
     files = find(spec)
     family = files.config("config.json").get("model_type")
     if family != "clip":

@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x / 2.x as the parts the method needs: text encoder, U-Net, VAE, noise schedule."""
+"""Stable Diffusion 1.x / 2.x, as the parts that the method needs: text encoder, U-Net, VAE, noise schedule."""
 
 import json
 import logging
@@ -19,14 +19,17 @@ log = logging.getLogger(__name__)
 
 
 class StableDiffusion:
-    """A loaded checkpoint. Latents are scaled (unit variance) float32 everywhere outside this class.
+    """A loaded checkpoint (Rombach et al. 2022). Outside this class, latents are float32, scaled to unit variance.
 
     Args:
-        folder: checkpoint in diffusers format.
-        dtype: of the networks. In float16 the VAE stays in float32 where its config says `force_upcast` (diffusers'
-            default, so that published checkpoints say it too): its activations can leave the range of float16.
-        device: where the networks go.
-        variant: of the weight files, for example `fp16`.
+        folder: a checkpoint in diffusers format.
+        dtype: the networks' precision. With float16, the VAE stays in float32 if its config says `force_upcast`
+            (diffusers' default, also in published checkpoints), because its activations can exceed float16's range.
+        device: name of the torch device that computes.
+        variant: variant of the weight files, for example `fp16`; None: the files without a variant.
+
+    Raises:
+        ModelError: a file is missing or broken.
     """
 
     def __init__(self, folder: Path, dtype: torch.dtype, device: str, variant: str | None = None) -> None:
@@ -36,7 +39,7 @@ class StableDiffusion:
         tokenizer = part_folder(folder, "tokenizer")
         try:
             self.tokenizer = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
-        except Exception as error:  # the tokenizers library raises nothing more special for a broken file
+        except Exception as error:  # for a broken file, the tokenizers library raises plain `Exception`
             raise ModelError(f"model {tokenizer}: cannot be loaded ({error})") from error
         self.text_encoder = load(CLIPTextModel, "text_encoder")
         self.unet = load(UNet2DConditionModel, "unet")
@@ -51,23 +54,23 @@ class StableDiffusion:
 
     @classmethod
     def load(cls, spec: StableDiffusionSpec, device: str, mode: str = "text") -> "StableDiffusion":
-        """Load the checkpoint of a resolved spec, for a recipe's mode."""
+        """Load the checkpoint of a resolved spec for a recipe's mode."""
         return cls(fetch(spec, mode), getattr(torch, spec.dtype), device, spec.variant)
 
     @property
     def depth_conditioned(self) -> bool:
-        """Whether the U-Net reads a depth map beside the latent, as one more channel in [-1, 1], 1 the nearest."""
+        """Whether the U-Net takes depth as one more channel beside the latent, in [-1, 1], where 1 is nearest."""
         return bool(self.unet.config.in_channels == self.latent_channels + 1)
 
     # --- Prompts ---
 
     @property
     def prompt_tokens(self) -> int:
-        """Tokens of an encoded prompt with its start and end, 77 for CLIP."""
+        """Number of tokens of a prompt that the encoder reads, start and end tokens included: 77 for CLIP."""
         return int(min(self.tokenizer.model_max_length, self.text_encoder.config.max_position_embeddings))
 
     def encode_prompts(self, prompts: list[str]) -> Tensor:
-        """Text embeddings, B,n,c. What does not fit the encoder is cut off, as everywhere: see `truncated`."""
+        """Encode B prompts to text embeddings, B,n,c. Tokens after the first n are cut off; see `truncated`."""
         ids = self.tokenizer(
             prompts, padding="max_length", max_length=self.prompt_tokens, truncation=True, return_tensors="pt"
         ).input_ids
@@ -75,15 +78,15 @@ class StableDiffusion:
         return embeddings
 
     def truncated(self, prompt: str) -> bool:
-        """Whether the encoder sees only the beginning of the prompt."""
+        """Whether the prompt is too long, so that the encoder reads only its beginning."""
         return len(self.tokenizer(prompt, verbose=False).input_ids) > self.prompt_tokens
 
     def unknown_words(self, prompt: str) -> list[str]:
-        """Words that the checkpoint never saw, each once, in order; none where the vocabulary is open.
+        """Words of a prompt that the checkpoint was not trained with, each once, in order.
 
-        A closed vocabulary (`closed_vocabulary` in tokenizer_config.json) has a token for each of its words; any
-        other falls apart into several, but for single letters and signs, which are always tokens. CLIP's own
-        vocabulary is open: its parts of words mean something.
+        Only a checkpoint with a closed vocabulary (`closed_vocabulary` in tokenizer_config.json) has unknown words: a
+        known word is one token, any other word becomes several. Single letters and signs are always one token. CLIP's
+        own vocabulary is open, because its parts of words carry meaning: the result is always empty.
         """
         if not self.tokenizer.init_kwargs.get("closed_vocabulary", False):
             return []
@@ -101,7 +104,7 @@ class StableDiffusion:
     # --- Images ---
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images B,3,H,W float32 in [0, 1] -> latents B,4,h,w: the mean of the VAE's posterior, nothing drawn.
+        """Encode images B,3,H,W float32 in [0, 1] to latents B,4,h,w, the mean of the VAE's posterior (no sampling).
 
         Raises:
             ValueError: the size is not a multiple of the latent factor.
@@ -114,8 +117,8 @@ class StableDiffusion:
         return mean.float() * float(self.vae.config.scaling_factor)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents B,4,h,w -> images B,3,H,W float32 in [0, 1]; NaN where the VAE's output is not finite."""
+        """Decode latents B,4,h,w to images B,3,H,W float32 in [0, 1]; NaN where the VAE's output is not finite."""
         scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
         pixels: Tensor = self.vae.decode(scaled).sample.float()
-        finite = pixels.nan_to_num(torch.nan, torch.nan, torch.nan)  # or else clamp would hide infinity
+        finite = pixels.nan_to_num(torch.nan, torch.nan, torch.nan)  # clamp would hide infinity
         return (finite / 2 + 0.5).clamp(0, 1)  # [-1,1] -> [0,1]

@@ -125,9 +125,9 @@ class BaselineViewMaker:
             return stack(self.sd, [torch.randn(shape, generator=stream) for stream in streams])
 
         condition = self._condition(lefts, shifts)
-        latents = repaint(model, solver, known, mask, noise, condition=condition)
-        images, usable = decode(self.sd, latents, decoded)
-        return images, usable & lefts.usable, model.evaluations
+        inpainted = repaint(model, solver, known, mask, noise, condition=condition)
+        images, usable = decode(self.sd, inpainted.x_0, decoded)
+        return images, usable & lefts.usable, inpainted.evaluations
 
     def _condition(self, lefts: LeftViews, shifts: list[_ImageShift]) -> Tensor | None:
         """Depth of the right views for a depth-conditioned U-Net: B,1,h,w in [-1, 1]; None for any other."""

@@ -9,7 +9,7 @@ import torch
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.models.clip import ClipScorer
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.files import fetch
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.models.stable_diffusion import StableDiffusion

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow, GuidedNoise, MaskedPhoto, Photo
 from stereo_jobs.pixels import Bools, Image, to_image, to_tensor
@@ -93,14 +93,14 @@ class _Made(NamedTuple):
         usable: B bool.
         trajectory: their latents; None for photos of a baseline, which needs none.
         unconditional: embeddings of the negative prompt that all further steps use.
-        spent: B, U-Net evaluations that the model's own counter does not hold.
+        evaluations: B, U-Net evaluations that went into each.
     """
 
     images: list[Image]
     usable: Tensor
     trajectory: Trajectory | None
     unconditional: Tensor
-    spent: Tensor
+    evaluations: Tensor
 
 
 class LeftViewMaker:
@@ -144,7 +144,7 @@ class LeftViewMaker:
             made.unconditional,
             batch.condition,
             usable,
-            made.spent + model.evaluations,
+            made.evaluations,
         )
         if made.trajectory is None or not self.method.diffuses_pair:
             return views
@@ -155,21 +155,22 @@ class LeftViewMaker:
         trajectory = denoise(batch.model, batch.solver, stack_noise(self.sd, batch.decoded), batch.condition)
         images, usable = decode(self.sd, trajectory.final, batch.decoded)
         if self.method.two_pass and self.method.diffuses_pair:
-            return self._inverted(batch, images, usable)
-        return _Made(images, usable, trajectory, batch.model.unconditional, _none_spent(batch))
+            return self._inverted(batch, images, usable, trajectory.evaluations)
+        return _Made(images, usable, trajectory, batch.model.unconditional, trajectory.evaluations)
 
     def _from_photos(self, batch: _Batch, photos: list[Photo], mask_guidance: float) -> _Made:
         """Take the photos, filled first where they are masked; inverted where the method diffuses the pair."""
         images = [photo.image for photo in photos]
         usable = torch.ones(len(photos), dtype=torch.bool, device=self.sd.device)
+        evaluations = torch.zeros(len(photos), dtype=torch.int64)
         masked = [photo for photo in photos if isinstance(photo, MaskedPhoto)]
         if masked:
-            images, usable = self._fill_masks(batch, masked, mask_guidance)
+            images, usable, evaluations = self._fill_masks(batch, masked, mask_guidance)
         if self.method.diffuses_pair:
-            return self._inverted(batch, images, usable)
-        return _Made(images, usable, None, batch.model.unconditional, _none_spent(batch))
+            return self._inverted(batch, images, usable, evaluations)
+        return _Made(images, usable, None, batch.model.unconditional, evaluations)
 
-    def _inverted(self, batch: _Batch, images: list[Image], usable: Tensor) -> _Made:
+    def _inverted(self, batch: _Batch, images: list[Image], usable: Tensor, evaluations: Tensor) -> _Made:
         """Find the latents of images (Sec. 3.4); unless inversion is direct, the views are what the latents show."""
         inside = [one.letterbox.into(to_tensor(image)) for one, image in zip(batch.decoded, images, strict=True)]
         x_0 = self.sd.encode(stack(self.sd, inside))
@@ -177,7 +178,7 @@ class LeftViewMaker:
         if self.method.inversion != "direct":
             images, reconstructed = decode(self.sd, trajectory.final, batch.decoded)
             usable = usable & reconstructed
-        return _Made(images, usable, trajectory, unconditional, spent)
+        return _Made(images, usable, trajectory, unconditional, evaluations + spent)
 
     def _invert(
         self, x_0: Tensor, model: GuidedUNet, solver: Solver, condition: Tensor | None
@@ -185,18 +186,22 @@ class LeftViewMaker:
         """Invert x_0: its latents, the unconditional embeddings of all further steps, and evaluations of each: B."""
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         pivot = ddim_inversion(plain, solver, x_0, condition)
-        spent = torch.full((len(x_0),), plain.evaluations, dtype=torch.int64)
         if self.method.inversion == "direct":
-            return pivot, model.unconditional, spent
+            return pivot, model.unconditional, pivot.evaluations
         if self.method.inversion == "ddim":
-            return denoise(model, solver, pivot.latents[0], condition), model.unconditional, spent
-        before = model.evaluations
+            left = denoise(model, solver, pivot.latents[0], condition)
+            return left, model.unconditional, pivot.evaluations + left.evaluations
         found = null_text(model, solver, pivot, iterations=self.method.null_text_iterations, condition=condition)
-        model.evaluations = before  # counted per sample: each stops on its own
-        return found.left, found.embeddings, spent + found.evaluations
+        return found.left, found.embeddings, pivot.evaluations + found.left.evaluations
 
-    def _fill_masks(self, batch: _Batch, masked: list[MaskedPhoto], guidance: float) -> tuple[list[Image], Tensor]:
-        """Inpainting (Sec. 5, Fig. 8): fill photos by the masked denoise; the images, and B bool, which hold no NaN."""
+    def _fill_masks(
+        self, batch: _Batch, masked: list[MaskedPhoto], guidance: float
+    ) -> tuple[list[Image], Tensor, Tensor]:
+        """Fill the masks of photos by the masked denoise (Sec. 5, Fig. 8).
+
+        Returns:
+            The images, B bool which hold no NaN, and B U-Net evaluations of each.
+        """
         decoded, model, solver, _ = batch
         pairs = list(zip(decoded, masked, strict=True))
         masks = stack(self.sd, [one.letterbox.map_into(_as_tensor(photo.mask)) for one, photo in pairs])
@@ -209,13 +214,13 @@ class LeftViewMaker:
         plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
         known = ddim_inversion(plain, solver, self.sd.encode(outside))
         guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, guidance)
-        filled = self.sd.decode(denoise_within(guided, solver, stack_noise(self.sd, decoded), known, mask=grid))
-        model.evaluations += plain.evaluations + guided.evaluations
+        inpainted = denoise_within(guided, solver, stack_noise(self.sd, decoded), known, mask=grid)
+        filled = self.sd.decode(inpainted.x_0)
         images = []
         for (one, photo), pixels in zip(pairs, filled, strict=True):
             inside = _as_tensor(photo.mask)[:, None] > 0.5
             images.append(to_image(torch.where(inside, one.letterbox.back(pixels[None]).cpu(), to_tensor(photo.image))))
-        return images, finite(filled)
+        return images, finite(filled), known.evaluations + inpainted.evaluations
 
     def _condition(self, decoded: list[DecodedRow]) -> Tensor | None:
         """Depth as a depth-conditioned U-Net takes it: B,1,h,w in [-1, 1], from the rows' maps or guides."""
@@ -238,10 +243,6 @@ class LeftViewMaker:
         # Always a whole batch: the estimator's numbers depend on the batch shape, too.
         estimated = self.depth.inverse_depth([some if image is None else image for image in images])
         return [e if values is None else values for e, values in zip(estimated, given, strict=True)]
-
-
-def _none_spent(batch: _Batch) -> Tensor:
-    return torch.zeros(len(batch.decoded), dtype=torch.int64)
 
 
 def _as_tensor(mask: Bools) -> Tensor:

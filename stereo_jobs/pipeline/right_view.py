@@ -103,7 +103,7 @@ class RightViewMaker:
             right if method.composite else None,
             [self._labels(lefts.decoded[i].letterbox, shifts[i]) for i in range(len(rows))],
             lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right),
-            lefts.evaluations + model.evaluations,
+            lefts.evaluations + latents.evaluations,
         )
 
     # --- The shift ---
@@ -182,15 +182,7 @@ class RightViewMaker:
 
 def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool) -> ForwardWarp:
     """Warp only the first `width` columns of a grid: the columns that pad it are no source and no target."""
-    warp = forward_warp(disparity[..., :width], sign, subpixel=subpixel)
-    padding = (0, disparity.shape[-1] - width)
-    return ForwardWarp(
-        functional.pad(warp.source, padding),
-        functional.pad(warp.filled, padding),
-        functional.pad(warp.visible, padding),
-        None if warp.beside is None else functional.pad(warp.beside, padding),
-        None if warp.share is None else functional.pad(warp.share, padding),
-    )
+    return forward_warp(disparity[..., :width], sign, subpixel=subpixel).pad(disparity.shape[-1] - width)
 
 
 def _image_warps(shifts: list[_LatentShift]) -> list[ImageWarp]:
@@ -207,14 +199,4 @@ def _continued(images: list[Image], shifts: list[_LatentShift]) -> list[Tensor]:
 
 def _stacked(shifts: list[_LatentShift]) -> tuple[ForwardWarp, Tensor]:
     """Stack the latent warps of single images into one of a batch, and their background columns."""
-    warps = [shift.latents for shift in shifts]
-    beside = [warp.beside for warp in warps if warp.beside is not None]
-    share = [warp.share for warp in warps if warp.share is not None]
-    warp = ForwardWarp(
-        torch.cat([warp.source for warp in warps]),
-        torch.cat([warp.filled for warp in warps]),
-        torch.cat([warp.visible for warp in warps]),
-        torch.cat(beside) if beside else None,
-        torch.cat(share) if share else None,
-    )
-    return warp, torch.cat([shift.columns for shift in shifts])
+    return ForwardWarp.cat([shift.latents for shift in shifts]), torch.cat([shift.columns for shift in shifts])

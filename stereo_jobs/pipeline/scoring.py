@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from stereo_jobs.models.clip import ClipScorer
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.pipeline.batching import padded
 from stereo_jobs.quality import truth

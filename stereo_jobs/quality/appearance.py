@@ -1,4 +1,4 @@
-"""Do the views look alike where they show the same, and does what fills the holes look like the rest?"""
+"""Whether the views look alike where they show the same things, and the holes like their surroundings."""
 
 from dataclasses import dataclass
 
@@ -6,24 +6,24 @@ import cv2
 import numpy as np
 from skimage.metrics import structural_similarity
 
-from stereo_jobs.pixels import Image
-from stereo_jobs.quality.labelled_pair import F32, Bools, Views, sample
+from stereo_jobs.pixels import F32, Bools, Image
+from stereo_jobs.quality.labelled_pair import Views, sample
 from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
 from stereo_jobs.quality.matcher import Match
 from stereo_jobs.quality.truth import decibels, masked_mean
 
 FEWEST_PIXELS = 96
-"""Pixels that the holes' inside and their surround must have before their sharpness is compared: the variance of fewer
-says little, and a fifth of the true pairs of 64 pixels would be taken for blurred."""
+"""The smallest number of pixels, inside the holes and around them, for which their sharpness is compared. The variance
+of fewer pixels says little: a fifth of the true pairs of 64x64 pixels would seem blurred."""
 QUANTISATION = 0.5
-"""Levels of 255 added to both gradients of `seam`, so that flat pictures have a ratio of one."""
+"""Levels of 255 added to both gradients of `seam`, so that flat pictures have a ratio of 1."""
 QUANTISATION_LAPLACIAN = 2.0
-"""Added to both variances of `hole_sharpness`: about what rounding to whole levels leaves in a Laplacian."""
+"""Variance added to both variances of `hole_sharpness`: about what rounding to whole levels leaves in a Laplacian."""
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Points 3, 4, 7 and 8 of quality control; NaN where there is nothing to measure. See docs/quality.md."""
+    """Points 3, 4, 7 and 8 of quality control, explained in docs/quality.md; NaN where there is nothing to measure."""
 
     backwarp_psnr: float
     backwarp_ssim: float
@@ -37,7 +37,12 @@ class Appearance:
 
 
 def measure_appearance(views: Views, found: Match) -> Appearance:
-    """Compare the views through the label, their colours through the matcher (`found`), and look into the holes."""
+    """Compare the views through the label and their colours through the matcher, and measure the holes.
+
+    Args:
+        views: the pair and its label.
+        found: what the matcher finds in its left and right view.
+    """
     back = back_warp(views, views.right)
     raw = None if views.raw_right is None else back_warp(views, views.raw_right)
     return Appearance(
@@ -57,7 +62,12 @@ def measure_appearance(views: Views, found: Match) -> Appearance:
 
 
 def back_warp(views: Views, right: Image) -> Image:
-    """The left view as the right one shows it, R(x - D(x)); what it cannot show is taken from the left itself."""
+    """The left view as the right one shows it, R(x - D(x)); pixels that the right view hides come from the left view.
+
+    Args:
+        views: the pair and its label.
+        right: H,W,3, the right view to sample; the finished one, or the one before the composite.
+    """
     sampled = sample(right, views.disparity)
     return np.where(views.visible[..., None], (sampled + 0.5).astype(np.uint8), views.left)
 
@@ -82,8 +92,16 @@ def _lpips(left: Image, back: Image, visible: Bools) -> float:
 def siou(left: Image, right: Image, wanted: Image) -> float:
     """Stereo intersection over union (Mono2Stereo, Yu et al. 2025): edges and change of `right` against `wanted`.
 
-    Three quarters for the edges (Canny 100/200), one for where the view differs from the left one by more than 5
-    levels. Two empty sets agree.
+    The weight of the edges (Canny 100/200) is 0.75. The weight of the change, the pixels that differ from the left view
+    by more than 5 levels, is 0.25. Two empty sets count as equal.
+
+    Args:
+        left: H,W,3 uint8.
+        right: H,W,3 uint8, the view to judge.
+        wanted: H,W,3 uint8, the true right view or the left view warped by the label.
+
+    Returns:
+        A number in [0, 1]; 1 is best.
     """
     grey = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (left, right, wanted)]
     edges = [cv2.Canny(view, 100, 200) > 0 for view in grey[1:]]
@@ -92,6 +110,7 @@ def siou(left: Image, right: Image, wanted: Image) -> float:
 
 
 def _iou(a: Bools, b: Bools) -> float:
+    """Intersection over union of two masks; 1 where both are empty."""
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 1.0
 
@@ -100,7 +119,11 @@ def _iou(a: Bools, b: Bools) -> float:
 
 
 def colour_drift(left: Image, right: Image, found: Match, visible: Bools) -> float:
-    """Length of the mean CIE Lab difference over visible, matched pixels: a cast, not noise. NaN without any."""
+    """Length of the mean CIE Lab difference over visible, matched pixels: a colour cast; noise averages out.
+
+    Returns:
+        A CIE Lab distance, 0 or more; NaN without a visible, matched pixel.
+    """
     over = visible & found.valid
     if not over.any():
         return np.nan
@@ -118,10 +141,10 @@ def _lab(image: Image | np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> F3
 
 
 def surround(hole: Bools) -> Bools:
-    """What continues the holes' background: pixels beside them, a sixteenth of the width (at least 4) deep.
+    """Pixels beside the holes on the background's side, up to a sixteenth of the width (at least 4 pixels) away: H,W.
 
-    A hole opens on the right of what is in front, so its background lies to its right; of one at the right edge of the
-    frame, to its left.
+    A hole opens to the right of an object in front, so its background lies to its right. A hole at the right edge of
+    the frame has its background to its left.
     """
     deep = max(4, hole.shape[1] // 16)
     beside = np.zeros_like(hole)
@@ -133,12 +156,16 @@ def surround(hole: Bools) -> Bools:
 
 
 def _right_border(hole: Bools) -> Bools:
-    """The part of the holes that reaches to the right edge."""
+    """The part of the holes that touches the right edge of the frame: H,W."""
     return np.logical_and.accumulate(hole[:, ::-1], axis=1)[:, ::-1]
 
 
 def hole_sharpness(right: Image, hole: Bools) -> float:
-    """Variance of the Laplacian inside the holes over that beside them; NaN for holes too small to have an inside."""
+    """Variance of the Laplacian inside the holes over the variance beside them: below 1, the holes are blurred.
+
+    Returns:
+        The ratio; NaN where fewer than `FEWEST_PIXELS` pixels lie inside the holes or beside them.
+    """
     laplacian = cv2.Laplacian(cv2.cvtColor(right, cv2.COLOR_RGB2GRAY), cv2.CV_64F)
     inside, beside = _inner(hole), surround(hole) & _inner(~hole)
     if min(inside.sum(), beside.sum()) < FEWEST_PIXELS:
@@ -148,16 +175,20 @@ def hole_sharpness(right: Image, hole: Bools) -> float:
 
 
 def _inner(area: Bools) -> Bools:
-    """Pixels whose four neighbours, as far as they exist, belong to the area, too."""
+    """Pixels of the area whose four neighbours, as far as they lie in the frame, belong to the area, too: H,W."""
     padded = np.pad(area, 1, mode="edge")
     return area & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
 
 
 def seam(right: Image, hole: Bools) -> float:
-    """Gradient across the seam of hole and background over the gradient on both sides of it; NaN without holes.
+    """Gradient across the seam between hole and background over the gradient on both sides: above 1, the seam shows.
 
-    Medians of the steps from pixel to pixel along the row, mean of the channels: an object's outline may lie on a part
-    of the seam. On the side of what is in front an edge belongs there.
+    The gradients are steps between neighbouring pixels of a row, averaged over the channels. Their medians are
+    compared, because an object's outline may coincide with a part of the seam. The seam with the object in front is
+    left out: an edge belongs there.
+
+    Returns:
+        The ratio; NaN without holes.
     """
     step = np.abs(np.diff(right.astype(np.float64), axis=1)).mean(-1)  # H,W,3 -> H,W-1
     border = _right_border(hole)

@@ -1,87 +1,121 @@
-"""Thresholds of quality control. Imports nothing heavy: a job's spec holds them."""
+"""Thresholds of quality control. This module imports nothing heavy, because a job's spec contains its config."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
 
 class QualityConfig(BaseModel):
-    """What is measured of every pair, and which pairs are accepted. A threshold of null switches its rule off."""
+    """Quality control of every pair: whether it is measured, and the rules of acceptance. Null switches a rule off."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     enabled: bool = Field(
-        True, description="Measure every pair: fills the columns `qc_*`, `accepted`, `reject_reason`."
+        True, description="Measure every pair and fill the columns `qc_*`, `accepted` and `reject_reason`."
     )
     drop_rejected: bool = Field(
         False,
-        description="Leave rejected pairs out of the data and list them among the errors as `rejected`, which "
-        "`max_failure_ratio` does not count and `retry-failed` does not try again. False keeps them, marked.",
+        description="Leave rejected pairs out of the data and list them among the errors as `rejected`; these do not "
+        "count for `max_failure_ratio` and `retry-failed` does not retry them. False keeps them with `accepted` false.",
     )
     max_vertical_px: float | None = Field(
-        0.5, gt=0, description="`vertical_shift`: corners lie higher or lower in the right view, median pixels."
+        0.5,
+        gt=0,
+        description="`vertical_shift`: largest vertical offset of corners between the views, median in pixels.",
     )
     max_color_delta: float | None = Field(
-        2.0, gt=0, description="`color_cast`: mean CIE Lab difference of pixels that match."
+        2.0, gt=0, description="`color_cast`: largest mean CIE Lab difference of matched pixels."
     )
     min_density: float | None = Field(
-        0.1, gt=0, le=1, description="`unmatched`: share of the visible pixels that a stereo matcher finds again."
+        0.1,
+        gt=0,
+        le=1,
+        description="`unmatched`: smallest share of the visible pixels that the stereo matcher must match.",
     )
-    min_fit_a: float | None = Field(-0.3, le=0, description="`swapped_eyes`: slope of matched over labelled disparity.")
+    min_fit_a: float | None = Field(
+        -0.3, le=0, description="`swapped_eyes`: smallest slope of the line fitted to matched over labelled disparity."
+    )
     max_offset_px: float | None = Field(
-        1.5, gt=0, description="`disparity_offset`: matched minus labelled disparity at zero, pixels."
+        1.5,
+        gt=0,
+        description="`disparity_offset`: largest offset of the line fitted to matched over labelled disparity, pixels.",
     )
     min_parallax: float | None = Field(
         0.3,
         gt=0,
         le=1,
-        description="`no_parallax`: matched over labelled disparity of near things; 0 is a copied view.",
+        description="`no_parallax`: smallest ratio of matched to labelled disparity of near things; 0: a copied view.",
     )
     min_identity: float | None = Field(
-        0.7, gt=0, le=1, description="`disparity_scale`: matched over labelled disparity of near things, at least."
+        0.7,
+        gt=0,
+        le=1,
+        description="`disparity_scale`: smallest ratio of matched to labelled disparity of near things.",
     )
-    max_identity: float | None = Field(1.4, ge=1, description="`disparity_scale`: the same, at most.")
+    max_identity: float | None = Field(
+        1.4, ge=1, description="`disparity_scale`: largest ratio of matched to labelled disparity of near things."
+    )
     max_bad_2: float | None = Field(
         0.6,
         gt=0,
         le=1,
-        description="`matcher`, and `raw_matcher` for the right view before the composite: share of matched pixels "
-        "more than 2 pixels off the label, beyond what the matcher gets wrong on a perfect pair (`qc_control_bad_2`).",
+        description="`matcher`, and `raw_matcher` for the right view before the composite: largest share of matched "
+        "pixels that are more than 2 pixels off the label, beyond the share that the matcher gets wrong on a perfect "
+        "pair (`qc_control_bad_2`).",
     )
     min_lr_consistency: float | None = Field(
-        None, gt=0, le=1, description="`left_right`: share of matches that the matcher confirms from the right view."
+        None,
+        gt=0,
+        le=1,
+        description="`left_right`: smallest share of matches that the matcher confirms from the right view.",
     )
     min_backwarp_psnr: float | None = Field(
-        None, gt=0, description="`backwarp`: dB of the right view warped back against the left."
+        None, gt=0, description="`backwarp`: smallest PSNR of the right view, warped back, against the left, dB."
     )
     max_backwarp_lpips: float | None = Field(
-        None, gt=0, description="`backwarp`: LPIPS of the same, also of the right view before the composite."
+        None,
+        gt=0,
+        description="`backwarp`: largest LPIPS of the right view, warped back, against the left; also for the right "
+        "view before the composite.",
     )
     min_siou: float | None = Field(
-        None, gt=0, le=1, description="`siou`: edges and change against the filled pixel warp."
+        None,
+        gt=0,
+        le=1,
+        description="`siou`: smallest stereo intersection over union (edges and change) with the left view warped by "
+        "the label.",
     )
     max_hole_share: float | None = Field(
-        None, gt=0, le=1, description="`holes`: share of the right view without a source."
+        None, gt=0, le=1, description="`holes`: largest share of the right view without a source in the left view."
     )
     max_empty_seam: float | None = Field(
-        40.0, gt=1, description="`empty_holes`: the seam's gradient, as for max_seam, of holes that nobody filled."
+        40.0,
+        gt=1,
+        description="`empty_holes`: like max_seam, but high enough that only holes left empty exceed it.",
     )
     max_seam: float | None = Field(
-        10.0, gt=1, description="`seam`: gradient across the holes' seam over the gradient around it."
+        10.0, gt=1, description="`seam`: largest ratio of the gradient across a hole's seam to the gradient around it."
     )
     min_hole_sharpness: float | None = Field(
-        0.08, gt=0, description="`blurred_holes`: variance of the Laplacian in the holes over that beside them."
+        0.08,
+        gt=0,
+        description="`blurred_holes`: smallest ratio of the Laplacian's variance in the holes to that beside them.",
     )
     max_depth_confidence: float | None = Field(
-        None, gt=0, description="`depth_doubt`: difference of the depth of the left view and of its mirror image."
+        None,
+        gt=0,
+        description="`depth_doubt`: largest difference of the depths estimated for the left view and for its mirror "
+        "image, as a share of the range.",
     )
     min_depth_rank: float | None = Field(
         0.5,
         gt=-1,
         le=1,
-        description="`other_depth`: rank correlation of the label's steps with the left view's depth.",
+        description="`other_depth`: smallest rank correlation of steps in the label with steps in the left view's "
+        "estimated depth.",
     )
     min_clip: float | None = Field(
         None,
         gt=0,
         le=100,
-        description="`prompt_mismatch`: the smaller CLIP score of the two views with the prompt; needs `models.clip`.",
+        description="`prompt_mismatch`: smallest CLIP score that both views must reach with the prompt; needs "
+        "`models.clip`.",
     )

@@ -1,21 +1,21 @@
-"""Do the views lie where the label says: a matcher against the label, left against right, and along columns."""
+"""Whether the views lie where the label says: matcher against label, left against right, and vertical offset."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
-from stereo_jobs.pixels import Image
-from stereo_jobs.quality.labelled_pair import F32, Bools, Views
+from stereo_jobs.pixels import F32, Bools, Image
+from stereo_jobs.quality.labelled_pair import Views
 from stereo_jobs.quality.matcher import Match, agreement, match
 
 FEWEST_MATCHES = 8
-"""Corners that must be found in both views before their median height means anything."""
+"""The smallest number of corners found in both views for which their median offset is measured."""
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Points 1, 2, 5 and 6 of quality control; NaN where there is nothing to measure. See docs/quality.md."""
+    """Points 1, 2, 5 and 6 of quality control, explained in docs/quality.md; NaN where there is nothing to measure."""
 
     epe: float
     bad_2: float
@@ -32,7 +32,12 @@ class Geometry:
 
 
 def measure_geometry(views: Views, found: Match) -> Geometry:
-    """Compare the label with what a matcher finds in the views (`found`, of left and right)."""
+    """Compare the label with what a matcher finds in the views.
+
+    Args:
+        views: the pair and its label.
+        found: what the matcher finds in its left and right view.
+    """
     label, visible, reach = views.disparity, views.visible, views.reach
     final = agreement(found, label, visible)
     control = agreement(match(views.left, views.warped, reach), label, visible)
@@ -51,15 +56,21 @@ def measure_geometry(views: Views, found: Match) -> Geometry:
 
 
 def match_right(left: Image, right: Image, reach: float) -> Match:
-    """Disparity of the right view: its pixel x shows what stands at x + d in the left one. From the flipped pair."""
+    """Match from the right view: its pixel x shows what stands at x + d in the left view.
+
+    The matcher is given the mirrored pair, since it always matches from the left view.
+    """
     flipped = match(np.ascontiguousarray(right[:, ::-1]), np.ascontiguousarray(left[:, ::-1]), reach)
     return Match(flipped.disparity[:, ::-1], flipped.valid[:, ::-1])
 
 
 def left_right_consistency(left: Match, right: Match, visible: Bools) -> float:
-    """Share of |D_L(x) - D_R(x - D_L(x))| <= 1 over the visible pixels matched from the left.
+    """Share of the visible, matched left pixels x with |D_L(x) - D_R(x - D_L(x))| <= 1 pixel.
 
-    A pixel whose counterpart has no disparity, or lies outside the frame, is not consistent. NaN without any match.
+    A pixel whose counterpart has no disparity, or lies outside the frame, is not consistent.
+
+    Returns:
+        A share in [0, 1]; NaN without any visible, matched pixel.
     """
     rows, columns = np.nonzero(visible & left.valid)
     if not rows.size:
@@ -73,9 +84,12 @@ def left_right_consistency(left: Match, right: Match, visible: Bools) -> float:
 
 
 def parallax_ratio(found: Match, label: F32, visible: Bools) -> float:
-    """Identity guard: median of matched over labelled disparity among the largest ones; 1 is right, 0 is no stereo.
+    """Median ratio of matched to labelled disparity of the nearest things: 1 is right, 0 is a copied view.
 
-    Over visible, matched pixels whose label exceeds both 2 pixels and half of the largest; NaN without any.
+    Only visible, matched pixels count whose label exceeds both 2 pixels and half of the largest label.
+
+    Returns:
+        The ratio; NaN without any such pixel.
     """
     size = np.abs(label)
     over = visible & found.valid & (size > max(2.0, float(size.max(initial=0.0)) / 2))
@@ -83,9 +97,12 @@ def parallax_ratio(found: Match, label: F32, visible: Bools) -> float:
 
 
 def vertical_shift(left: Image, right: Image) -> float:
-    """Median |dy| in pixels of corners (Shi and Tomasi 1994) followed into the right view (Lucas and Kanade 1981).
+    """Median |dy| of corners (Shi and Tomasi 1994) that are tracked into the right view (Lucas and Kanade 1981).
 
-    Needs no label. Corners count that are found again from there to half a pixel; NaN with fewer than eight.
+    It needs no label. Only corners count that are tracked back from the right view to within half a pixel.
+
+    Returns:
+        Pixels, 0 or more; NaN with fewer than `FEWEST_MATCHES` corners, or where a side is below 16 pixels.
     """
     grey = [cv2.cvtColor(view, cv2.COLOR_RGB2GRAY) for view in (left, right)]
     corners = cv2.goodFeaturesToTrack(grey[0], 500, 0.001, 4)

@@ -1,4 +1,4 @@
-"""A pair as quality control looks at it: the right view to the right, larger disparities nearer."""
+"""A pair with its label as quality control reads it: the second view on the right, larger disparities nearer."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -8,27 +8,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stereo_jobs.pixels import Image
+from stereo_jobs.pixels import F32, Bools, Image
 from stereo_jobs.stereo.fill import background_columns, extend_background, fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
-F32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
 T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True)
 class Views:
-    """Both views of a pair and its label; make it with `Views.of`.
+    """Both views of a pair and its label. Make it with `Views.of`.
 
     Attributes:
-        left: H,W,3 uint8, as `right`.
-        right: the finished right view.
-        disparity: H,W float32 pixels of the left view, finite: content moves left by it, nearer things further.
+        left: H,W,3 uint8.
+        right: H,W,3 uint8, the finished right view.
+        disparity: H,W float32, finite, pixels of the left view; content moves left by it, nearer things further.
         visible: H,W bool, left pixels that the right view shows and whose disparity is known.
         hole: H,W bool, right pixels without a source in the left view.
-        raw_right: the right view before it was composited with pixels of the left one.
-        true_right: what a camera saw there, where that is known.
+        raw_right: H,W,3 uint8, the right view before it was composited with pixels of the left one; None: no composite.
+        true_right: H,W,3 uint8, the view of a real camera; None: not known.
     """
 
     left: Image
@@ -52,23 +50,23 @@ class Views:
         true_right: Image | None = None,
         scale_sign: int = 1,
     ) -> "Views":
-        """Check a pair and turn it so that larger disparities are nearer.
+        """Check a pair and mirror it where needed, so that larger disparities are nearer.
 
-        With a negative scale the second view lies to the left of the first and the smallest disparity is the nearest:
-        mirrored, such a pair is one of positive scale.
+        With a negative scale the second view lies to the left of the first, and the smallest disparity is the nearest.
+        The mirror image of such a pair is a pair with a positive scale.
 
         Args:
-            left: H,W,3 uint8, as the other views.
-            right: finished right view.
-            disparity: H,W float32 pixels of the left view; not finite where it is unknown.
-            nonocc_left: H,W bool.
-            hole_right: H,W bool.
-            raw_right: see the class.
-            true_right: see the class.
-            scale_sign: negative for a pair of negative scale.
+            left: H,W,3 uint8.
+            right: H,W,3 uint8, the finished right view.
+            disparity: H,W float32, pixels of the left view; not finite where it is unknown.
+            nonocc_left: H,W bool, left pixels that the right view shows.
+            hole_right: H,W bool, right pixels without a source in the left view.
+            raw_right: H,W,3 uint8, see the class.
+            true_right: H,W,3 uint8, see the class.
+            scale_sign: negative for a pair with a negative scale.
 
         Raises:
-            ValueError: another type, or sizes that differ.
+            ValueError: an image is not H,W,3 uint8, or the sizes differ.
         """
         given = {"left": left, "right": right, "raw_right": raw_right, "true_right": true_right}
         for name, image in given.items():
@@ -99,12 +97,12 @@ class Views:
 
     @property
     def reach(self) -> float:
-        """Largest shift of the label, pixels."""
+        """Largest absolute disparity of the label, pixels."""
         return float(np.abs(self.disparity).max(initial=0.0))
 
     @cached_property
     def warped(self) -> Image:
-        """The left view warped by the label, holes filled from the background: the pixels the label asks for."""
+        """The left view warped by the label, holes filled from the background: a right view that fits the label."""
         disparity = torch.from_numpy(self.disparity)[None]
         sign = torch.ones(1)
         warp = forward_warp(disparity, sign, subpixel=True)
@@ -119,7 +117,7 @@ def _flip(values: NDArray[T]) -> NDArray[T]:
 
 
 def sample(image: NDArray[np.generic], disparity: F32) -> NDArray[np.float64]:
-    """What an image (H,W or H,W,C) shows at x - d(x), linear along the row, the frame's edge continued."""
+    """Sample an image (H,W or H,W,C) at x - d(x), linearly along the row; beyond the frame, its edge is repeated."""
     width = disparity.shape[1]
     at = np.clip(np.arange(width) - disparity.astype(np.float64), 0, width - 1)
     first = np.floor(at).astype(np.int64)

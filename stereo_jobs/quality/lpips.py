@@ -1,4 +1,4 @@
-"""Learned Perceptual Image Patch Similarity (LPIPS): version 0.1 on AlexNet, with embedded weights."""
+"""Learned Perceptual Image Patch Similarity (LPIPS), version 0.1 on AlexNet, with embedded weights."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -9,30 +9,29 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from stereo_jobs.pixels import Image
-
-F32 = NDArray[np.float32]
+from stereo_jobs.pixels import F32, Image
 
 WEIGHTS = Path(__file__).parent / "weights" / "alex_lpips_fp16.safetensors"
 SMALLEST_SIDE = 31
-"""Pixels: of a smaller image the second pooling leaves nothing for the last three layers."""
+"""Smallest side of an image in pixels; the poolings leave nothing of smaller ones for the last three layers."""
 
 STRIDE_AND_PADDING = ((4, 2), (1, 2), (1, 1), (1, 1), (1, 1))
+"""Stride and padding of AlexNet's five convolutions."""
 POOLED_BEFORE = (1, 2)
+"""Indices of the convolutions that have a max pooling before them."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """LPIPS of two images, or of the B pairs of a batch: 0 for equal images, larger for images further apart.
+    """LPIPS of two images, or of the B pairs of a batch: 0 for equal images, larger the more they differ.
 
     Attributes:
-        score: the published number, float32 of shape () or B: the mean of every layer's map, summed over the layers.
-        map: H,W or B,H,W float32: every layer's map, bilinearly upsampled to the image, summed over the layers. Its
-            mean is near `score` but not equal, as upsampling weighs the pixels at the border differently.
+        score: float32 of shape () or B, the published number: the mean of each layer's map, summed over the layers.
+        map: H,W or B,H,W float32: each layer's map, bilinearly upsampled to the image, summed over the layers. Its
+            mean is close to `score` but not equal, because upsampling weighs the pixels at the border differently.
     """
 
     score: F32
@@ -42,11 +41,11 @@ class Distance:
 class LPIPS:
     """Learned Perceptual Image Patch Similarity (Zhang et al. 2018, Eq. 1): version 0.1 on AlexNet.
 
-    Computes in float32, whatever the device. The same inputs give the same bits on one device with one number of
-    threads; batches, other devices and other numbers of threads may differ in the last bits.
+    It computes in float32 on every device. The same inputs give the same bits on the same device with the same number
+    of threads; another batch size, device or number of threads may change the last bits.
 
     Args:
-        device: where it computes, as torch names it.
+        device: name of the torch device that computes.
     """
 
     def __init__(self, device: str = "cpu") -> None:
@@ -59,10 +58,11 @@ class LPIPS:
         self.scale = torch.tensor([0.458, 0.448, 0.450], device=self.device)[:, None, None]
 
     def __call__(self, first: Image, second: Image) -> Distance:
-        """Distance of two images (H,W,3 uint8, RGB) or of the pairs of two batches (B,H,W,3 uint8); symmetric.
+        """Distance of two images (H,W,3 uint8, RGB), or of the pairs of two batches (B,H,W,3 uint8); symmetric.
 
         Raises:
-            ValueError: another type or shape, two different shapes, or a side below `SMALLEST_SIDE` pixels.
+            ValueError: an input has another type or shape, the shapes differ, or a side is below `SMALLEST_SIDE`
+                pixels.
         """
         _check(first, second)
         *batch, height, width, _ = first.shape
@@ -83,7 +83,7 @@ class LPIPS:
         )
 
     def _features(self, x: Tensor) -> Iterator[Tensor]:
-        """AlexNet's five layers after their ReLU, each N,C,h,w, of N,3,H,W in [-1,1]."""
+        """Outputs of AlexNet's five convolutions after their ReLU: N,3,H,W in [-1,1] -> N,C,h,w each."""
         x = (x - self.shift) / self.scale
         for i, (weight, bias) in enumerate(self.convolutions):
             if i in POOLED_BEFORE:
@@ -93,7 +93,7 @@ class LPIPS:
             yield x
 
     def _exact(self) -> AbstractContextManager[None]:
-        """No TF32 and no choice of algorithm by the clock, while a GPU computes; a CPU knows neither."""
+        """Switch off TF32 and the choice of algorithms by their speed while a GPU computes; a CPU has neither."""
         if self.device.type != "cuda":
             return nullcontext()
         return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
@@ -101,7 +101,7 @@ class LPIPS:
 
 @cache
 def lpips_model(device: str = "cpu") -> LPIPS:
-    """The LPIPS model of a device, loaded once a process."""
+    """The LPIPS model on a device, loaded once per process."""
     return LPIPS(device)
 
 

@@ -1,4 +1,4 @@
-"""Does a stereo matcher find the disparity that a pair is labelled with?"""
+"""A stereo matcher, and how its disparity agrees with the label of a pair."""
 
 from dataclasses import dataclass
 from math import ceil
@@ -7,15 +7,17 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from stereo_jobs.pixels import Image
-
-F32 = NDArray[np.float32]
-Bools = NDArray[np.bool_]
+from stereo_jobs.pixels import F32, Bools, Image
 
 
 @dataclass(frozen=True)
 class Match:
-    """A matcher's disparity of the left view, H,W float32 in pixels, and where it found one, H,W bool."""
+    """What the matcher finds in a pair.
+
+    Attributes:
+        disparity: H,W float32, disparity of the view that is matched from, in pixels.
+        valid: H,W bool, True where a disparity was found.
+    """
 
     disparity: F32
     valid: Bools
@@ -23,15 +25,15 @@ class Match:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How a label and a matcher's disparity agree over the visible, matched pixels; NaN where there are none.
+    """How a label and the matcher's disparity agree over the visible, matched pixels; NaN where there are none.
 
     Attributes:
         epe: mean absolute error, pixels.
         bad_2: share with an error over 2 pixels.
-        d1: share with an error over 3 pixels and over 5 % (KITTI 2015).
+        d1: share with an error over 3 pixels and over 5 % of the label (KITTI 2015).
         density: share of the visible pixels that were matched.
-        fit_a: slope of the robust line `matched = a * label + b`; negative for swapped eyes.
-        fit_b: its offset, pixels.
+        fit_a: slope a of the robust line `matched = a * label + b`; negative where the eyes are swapped.
+        fit_b: offset b of the line, pixels.
     """
 
     epe: float
@@ -43,16 +45,16 @@ class Agreement:
 
 
 def match(left: Image, right: Image, max_disparity: float) -> Match:
-    """Semi-global matching (Hirschmueller 2008, OpenCV's StereoSGBM) of both signs of disparity.
+    """Semi-global matching (Hirschmueller 2008, OpenCV's StereoSGBM) of positive and negative disparities.
 
     Args:
-        left: H,W,3 uint8, as `right`.
-        right: the other view.
-        max_disparity: largest disparity expected, pixels; as much is searched on the other side of zero, so that
-            swapped eyes are found as negative disparities.
+        left: H,W,3 uint8, the view to match from.
+        right: H,W,3 uint8.
+        max_disparity: largest expected disparity in pixels; the same range is searched on the other side of zero, so
+            that swapped eyes are found as negative disparities.
 
     Raises:
-        ValueError: the views differ in size, or the disparity is not finite.
+        ValueError: the sizes of the views differ, or `max_disparity` is negative or not finite.
     """
     if left.shape != right.shape:
         raise ValueError(f"the views must have one size, got {left.shape} and {right.shape}")
@@ -77,7 +79,13 @@ def match(left: Image, right: Image, max_disparity: float) -> Match:
 
 
 def agreement(found: Match, label: F32, visible: Bools) -> Agreement:
-    """Compare a matcher's disparity with a label (H,W float32, pixels) where the other view shows the pixel."""
+    """Compare the matcher's disparity with a label.
+
+    Args:
+        found: the match.
+        label: H,W float32 pixels; not finite where it is unknown.
+        visible: H,W bool, where the other view shows the pixel.
+    """
     over = visible & found.valid & np.isfinite(label)
     wanted, got = label[over].astype(np.float64), found.disparity[over].astype(np.float64)
     density = over.sum() / visible.sum() if visible.any() else np.nan
@@ -96,9 +104,11 @@ def agreement(found: Match, label: F32, visible: Bools) -> Agreement:
 
 
 def robust_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and offset of y ~ a x + b by least squares with bisquare weights (Tukey), ten rounds.
+    """Fit y ~ a x + b by iteratively reweighted least squares with bisquare weights (Beaton and Tukey 1974).
 
-    A constant x fixes no slope: then a is 1 and b the median difference.
+    Returns:
+        Slope a and offset b after ten rounds. Where x is constant, no slope can be found: a is 1, and b is the median
+        difference.
     """
     a, b = 1.0, float(np.median(y - x))
     if np.ptp(x) < 1e-6:

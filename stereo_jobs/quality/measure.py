@@ -1,22 +1,22 @@
-"""All metrics of a pair without ground truth, in one call. No network but LPIPS, no GPU, nothing random."""
+"""All metrics of a pair without ground truth, in one call. The only network is LPIPS; no GPU, nothing random."""
 
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from stereo_jobs.pixels import Image
+from stereo_jobs.pixels import F32, Bools, Image
 from stereo_jobs.quality.appearance import measure_appearance
-from stereo_jobs.quality.depth import depth_doubt, depth_rank
+from stereo_jobs.quality.depth_agreement import depth_doubt, depth_rank
 from stereo_jobs.quality.geometry import measure_geometry
-from stereo_jobs.quality.labelled_pair import F32, Bools, Views
+from stereo_jobs.quality.labelled_pair import Views
 from stereo_jobs.quality.matcher import match
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """What is measured of a pair: the columns `qc_*` of a dataset. None: there was nothing to measure it on.
+    """The metrics of a pair: the columns `qc_*` of a dataset. None: there was nothing to measure it on.
 
-    docs/quality.md says what each number means and which are good.
+    docs/quality.md says what each number means, and which values are good.
     """
 
     epe: float | None
@@ -64,21 +64,22 @@ def measure(
     """Measure one pair.
 
     Args:
-        left: H,W,3 uint8, as the other views.
-        right: finished right view.
-        disparity: H,W float32 pixels of the left view, what was applied; x_right = x_left - d. Not finite: unknown.
+        left: H,W,3 uint8.
+        right: H,W,3 uint8, the finished right view.
+        disparity: H,W float32, the applied shift in pixels of the left view (x_right = x_left - d); not finite where it
+            is unknown.
         nonocc_left: H,W bool, left pixels that the right view shows.
-        hole_right: H,W bool, right pixels without a source.
-        raw_right: the right view before it was composited, if it was.
-        true_right: what a camera saw there, if that is known; SIoU alone looks at it.
-        depth: H,W inverse depth that an estimator sees in the left view; without it both metrics of depth are None.
-        mirrored_depth: the same of the mirrored left view, as estimated.
-        clip_left: CLIP score of the left view with its prompt, where there is one.
-        clip_right: the same of the right view.
+        hole_right: H,W bool, right pixels without a source in the left view.
+        raw_right: H,W,3 uint8, the right view before it was composited; None: no composite.
+        true_right: H,W,3 uint8, the view of a real camera; None: not known. Only `siou` uses it.
+        depth: H,W inverse depth, as estimated for the left view; without it, both depth metrics are None.
+        mirrored_depth: H,W inverse depth, as estimated for the mirrored left view.
+        clip_left: CLIP score of the left view with its prompt; None: not scored.
+        clip_right: CLIP score of the right view with its prompt; None: not scored.
         scale_sign: negative where the second view lies to the left, so that the smallest disparity is the nearest.
 
     Raises:
-        ValueError: another type, or sizes that differ.
+        ValueError: an image is not H,W,3 uint8, or the sizes differ.
     """
     views = Views.of(
         left,
@@ -94,8 +95,9 @@ def measure(
     values = asdict(measure_geometry(views, found)) | asdict(measure_appearance(views, found))
     nearness = disparity if scale_sign >= 0 else -disparity
     values["depth_rank"] = np.nan if depth is None else depth_rank(nearness, depth, np.isfinite(disparity))
-    both = depth is not None and mirrored_depth is not None
-    values["depth_confidence"] = depth_doubt(depth, mirrored_depth) if both else np.nan  # type: ignore[arg-type]
+    values["depth_confidence"] = (
+        np.nan if depth is None or mirrored_depth is None else depth_doubt(depth, mirrored_depth)
+    )
     values |= {"clip_left": clip_left, "clip_right": clip_right}
     return Metrics(
         **{name: float(value) if value is not None and np.isfinite(value) else None for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""How near is a right view to the true one: PSNR, SSIM and LPIPS, over all, non-occluded and occluded pixels."""
+"""How close a right view is to the true one: PSNR, SSIM and LPIPS over all, non-occluded and occluded pixels."""
 
 from dataclasses import dataclass
 
@@ -7,35 +7,35 @@ import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
-from stereo_jobs.pixels import Image
+from stereo_jobs.pixels import Bools, Image
 from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
-Bools = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 
 PSNR_CAP = 100.0
-"""Decibels given to equal images, whose PSNR is infinite, so that columns and their means stay finite."""
+"""Decibels reported for equal images, whose PSNR is infinite, so that columns and their means stay finite."""
 
 
 @dataclass(frozen=True)
 class TrueScores:
-    """A right view against the true one; NaN over a set of pixels that is empty.
+    """Scores of a right view against the true one; NaN where there are no pixels to score.
 
-    The plain fields are over all pixels, as published; `_nonocc` over those that the left view shows too, `_occ` over
-    the holes. The parts come from the full image's maps, so a pixel beside a hole is judged with its surroundings.
+    Plain fields score all pixels, as in publications. `_nonocc` scores the pixels that the left view shows, too, and
+    `_occ` the pixels in the holes. Both take their part of the full image's maps, so that a pixel beside a hole is
+    judged together with its surroundings.
 
     Attributes:
-        psnr: decibels, at most `PSNR_CAP`; larger is better.
-        psnr_nonocc: of the mean squared error over those pixels.
-        psnr_occ: likewise.
-        ssim: at most 1 (equal); the mean without the 3 pixels along the border, where the window is cut.
-        ssim_nonocc: mean of the whole SSIM map, its border included, over those pixels.
-        ssim_occ: likewise; most holes of a stereo pair touch the border.
-        lpips: 0 (equal) or more; the mean of every layer's map, summed.
-        lpips_nonocc: mean of the upsampled LPIPS map over those pixels.
-        lpips_occ: likewise.
+        psnr: peak signal-to-noise ratio in decibels, at most `PSNR_CAP`; larger is better.
+        psnr_nonocc: PSNR from the mean squared error over the non-occluded pixels.
+        psnr_occ: PSNR from the mean squared error over the holes.
+        ssim: structural similarity, at most 1 (equal); without the 3 pixels along the border, where the window is cut.
+        ssim_nonocc: mean of the whole SSIM map, its border included, over the non-occluded pixels.
+        ssim_occ: mean of the whole SSIM map, its border included, over the holes, most of which touch the border.
+        lpips: perceptual distance, 0 (equal) or more; the mean of each layer's map, summed over the layers.
+        lpips_nonocc: mean of the upsampled LPIPS map over the non-occluded pixels.
+        lpips_occ: mean of the upsampled LPIPS map over the holes.
     """
 
     psnr: float
@@ -50,13 +50,17 @@ class TrueScores:
 
 
 def hidden(true_disparity: Floats) -> tuple[Bools, Bools]:
-    """What the left view does not show of the right one, and of which right pixels that is known; both H,W bool.
+    """Find the right pixels that the left view does not show, from the true disparity.
 
-    Gaps of the disparity are filled for the warp. A right pixel is known where it comes from left pixels of known
-    disparity alone; one of a hole, where the nearest pixels on both sides of it in its row are known.
+    Gaps in the disparity are filled for the warp. Whether a right pixel is hidden is known where all left pixels that
+    it comes from have a known disparity. For a pixel in a hole, it is known where the nearest pixels on both sides of
+    it in its row are known.
 
     Args:
         true_disparity: H,W pixels of the left view, not finite where unknown.
+
+    Returns:
+        Two H,W bool masks of the right view: the hidden pixels (holes), and the pixels for which this is known.
     """
     values = torch.from_numpy(true_disparity)[None]
     warp = forward_warp(fill_sparse(values), torch.ones(1), subpixel=True)
@@ -70,19 +74,18 @@ def score(
 ) -> TrueScores:
     """PSNR, SSIM (Wang et al. 2004) and LPIPS (Zhang et al. 2018) of a right view against the true one.
 
-    All with a data range of 255 on uint8 RGB. SSIM with scikit-image's defaults, which published comparisons use: an
-    even window of 7x7 pixels, sample covariance, K1 0.01, K2 0.03; of each channel, then the mean of the channels.
-    LPIPS on AlexNet, v0.1.
+    All use a data range of 255 on uint8 RGB. SSIM uses scikit-image's defaults, as published comparisons do: a uniform
+    window of 7x7 pixels, sample covariance, K1 0.01, K2 0.03, the mean over the channels. LPIPS is v0.1 on AlexNet.
 
     Args:
-        right: H,W,3 uint8, as `true_right`; sides of 31 pixels or more.
-        true_right: what a camera saw there.
+        right: H,W,3 uint8, with sides of 31 pixels or more.
+        true_right: H,W,3 uint8, the view of a real camera.
         hole: H,W bool, the pixels of the right view without a source in the left view.
-        known: H,W bool, where `hole` says the truth; the parts are scored there alone. None: everywhere.
-        device: where LPIPS computes, as torch names it.
+        known: H,W bool, where `hole` is known to be right; only there the parts are scored. None: everywhere.
+        device: name of the torch device that computes LPIPS.
 
     Raises:
-        ValueError: another type or shape, sizes that differ, or a side below 31 pixels.
+        ValueError: an input has another type or shape, the sizes differ, or a side is below 31 pixels.
     """
     _check(right, true_right, hole)
     seen = ~hole if known is None else ~hole & known
@@ -107,19 +110,28 @@ def score(
 
 
 def masked_mean(values: Floats, over: Bools) -> float:
-    """Mean of H,W values where `over` (H,W bool) holds, summed in float64; NaN where it holds nowhere."""
+    """Mean of H,W values where `over` (H,W bool) is True, summed in float64; NaN where it is True nowhere."""
     return float(values[over].mean(dtype=np.float64)) if over.any() else np.nan
 
 
 def psnr(image: Image, truth: Image, over: Bools | None = None) -> float:
-    """Peak signal-to-noise ratio in dB of two H,W,3 images, at most `PSNR_CAP`; `over` some pixels alone, H,W."""
+    """Peak signal-to-noise ratio of two images.
+
+    Args:
+        image: H,W,3 uint8.
+        truth: H,W,3 uint8.
+        over: H,W bool, the pixels that count. None: all.
+
+    Returns:
+        Decibels, at most `PSNR_CAP`.
+    """
     squared = (image.astype(np.float64) - truth) ** 2
     return decibels(float(np.mean(squared if over is None else squared[over])))
 
 
 def decibels(squared_error: float) -> float:
-    """Decibels of a mean squared error of values in [0,255]; NaN stays NaN."""
-    above_zero = np.maximum(squared_error, 1e-9)  # zero has no logarithm; the cap hides the difference
+    """PSNR in decibels, at most `PSNR_CAP`, from the mean squared error of values in [0,255]; NaN stays NaN."""
+    above_zero = np.maximum(squared_error, 1e-9)  # zero has no logarithm; values this small reach the cap anyway
     return float(np.minimum(PSNR_CAP, 10 * np.log10(255**2 / above_zero)))
 
 

@@ -1,4 +1,4 @@
-"""From metrics to a verdict: the first rule that a pair breaks, causes before what follows from them."""
+"""From metrics to a verdict: the first rule that a pair breaks is the reason, causes before their consequences."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -8,20 +8,20 @@ from stereo_jobs.quality.measure import Metrics
 
 
 class Verdict(NamedTuple):
-    """`reject_reason` is the name of a rule, None for an accepted pair."""
+    """Whether a pair is accepted; `reject_reason` is the name of the first rule that it breaks, None if accepted."""
 
     accepted: bool
     reject_reason: str | None
 
 
 def judge(metrics: Metrics, config: QualityConfig) -> Verdict:
-    """The verdict on one pair. A metric of None breaks no rule but `unmatched`: nothing vouches for such a label."""
+    """Judge one pair. A metric of None breaks no rule except `unmatched`: nothing confirms the label of such a pair."""
     reason = next((name for name, broken in _rules(metrics, config) if broken), None)
     return Verdict(reason is None, reason)
 
 
 def _rules(m: Metrics, c: QualityConfig) -> Iterator[tuple[str, bool]]:
-    """Rules in order: first those that need no label, then what is wrong with it, then with the holes it makes."""
+    """Rules in the order of their checks: those without the label, then the label, then the holes, then the rest."""
     yield "vertical_shift", _over(m.vertical_px, c.max_vertical_px)
     yield "color_cast", _over(m.color_delta, c.max_color_delta)
     yield "unmatched", c.min_density is not None and (m.density is None or m.density < c.min_density)
@@ -54,7 +54,7 @@ def _under(value: float | None, limit: float | None) -> bool:
 
 
 def _beyond(bad: float | None, control: float | None) -> float | None:
-    """Share of the pixels that the matcher gets right on a perfect pair which it gets wrong on this one."""
+    """Share of wrong pixels among those that the matcher gets right on a perfect pair."""
     if bad is None or control is None or control >= 1:
         return None if control is not None else bad
     return (bad - control) / (1 - control)

@@ -9,11 +9,16 @@ from torch import Tensor, nn
 
 
 class PairAttention:
-    """Edit(M, M') of Alg. 1 as a diffusers attention processor around the one that was installed before.
+    """Edit(M, M') of Alg. 1 (StereoDiffusion, Sec. 3.3), as a diffusers attention processor that wraps another.
 
-    The batch holds, in this order, the halves of classifier-free guidance, the views (left, right), the
-    pairs. `uni`: the queries of both views attend to the LEFT view only, so that the left is unchanged.
-    `bi`: both attend to left and right together, so that the left changes too.
+    The dimensions of the batch are, from the outside in: the halves of classifier-free guidance, the views (left,
+    right), the pairs.
+
+    Args:
+        inner: the processor that was installed before; it computes the attention.
+        mode: with `uni`, the queries of both views attend to the LEFT view only, so that the left is unchanged; with
+            `bi`, both views attend to left and right together, so that the left changes, too.
+        pairs: B, the number of pairs in the batch.
     """
 
     def __init__(self, inner: Callable[..., Tensor], mode: Literal["uni", "bi"], pairs: int) -> None:
@@ -22,7 +27,7 @@ class PairAttention:
         self.pairs = pairs
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the inner processor with keys and values taken across the views."""
+        """Run the inner processor with keys and values from both views: halves*2*B,N,C -> halves*2*B,N,C."""
         tokens = hidden_states.shape[1:]
         views = hidden_states.reshape(-1, 2, self.pairs, *tokens)  # halves*2*B,N,C -> halves,2,B,N,C
         left, right = views.unbind(1)
@@ -34,12 +39,12 @@ class PairAttention:
 
 @contextmanager
 def pair_attention(unet: nn.Module, mode: Literal["off", "uni", "bi"], pairs: int) -> Iterator[None]:
-    """Install the attention of Alg. 1 in every self-attention layer; restore the old one in any case.
+    """Install the attention of Alg. 1 in every self-attention layer; the old one is restored even after an error.
 
     Args:
-        unet: a diffusers U-Net; its layers are chosen by name (`attn1`), not counted.
-        mode: `off` installs nothing.
-        pairs: B, the number of pairs in the batch that the U-Net will see.
+        unet: a diffusers U-Net; its self-attention layers are found by their name, `attn1`.
+        mode: `uni` or `bi`, see `PairAttention`; `off` installs nothing.
+        pairs: B, the number of pairs in each batch that the U-Net is given.
     """
     if mode == "off":
         yield

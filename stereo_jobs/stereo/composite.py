@@ -19,23 +19,27 @@ def composite(
     plain: Tensor,
     share: Tensor,
 ) -> Tensor:
-    """Warped pixels where the warp is filled, diffused ones in the holes, with neither seam nor blur.
+    """Combine warped pixels, where the warp is filled, with diffused pixels in the holes, without a seam or blur.
 
-    A VAE never returns a picture as it was. The colours that it misses outside of a hole, on the background's side, are
-    taken off inside, fading with the distance. The fine grain that it loses of the background continued into the hole
-    is given back, in part: what diffusion drew there is not all that background. Of a picture that the VAE hardly knows
-    the hole is drawn in part only, and else left plain. Nothing outside a hole is touched.
+    This is not in the paper. A VAE never returns exactly the picture that it was given, so pixels in the holes are
+    corrected in three ways; pixels outside the holes are not changed:
+
+    - Colour: the VAE's colour error just outside a hole, on the background's side, is subtracted inside the hole. The
+      correction fades with the distance.
+    - Grain: the fine grain that the VAE loses in the continued background is added back in part, because what
+      diffusion drew in the hole is not all background.
+    - Trust: where the VAE reproduces a picture badly, the holes are a mixture of diffused and plain pixels.
 
     Args:
         continued: B,3,H,W in [0, 1], the left view warped at full resolution, its holes continued from the background.
-        filled: B,H,W bool, where it is the warp.
+        filled: B,H,W bool, where `continued` comes from the warp.
         diffused: B,3,H,W in [0, 1], the decoded right view.
-        columns: B,H,W of `background_columns` or `mirrored_columns`.
+        columns: B,H,W, from `background_columns` or `mirrored_columns`.
         reach_px: distance of a pixel to its column at which the correction of its colour has faded to 1/e.
         returned: B,3,H,W in [0, 1], `continued`, encoded and decoded.
-        grain: how much of it is given back, from 0 to 1.
-        plain: B,3,H,W in [0, 1], the warped view with its holes as they are without diffusion.
-        share: B in [0, 1] of `trusted_share`: how much of a hole is drawn; the rest is `plain`.
+        grain: share of the lost grain that is added back, in [0, 1].
+        plain: B,3,H,W in [0, 1], the warped view with its holes filled without diffusion.
+        share: B in [0, 1], from `trusted_share`: weight of the diffused pixels in the holes; the rest is `plain`.
 
     Returns:
         B,3,H,W in [0, 1].
@@ -52,15 +56,15 @@ def composite(
 
 
 def trusted_share(given: Tensor, returned: Tensor, trusted_loss: float | None) -> Tensor:
-    """How far the holes that diffusion drew into pictures are believed, by what the VAE makes of them: B in [0, 1].
+    """Weight of diffused pixels in the holes of each picture, from how well the VAE reproduces it: B in [0, 1].
 
-    A VAE that loses much of what it is given has learned from other pictures, and so has the U-Net beside it.
+    A VAE that loses much of a picture was trained on other pictures, and so was the U-Net of the same checkpoint.
 
     Args:
         given: B,3,h,w in [0, 1].
-        returned: the same, encoded and decoded.
-        trusted_loss: RMS difference of both in levels of 255, up to which the share is 1; beyond, it falls with the
-            square of the loss. None: always 1.
+        returned: B,3,h,w in [0, 1], `given`, encoded and decoded.
+        trusted_loss: largest RMS difference of both, in levels of 255, at which the weight is 1; above, the weight is
+            (trusted_loss / difference)^2. None: always 1.
     """
     if trusted_loss is None:
         return torch.ones(len(given), device=given.device)
@@ -69,5 +73,5 @@ def trusted_share(given: Tensor, returned: Tensor, trusted_loss: float | None) -
 
 
 def _blur(x: Tensor, pixels: int) -> Tensor:
-    """Mean of the pixels around: a single one would draw its noise as a streak."""
+    """Mean over a square of pixels; the noise of a single pixel would become a streak in the hole."""
     return functional.avg_pool2d(x, pixels, stride=1, padding=pixels // 2, count_include_pad=False)

@@ -1,10 +1,10 @@
-"""Every choice of the method in one frozen description; presets only fill it in."""
+"""Every switch of the method in one frozen config; presets only fill it in."""
 
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-# A preset is nothing but values for `MethodConfig`; no code asks for its name.
+# A preset is only a set of values for `MethodConfig`; no code asks for its name.
 PRESETS: dict[str, dict[str, Any]] = {
     # The arithmetic of the published code: shift after 20 % of 50 DDIM steps, whole latent pixels.
     "official": {
@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "composite": False,
         "grain": 0.0,
     },
-    # Exact left and exact geometry; diffusion draws the holes, from the background that borders them.
+    # Exact left view and exact geometry; diffusion draws only the holes, starting from the background beside them.
     "best": {
         "scheduler": "ddim",
         "steps": 50,
@@ -51,108 +51,121 @@ PRESETS: dict[str, dict[str, Any]] = {
 RightView = Literal["stereodiffusion", "identity", "leave_blank", "stretch", "layered", "repaint", "given"]
 
 Fraction = int | float
+"""A step: a whole number is its index, a number between 0 and 1 a share of all steps."""
 
 
 class MethodConfig(BaseModel):
-    """StereoDiffusion (Sec. 3): the switches of one generation, validated at construction.
+    """The switches of the method (StereoDiffusion, Sec. 3), validated at construction.
 
-    Fields that are left out take the value of `preset`. Steps are 0-based indices of denoising steps; a value
-    between 0 and 1 is a share of `steps` and is replaced by the index.
+    Fields that are left out take the preset's value. Steps are 0-based indices of denoising steps; a value between 0
+    and 1 is a share of `steps` and is replaced by the index.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["official", "best"] = Field(
         "best",
-        description="Fills in every field that is not given: `official` is the paper's published arithmetic, "
-        "`best` ours.",
+        description="Fills in every field that is not given. official: the arithmetic of the paper's published code. "
+        "best: this project's improvements.",
     )
     right_view: RightView = Field(
         "stereodiffusion",
         description="What makes the right view: this method, or a baseline of Table 1 on the same left view and "
-        "disparity (docs/benchmarks.md), which of the switches below reads geometry, edge_px, warp (integer: whole "
+        "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, edge_px, warp (integer: whole "
         "pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
     )
     scheduler: Literal["ddim", "dpm++"] = Field(
         "ddim",
-        description="Sampler: DDIM (Eq. 1, eta 0), or DPM-Solver++(2M) on Karras levels, for 20 to 25 steps.",
+        description="Sampler. ddim: DDIM (Eq. 1, eta 0). dpm++: DPM-Solver++(2M) on Karras noise levels, made for 20 "
+        "to 25 steps.",
     )
-    steps: int = Field(50, ge=2, le=1000, description="Denoising steps.")
+    steps: int = Field(50, ge=2, le=1000, description="Number of denoising steps.")
     guidance_scale: float = Field(
         7.5,
         ge=1,
         le=30,
-        description="Classifier-free guidance of text and depth; 1 needs no unconditional half of the batch.",
+        description="Scale of classifier-free guidance in modes text and depth; 1 halves the U-Net evaluations.",
     )
-    photo_guidance_scale: float = Field(1.0, ge=1, le=30, description="The same for photos.")
+    photo_guidance_scale: float = Field(
+        1.0, ge=1, le=30, description="Scale of classifier-free guidance for photos; 1 halves the U-Net evaluations."
+    )
     inversion: Literal["ddim", "null_text", "direct"] = Field(
         "direct",
-        description="How a photo gets its latents (Sec. 3.4). ddim: denoised again from its inverted noise. null_text: "
-        "the same with optimised unconditional embeddings (Eq. 9-10). direct: the inverted latents themselves; the "
-        "left view is the photo, exactly.",
+        description="How the latents of a photo are found (Sec. 3.4). ddim: DDIM inversion, then denoised again. "
+        "null_text: the same with optimised unconditional embeddings (Eq. 9-10). direct: the inverted latents "
+        "themselves, so that the left view is exactly the photo.",
     )
-    null_text_iterations: int = Field(10, ge=1, le=1000, description="Most optimisation steps per denoising step.")
+    null_text_iterations: int = Field(
+        10, ge=1, le=1000, description="Inversion null_text: maximum optimisation steps per denoising step."
+    )
     geometry: Literal["relative", "metric"] = Field(
         "relative",
-        description="relative: depth is min-max normalised per image and scale_percent sets the range. metric: the "
-        "row's disparity in pixels, or Eq. 2 from its metric depth, focal_px, baseline and doffs_px.",
+        description="Where disparity comes from. relative: depth is min-max normalised per image, and scale_percent "
+        "sets the range. metric: the row's disparity in pixels, or Eq. 2 from its metric depth, focal_px, baseline and "
+        "doffs_px.",
     )
     edge_px: int = Field(
         2,
         ge=0,
         le=16,
-        description="Depth edges blurred over this many pixels are made sharp again before the shift; 0: as they are, "
-        "and so is disparity in known pixels (geometry: metric).",
+        description="Width in pixels of blurred depth edges, which are made sharp before the shift. 0 leaves them as "
+        "they are; disparity in known pixels (geometry: metric) is never changed.",
     )
     warp: Literal["integer", "subpixel", "pixel"] = Field(
         "pixel",
-        description="Stereo Pixel Shift of the latent: whole latent pixels; x_0 with sub-pixel shifts and noise with "
-        "whole ones; or x_0 warped in the image and encoded again.",
+        description="How the latent is shifted (Stereo Pixel Shift). integer: by whole latent pixels. subpixel: x_0 by "
+        "fractions of a latent pixel, its noise by whole ones. pixel: x_0 is warped as an image and encoded again.",
     )
     fill: Literal["zero", "noise", "background", "mirror"] = Field(
         "mirror",
-        description="Holes after the shift: zero; unit noise (the paper's Deblur, Eq. 8); or, noised to the level of "
-        "the step, the background's pixel beside them (background), or the background mirrored into them (mirror).",
+        description="What holes contain after the shift. zero: zeros. noise: unit noise (the paper's Deblur, Eq. 8). "
+        "background: the background's pixel beside them. mirror: the background mirrored into them. Both backgrounds "
+        "are noised to the step's noise level.",
     )
     shift_step: Fraction = Field(0.4, ge=0, description="Step after which the latent is shifted (Sec. 3.1).")
-    shift_both: bool = Field(False, description="Move each view half of the way instead of only the right.")
+    shift_both: bool = Field(False, description="Shift each view by half instead of only the right view.")
     warp_condition: bool = Field(
-        True, description="Depth mode: the right view's depth condition is warped, too; false gives both views one."
+        True,
+        description="Depth mode: warp the depth condition of the right view, too; false gives both views the same one.",
     )
     two_pass: bool = Field(
         False,
-        description="Depth mode: finish the left image, then treat it as a photo (the paper's remedy of Fig. 7).",
+        description="Depth mode: finish the left image first, then treat it as a photo (the paper's remedy, Fig. 7).",
     )
     recopy_interval: int = Field(
         1,
         ge=0,
-        description="Symmetric Pixel Shift Masking Denoise (Sec. 3.2): copy the left latent again after "
-        "every step divisible by this; 0 switches it off.",
+        description="Symmetric Pixel Shift Masking Denoise (Sec. 3.2): after every step divisible by this number, the "
+        "left latent is shifted and copied into the right one again; 0 switches it off.",
     )
-    recopy_last_step: int | None = Field(None, ge=0, description="No copy after this step; null: until the end.")
+    recopy_last_step: int | None = Field(
+        None, ge=0, description="Last step after which the left latent is copied again; null: the last of all steps."
+    )
     attention: Literal["off", "uni", "bi"] = Field(
-        "uni", description="Self-attention across the views (Sec. 3.3, Alg. 1)."
+        "uni",
+        description="Self-attention across the views (Sec. 3.3, Alg. 1). off: none. uni: both views attend to the left "
+        "view. bi: both attend to both, which changes the left view, too.",
     )
-    attention_step: Fraction = Field(0.2, ge=0, description="Step from which self-attention is modified.")
+    attention_step: Fraction = Field(0.2, ge=0, description="First step with self-attention across the views.")
     composite: bool = Field(
         True,
-        description="The right image takes the left's own pixels, warped at full resolution, wherever they are seen; "
-        "diffusion fills the holes. False: the decoded latent as it is.",
+        description="Wherever the right view shows pixels of the left image, take them, warped at full resolution; "
+        "only the holes are diffused. False: the right image is the decoded latent.",
     )
     grain: float = Field(
         0.7,
         ge=0,
         le=1,
-        description="Composite: share of the fine grain, lost by the VAE in the background continued into a hole, "
-        "that the hole gets back; 0: diffused pixels as they are.",
+        description="Composite: share of the fine grain lost in the VAE that is added back to the holes, measured on "
+        "the background continued into them. 0 leaves diffused pixels as they are.",
     )
     trusted_loss: float | None = Field(
         9.0,
         gt=0,
         le=255,
-        description="Composite: holes are as diffusion drew them where the VAE loses no more than this of the picture "
-        "(RMS, levels of 255); beyond, its share falls with the square of the loss, and the rest is the background's "
-        "pixel beside them, smoothed across rows. Null: always as drawn.",
+        description="Composite: largest loss of the VAE on a picture (RMS, in levels of 255) at which its holes are "
+        "entirely diffused. For a larger loss, the weight of diffused pixels is (trusted_loss / loss)^2; the rest is "
+        "the background's pixel beside the hole, smoothed across rows. Null: always entirely diffused.",
     )
 
     @model_validator(mode="before")
@@ -174,31 +187,31 @@ class MethodConfig(BaseModel):
         for name in ("shift_step", "attention_step"):
             value = getattr(self, name)
             if value % 1 != 0:
-                raise ValueError(f"{name} must be a whole step, or a share of the steps between 0 and 1; got {value}")
+                raise ValueError(f"{name} must be a whole step, or a share of the steps between 0 and 1, got {value}")
         if self.shift_step >= self.steps - 1:
             raise ValueError(
-                f"shift_step must be below steps - 1 = {self.steps - 1}, so that the right view is denoised "
-                f"at least once after the shift; got {self.shift_step} (the paper shifts at 20 % of the steps)"
+                f"shift_step must be below steps - 1 = {self.steps - 1}, so that the right view is denoised at least "
+                f"once after the shift, got {self.shift_step}; the paper shifts at 20 % of the steps, shift_step: 0.2"
             )
         if self.shift_both and self.composite:
             raise ValueError(
-                "composite must be false with shift_both: the composite takes the left view's pixels as they are, "
-                "and shift_both moves them"
+                "composite must be false with shift_both: the composite takes pixels of the left image, and shift_both "
+                "moves the left view away from it"
             )
         if self.inversion == "null_text" and self.photo_guidance_scale == 1:
             raise ValueError(
-                "inversion null_text needs photo_guidance_scale above 1 (the paper: 7.5): at 1 the embeddings that "
-                "it optimises are not used"
+                "inversion null_text needs photo_guidance_scale above 1: at 1 the embeddings that it optimises are not "
+                "used; the paper uses 7.5"
             )
         return self
 
     @property
     def first_pair_step(self) -> int:
-        """The first step that is denoised for the pair."""
+        """Index of the first step in which the pair is denoised: the one after `shift_step`."""
         return int(self.shift_step) + 1
 
     def recopies_after(self, step: int) -> bool:
-        """Symmetric Pixel Shift Masking Denoise (Sec. 3.2): is the left latent copied again after `step`?"""
+        """Whether Symmetric Pixel Shift Masking Denoise (Sec. 3.2) copies the left latent again after `step`."""
         if self.recopy_interval == 0 or step <= self.shift_step:
             return False
         within = self.recopy_last_step is None or step <= self.recopy_last_step
@@ -206,10 +219,10 @@ class MethodConfig(BaseModel):
 
     @property
     def diffuses_pair(self) -> bool:
-        """Whether the right view is denoised beside the left one, which then needs latents of every step."""
+        """Whether diffusion makes the right view; the left view's latents of every step are then needed."""
         return self.right_view == "stereodiffusion"
 
     @property
     def changes_left(self) -> bool:
-        """Whether the left view is denoised again together with the right one, and differs from the first."""
+        """Whether the left view is denoised again together with the right one, so that it differs from the first."""
         return self.diffuses_pair and (self.attention == "bi" or self.shift_both)

@@ -9,8 +9,9 @@ def relative_disparity(inverse_depth: Tensor, *, of: Tensor | None = None) -> Te
     """Normalise inverse depth to [0, 1] per sample (StereoDiffusion, Sec. 3.1: "normalize the range").
 
     Args:
-        inverse_depth: B,h,w, any unit, larger is nearer, finite.
-        of: whose range becomes [0, 1], the same maps before a change within it; left out: their own.
+        inverse_depth: B,h,w, finite, in any unit; larger is nearer.
+        of: B,h,w maps whose range becomes [0, 1], for example before their edges were sharpened. Default: the maps
+            themselves.
 
     Returns:
         B,h,w in [0, 1]; a map without any depth (constant) becomes 0 everywhere, which shifts nothing.
@@ -23,7 +24,7 @@ def relative_disparity(inverse_depth: Tensor, *, of: Tensor | None = None) -> Te
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps as the published code does: bicubic, `align_corners=False`. B,H,W -> B,h,w."""
+    """Resize maps as the published code does, bicubic with `align_corners=False`: B,H,W -> B,h,w."""
     if tuple(maps.shape[-2:]) == size:
         return maps
     return functional.interpolate(maps[:, None], size=size, mode="bicubic", align_corners=False)[:, 0]
@@ -34,10 +35,10 @@ def scaled_disparity(relative: Tensor, scale_percent: Tensor) -> Tensor:
 
     Args:
         relative: B,h,w in [0, 1].
-        scale_percent: B, shift of the nearest point in percent of the width; negative swaps the direction.
+        scale_percent: B, shift of the nearest point in percent of the width; negative values shift to the other side.
 
     Returns:
-        B,h,w float in pixels, before any quantisation.
+        B,h,w float in pixels, not yet rounded.
     """
     # The factor is rounded to float32 once, then multiplied: the order in which the published code rounds.
     pixels = (scale_percent.double() / 100.0 * relative.shape[-1]).to(relative.dtype)
@@ -48,29 +49,34 @@ def metric_disparity(depth: Tensor, focal_px: float, baseline: float, doffs_px: 
     """Disparity in pixels from metric depth (StereoDiffusion, Eq. 2): d = focal * baseline / Z - doffs.
 
     Args:
-        depth: ...,h,w > 0, in the unit of `baseline`; not finite where it is unknown, and so is the result.
+        depth: ...,h,w > 0, in the unit of `baseline`; where it is not finite (unknown), the result is not finite.
         focal_px: focal length in pixels of this image.
         baseline: distance between the cameras.
-        doffs_px: difference of the principal points, x of the right camera minus that of the left.
+        doffs_px: difference of the principal points: x of the right camera minus x of the left.
     """
     return focal_px * baseline / depth - doffs_px
 
 
 def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.12, near: float = 0.25) -> Tensor:
-    """Give the pixels of a blurred depth edge to one of its sides (border hygiene before the shift).
+    """Assign the pixels of a blurred depth edge to one of its sides (toggle mapping, Kramer and Bruckner 1975).
 
-    Estimators blur their edges and resizing does, too; shifted, such a ramp tears the object's rim over the hole.
-    Where the values within `radius` span more than `threshold` of the map's range, each pixel takes the smallest or
-    the largest of them (toggle mapping, Kramer and Bruckner 1975), the smallest of its own row if that has the edge: a
-    floor beside an object is as far away as its row, not as those above. Most of a ramp goes to the near side, and a
-    pixel beyond: an object's outline that stays behind on the background is seen, a rim of background that moves with
-    the object is not. Medians of 3x3 pixels before and after keep odd ones from tearing holes ragged.
+    Depth estimators blur edges, and so does resizing. When such a ramp is shifted, the object's rim is smeared over
+    the hole. Where the values within `radius` of a pixel differ by more than `threshold` of the map's range, the pixel
+    takes the smallest or the largest of them. The smallest is taken from the pixel's own row if the edge shows there:
+    the floor beside an object is as far away as its own row, not as the rows above.
+
+    Most of a ramp, and one more pixel, goes to the near side: a piece of an object's outline that stays behind on the
+    background is visible, but a rim of background that moves with the object is not. Medians of 3x3 pixels before and
+    after keep single outliers from making the holes ragged.
 
     Args:
-        maps: B,h,w inverse depth or disparity.
-        radius: pixels; 0 changes nothing.
-        threshold: share of the map's range that makes an edge; floors that recede span less.
-        near: share of the way up from which on a pixel belongs to the near side.
+        maps: B,h,w inverse depth or disparity, larger is nearer.
+        radius: width of a blurred edge in pixels; 0 changes nothing.
+        threshold: share of the map's range that counts as an edge; a receding floor spans less.
+        near: position on the ramp, from 0 (far) to 1 (near), above which a pixel goes to the near side.
+
+    Returns:
+        B,h,w; equal to `maps` more than a pixel away from edges.
     """
     if radius == 0:
         return maps
@@ -90,7 +96,7 @@ def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.12, near: floa
 
 
 def _largest_around(maps: Tensor, radius: int, *, rows: int | None = None) -> Tensor:
-    """The largest value within `radius` pixels, each way or across fewer `rows`: B,h,w -> B,h,w."""
+    """The largest value within `radius` pixels in each direction, vertically within `rows`: B,h,w -> B,h,w."""
     reach = (radius if rows is None else rows, radius)
     return functional.max_pool2d(maps[:, None], [2 * r + 1 for r in reach], stride=1, padding=reach)[:, 0]
 

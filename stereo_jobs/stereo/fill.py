@@ -6,15 +6,15 @@ from torch.nn import functional
 
 
 def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) -> Tensor:
-    """For every hole the nearest filled column of its row on the background's side.
+    """Find the nearest filled column on the background's side, for every hole pixel of a warped view.
 
     Args:
-        filled: B,h,w bool of a warped view.
-        disparity: B,h,w of the same view; only filled pixels are read.
+        filled: B,h,w bool, the mask of the warped view.
+        disparity: B,h,w, disparity of the warped view; only filled pixels are read.
         scale_sign: B; where negative, the larger disparity is the farther one.
 
     Returns:
-        B,h,w int64; filled pixels name themselves, rows without any filled pixel too.
+        B,h,w int64 columns. Filled pixels, and all pixels of a row without any filled pixel, get their own column.
     """
     width = filled.shape[-1]
     column = torch.arange(width, device=filled.device).expand(filled.shape)
@@ -28,19 +28,19 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
 
 
 def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step: float) -> Tensor:
-    """For every hole the filled column that mirrors it at the edge of the background.
+    """Find the column that mirrors a hole pixel at the edge of the background, for every hole pixel.
 
-    Where that is no background (a hole, outside, or over `step` nearer than the edge), it is the edge itself, as in
-    `background_columns`.
+    Where the mirrored pixel is not background (a hole, outside the frame, or nearer than the edge by more than `step`),
+    the edge itself is taken, as in `background_columns`.
 
     Args:
-        filled: B,h,w bool of a warped view.
-        disparity: B,h,w of the same view; only filled pixels are read.
+        filled: B,h,w bool, the mask of the warped view.
+        disparity: B,h,w, disparity of the warped view; only filled pixels are read.
         scale_sign: B; where negative, the larger disparity is the farther one.
-        step: in units of `disparity`.
+        step: largest difference of disparity within the background.
 
     Returns:
-        B,h,w int64; filled pixels name themselves, rows without any filled pixel too.
+        B,h,w int64 columns. Filled pixels, and all pixels of a row without any filled pixel, get their own column.
     """
     edges = background_columns(filled, disparity, scale_sign)
     width = filled.shape[-1]
@@ -52,31 +52,37 @@ def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step
 
 
 def _nearness(disparity: Tensor, scale_sign: Tensor) -> Tensor:
-    """B,h,w of which the larger is the nearer."""
+    """Disparity with its sign turned so that larger is nearer: B,h,w -> B,h,w."""
     return disparity * torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
 
 
 def extend_background(image: Tensor, columns: Tensor) -> Tensor:
-    """Every pixel of B,C,h,w takes the value of its column of `background_columns`: the `stretch` baseline."""
+    """Give every pixel the value at its column: the fill of the `stretch` baseline (StereoDiffusion, Table 1).
+
+    Args:
+        image: B,C,h,w.
+        columns: B,h,w, from `background_columns` or `mirrored_columns`.
+    """
     return image.gather(-1, columns[:, None].expand(-1, image.shape[1], -1, -1))
 
 
 def smooth_across_rows(image: Tensor, holes: Tensor, reach: int) -> Tensor:
-    """The holes of B,C,h,w, extended row by row, as the median of the rows around: one odd pixel draws no streak.
+    """Replace hole pixels by the median over the rows above and below, so that no single pixel becomes a streak.
 
     Args:
-        image: B,C,h,w, its holes continued from the background.
+        image: B,C,h,w, its holes continued from the background row by row.
         holes: B,h,w bool.
-        reach: rows above, and rows below.
+        reach: number of rows above, and of rows below.
     """
     around = functional.pad(image, (0, 0, reach, reach), mode="replicate").unfold(-2, 2 * reach + 1, 1)
     return torch.where(holes[:, None], around.median(-1).values, image)
 
 
 def fill_sparse(maps: Tensor) -> Tensor:
-    """Gaps (not finite) of B,h,w maps take the value of the left neighbour, at the left edge of the right one.
+    """Fill the gaps (values that are not finite) of B,h,w maps from their neighbours in the row.
 
-    Rows without any value take those of the row above, or below; a map without any value stays as it is.
+    A gap takes the nearest value on its left, or on its right where there is none on the left. A row without any value
+    is filled from the row above, or below. A map without any value stays as it is.
     """
     rows = _carry(maps, torch.isfinite(maps))
     down = rows.transpose(-1, -2)
@@ -84,6 +90,7 @@ def fill_sparse(maps: Tensor) -> Tensor:
 
 
 def _carry(maps: Tensor, known: Tensor) -> Tensor:
+    """Fill unknown values along the last dimension, from the left first."""
     width = maps.shape[-1]
     column = torch.arange(width, device=maps.device).expand(maps.shape)
     before = torch.where(known, column, -1).cummax(-1).values

@@ -1,15 +1,16 @@
-"""Denoising of the left view and of the pair (StereoDiffusion, Eq. 1, Sec. 3.2, Eq. 6-8).
+"""Denoising of the left view and of the pair (StereoDiffusion, Eq. 1, Sec. 3.2, Eq. 6-8), and inpainting (Sec. 5).
 
-Symbols: `x` is the paper's latent x_t, stacked as V,B,4,h,w with V = 1 view or 2 (left, right); `i` counts
-denoising steps from 0, and levels of noise likewise: x of level i enters step i.
+Symbols: `x` is the paper's latent x_t, stacked as V,B,4,h,w with V = 1 view or 2 (left, right). `i` counts denoising
+steps from 0; noise levels are numbered in the same way: `x` at level i enters step i.
 
-Until the shift both views are one latent, and with `uni` attention the left never depends on the right. So
-the left is denoised once and its latents are kept (`Trajectory`); depth is estimated on it; then only the
-steps after the shift run for the pair. A text pair of 50 guided steps, shifted after step 10, takes
-100 + 156 = 256 U-Net evaluations, with the same numbers as the 300 of the published code.
+Until the shift both views share one latent, and with `uni` attention the left never depends on the right. Therefore
+the left is denoised once and its latents are kept (`Trajectory`); depth is estimated on the finished left; then only
+the steps after the shift run for the pair. A text pair of 50 guided steps, shifted after step 10, takes
+100 + 156 = 256 U-Net evaluations and gives the same numbers as the 300 of the published code.
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,13 @@ from stereo_jobs.stereo.warp import ForwardWarp
 
 
 class GuidedUNet:
-    """Classifier-free guidance around a U-Net: the noise predictor epsilon_theta of Eq. 1.
+    """Classifier-free guidance (Ho and Salimans 2022) around a U-Net: the noise predictor epsilon_theta of Eq. 1.
 
     Args:
         unet: a diffusers conditional U-Net.
         conditional: B,n,c text embeddings.
         unconditional: B,n,c embeddings of the negative prompt, or one set for each step: steps,B,n,c.
-        guidance_scale: w; at 1 the unconditional half is not run at all.
+        guidance_scale: w; at 1 the unconditional half of the batch is not run at all.
     """
 
     def __init__(self, unet: nn.Module, conditional: Tensor, unconditional: Tensor, guidance_scale: float) -> None:
@@ -36,20 +37,23 @@ class GuidedUNet:
         self.guidance_scale = guidance_scale
         self.conditional = conditional
         self.unconditional = unconditional
-        self.evaluations = 0
-        """U-Net evaluations so far, per sample of the batch."""
+
+    @property
+    def evaluations_per_view(self) -> int:
+        """U-Net evaluations that one prediction takes for one view of one sample: 2, or 1 at guidance 1."""
+        return 1 if self.guidance_scale == 1 else 2
 
     def __call__(self, x: Tensor, i: int, timestep: Tensor, condition: Tensor | None = None) -> Tensor:
         """Predict the noise (or v) of `x`, V,B,4,h,w; returns the same shape in float32.
 
         Args:
             x: latents of the views.
-            i: step, for embeddings that differ by step.
-            timestep: as the U-Net counts.
+            i: index of the step, for embeddings that differ by step.
+            timestep: the step's timestep, as the U-Net counts.
             condition: V,B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
         """
         text = [self.conditional]
-        if self.guidance_scale != 1:
+        if self.evaluations_per_view == 2:
             text.insert(0, self.unconditional if self.unconditional.dim() == 3 else self.unconditional[i])
         halves = self.predict(x, timestep, text, condition)
         if len(halves) == 1:
@@ -58,26 +62,28 @@ class GuidedUNet:
         return without + self.guidance_scale * (with_text - without)
 
     def predict(self, x: Tensor, timestep: Tensor, text: Sequence[Tensor], condition: Tensor | None = None) -> Tensor:
-        """One prediction for each set of embeddings: halves,V,B,4,h,w float32."""
+        """Predict once for each set of embeddings, without guidance: len(text),V,B,4,h,w float32."""
         views = x.shape[0]
         inputs = x if condition is None else torch.cat([x, condition], 2)  # V,B,4,h,w -> V,B,5,h,w
         flat = inputs.flatten(0, 1).to(self.conditional.dtype)  # V,B,c,h,w -> V*B,c,h,w
         words = torch.cat([half.repeat(views, 1, 1).to(flat.dtype) for half in text])
         out = self.unet(torch.cat([flat] * len(text)), timestep, encoder_hidden_states=words).sample
-        self.evaluations += views * len(text)
         return out.float().reshape(len(text), *x.shape)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The latents of one view: `latents[i]` enters step i, `latents[-1]` is x_0. steps+1,B,4,h,w.
+    """All latents of one view, from noise to x_0.
 
     Attributes:
-        clean: x_0 as each step predicted it, steps,B,4,h,w: the history of a multistep sampler.
+        latents: steps+1,B,4,h,w; `latents[i]` enters step i, `latents[-1]` is x_0.
+        clean: steps,B,4,h,w, x_0 as each step predicted it: the history of a multistep sampler.
+        evaluations: B int64 on the CPU, U-Net evaluations that each sample took.
     """
 
     latents: Tensor
     clean: Tensor
+    evaluations: Tensor
 
     @property
     def final(self) -> Tensor:
@@ -85,21 +91,21 @@ class Trajectory:
         return self.latents[-1]
 
     def take(self, rows: Tensor) -> "Trajectory":
-        """Some samples of the batch."""
-        return Trajectory(self.latents[:, rows], self.clean[:, rows])
+        """The trajectories of some samples of the batch, by their indices."""
+        return Trajectory(self.latents[:, rows], self.clean[:, rows], self.evaluations[rows.cpu()])
 
 
 @dataclass(frozen=True)
 class ViewShift:
-    """Stereo Pixel Shift (Sec. 3.1) of a latent of any level into one view.
+    """Stereo Pixel Shift (StereoDiffusion, Sec. 3.1) of latents at any noise level into one view.
 
     Attributes:
-        warp: on the latent grid.
-        filled: B,h,w: where the view is given by the left one; the rest is for diffusion to fill.
+        warp: the shift on the latent grid.
+        filled: B,h,w bool, where the left view gives this view's latents; diffusion fills the rest.
         clean: B,4,h,w, x_0 of this view with its holes filled from the background; None where nothing needs it.
         noise: B,4,h,w unit noise for the holes.
-        split: shift x_0 and the noise apart: x_0 is `clean`, and the noise moves by whole pixels, so that it stays
-            white and of full variance.
+        split: shift x_0 and the noise separately: x_0 is `clean`, and the noise moves by whole pixels, so that it
+            stays white and keeps its full variance.
     """
 
     warp: ForwardWarp
@@ -109,18 +115,30 @@ class ViewShift:
     split: bool = False
 
     def begin(self, solver: Solver, i: int, x: Tensor, x_0: Tensor, fill: str) -> Tensor:
-        """The view's whole latent of level i, from the left's `x` of that level and its `x_0`."""
+        """The view's whole latent at level i, from the left's `x` at that level and its `x_0`.
+
+        Raises:
+            ValueError: `fill` needs `noise` or `clean`, which this shift lacks.
+        """
         if fill == "zero":
             holes = torch.zeros_like(x)
         elif fill == "noise":
             holes = _given(self.noise, "fill: noise (Deblur, Eq. 8) needs unit noise")
         else:
-            clean = _given(self.clean, "fill: background needs a filled x_0")
-            holes = solver.renoise(clean, _given(self.noise, "fill: background needs unit noise"), i)
+            clean = _given(self.clean, f"fill: {fill} needs a filled x_0")
+            holes = solver.renoise(clean, _given(self.noise, f"fill: {fill} needs unit noise"), i)
         return self.copy(solver, i, x, x_0, holes)
 
     def copy(self, solver: Solver, i: int, x: Tensor, x_0: Tensor, view: Tensor) -> Tensor:
-        """Symmetric Pixel Shift Masking Denoise (Sec. 3.2): the left's pixels over the view's, where M."""
+        """Symmetric Pixel Shift Masking Denoise (Sec. 3.2): write the left's latents over the view's where M.
+
+        Args:
+            solver: noise levels.
+            i: level of `x` and `view`.
+            x: B,4,h,w latent of the left view.
+            x_0: B,4,h,w, the left's final x_0.
+            view: B,4,h,w latent of this view.
+        """
         if self.split:
             clean = _given(self.clean, "a sub-pixel warp needs the warped x_0")
             noise = self.warp.nearest(solver.noise_of(x, x_0, i), 0.0 if self.noise is None else self.noise)
@@ -130,21 +148,48 @@ class ViewShift:
         return torch.where(self.filled[:, None], moved, view)
 
     def history(self, x_0: Tensor, view: Tensor | None) -> Tensor:
-        """A predicted x_0 of the left, moved; what the view itself predicted (or the fill) stays in the holes."""
+        """The x_0 that a step predicted for the left, shifted; holes keep the view's own prediction, or the fill."""
         into = view if view is not None else self.clean if self.clean is not None else torch.zeros_like(x_0)
         return torch.where(self.filled[:, None], self.warp(x_0, into), into)
 
 
 @dataclass(frozen=True)
 class PairLatents:
-    """Final latents of both views, B,4,h,w each."""
+    """Final latents of both views.
+
+    Attributes:
+        left: B,4,h,w.
+        right: B,4,h,w.
+        evaluations: U-Net evaluations for each pair, without those of the first left.
+    """
 
     left: Tensor
     right: Tensor
+    evaluations: int
+
+
+@dataclass(frozen=True)
+class Inpainted:
+    """What inpainting returns.
+
+    Attributes:
+        x_0: B,4,h,w.
+        evaluations: U-Net evaluations for each sample.
+    """
+
+    x_0: Tensor
+    evaluations: int
 
 
 def denoise(model: GuidedUNet, solver: Solver, x: Tensor, condition: Tensor | None = None) -> Trajectory:
-    """Sampling (StereoDiffusion, Eq. 1) of one view, all latents kept. x: B,4,h,w; condition: B,1,h,w."""
+    """Sampling of one view (StereoDiffusion, Eq. 1); every latent is kept.
+
+    Args:
+        model: noise predictor.
+        solver: the steps.
+        x: B,4,h,w, the noise to start from.
+        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
+    """
     latents, clean = [x], None
     history = []
     for i, timestep in enumerate(solver.timesteps):
@@ -152,21 +197,25 @@ def denoise(model: GuidedUNet, solver: Solver, x: Tensor, condition: Tensor | No
         following, clean = solver.step(i, latents[-1], output, clean)
         latents.append(following)
         history.append(clean)
-    return Trajectory(torch.stack(latents), torch.stack(history))
+    evaluations = torch.full((len(x),), solver.steps * model.evaluations_per_view)
+    return Trajectory(torch.stack(latents), torch.stack(history), evaluations)
 
 
 def denoise_within(
     model: GuidedUNet, solver: Solver, x: Tensor, known: Trajectory, *, mask: Tensor, condition: Tensor | None = None
-) -> Tensor:
-    """Inpainting by masked denoise (StereoDiffusion, Sec. 5, Fig. 8): x_0 whose outside is the known one's.
+) -> Inpainted:
+    """Inpainting by masked denoise (StereoDiffusion, Sec. 5, Fig. 8): only the masked area is generated again.
 
     Args:
-        model: predictor with the prompt of what shall appear.
-        solver: steps.
-        x: B,4,h,w noise to begin with.
-        known: trajectory of the image.
-        mask: B,h,w bool, True where it is to be filled.
-        condition: as in `denoise`.
+        model: noise predictor with the prompt of what shall appear.
+        solver: the steps.
+        x: B,4,h,w, the noise to start from.
+        known: the image's trajectory.
+        mask: B,h,w bool, True where the image is generated again.
+        condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
+
+    Returns:
+        An x_0 that equals `known.final` outside the mask.
     """
     inside = mask[:, None]
     x, clean = torch.where(inside, x, known.latents[0]), None
@@ -174,7 +223,7 @@ def denoise_within(
         output = model(x[None], i, timestep, _views(condition))[0]
         x, clean = solver.step(i, x, output, clean)
         x = torch.where(inside, x, known.latents[i + 1])
-    return x
+    return Inpainted(x, solver.steps * model.evaluations_per_view)
 
 
 def denoise_pair(
@@ -192,53 +241,57 @@ def denoise_pair(
     Args:
         model: noise predictor, with the embeddings of these B pairs.
         solver: the steps that made `first_left`.
-        first_left: the left view alone.
-        method: which techniques act, and when.
+        first_left: the left view, denoised alone.
+        method: which techniques are used, and from which step.
         to_right: the shift from the left to the right view.
-        to_left: with `shift_both`, the shift of the other half of the way.
+        to_left: with `shift_both`, the shift by the other half of the way.
         conditions: 2,B,1,h,w depth of both views for a depth-conditioned U-Net.
 
     Returns:
         Final latents. The left is `first_left.final` itself, unless the method changes the left.
     """
     start, x_0 = method.first_pair_step, first_left.final
-    pairs = x_0.shape[0]
     x, clean = first_left.latents[start], first_left.clean[start - 1]
     right = to_right.begin(solver, start, x, x_0, method.fill)
     left = x if to_left is None else to_left.begin(solver, start, x, x_0, method.fill)
     right_clean = to_right.history(clean, None)
     left_clean = clean if to_left is None else to_left.history(clean, None)
+    evaluations = 0
 
-    for i in range(start, method.steps):
-        timestep = solver.timesteps[i]
-        attention = method.attention if i >= method.attention_step else "off"
-        if attention == "off" and not method.changes_left:
-            output = model(right[None], i, timestep, None if conditions is None else conditions[1:])
-        else:
-            with pair_attention(model.unet, attention, pairs):
-                output = model(torch.stack([left, right]), i, timestep, conditions)
-        right, right_clean = solver.step(i, right, output[-1], right_clean)
-        if method.changes_left:
-            left, left_clean = solver.step(i, left, output[0], left_clean)
-        else:
-            left, left_clean = first_left.latents[i + 1], first_left.clean[i]
-        if method.recopies_after(i):
-            # With `shift_both` the current left is already shifted: the copy comes from the first left.
-            source = left if to_left is None else first_left.latents[i + 1]
-            source_clean = left_clean if to_left is None else first_left.clean[i]
-            right = to_right.copy(solver, i + 1, source, x_0, right)
-            right_clean = to_right.history(source_clean, right_clean)
-            if to_left is not None:
-                left = to_left.copy(solver, i + 1, source, x_0, left)
-                left_clean = to_left.history(source_clean, left_clean)
-    return PairLatents(left=left, right=right)
+    attention_start = max(start, method.attention_step)
+    with ExitStack() as attention:
+        for i in range(start, method.steps):
+            if i == attention_start:  # installed once, for all steps that are left
+                attention.enter_context(pair_attention(model.unet, method.attention, pairs=len(x_0)))
+            if method.changes_left or (method.attention != "off" and i >= attention_start):
+                output = model(torch.stack([left, right]), i, solver.timesteps[i], conditions)
+            else:
+                output = model(right[None], i, solver.timesteps[i], None if conditions is None else conditions[1:])
+            evaluations += len(output) * model.evaluations_per_view
+            right, right_clean = solver.step(i, right, output[-1], right_clean)
+            if method.changes_left:
+                left, left_clean = solver.step(i, left, output[0], left_clean)
+            else:
+                left, left_clean = first_left.latents[i + 1], first_left.clean[i]
+            if method.recopies_after(i):
+                # With `shift_both` the current left is already shifted: the copy comes from the first left.
+                source = left if to_left is None else first_left.latents[i + 1]
+                source_clean = left_clean if to_left is None else first_left.clean[i]
+                right = to_right.copy(solver, i + 1, source, x_0, right)
+                right_clean = to_right.history(source_clean, right_clean)
+                if to_left is not None:
+                    left = to_left.copy(solver, i + 1, source, x_0, left)
+                    left_clean = to_left.history(source_clean, left_clean)
+    return PairLatents(left, right, evaluations)
 
 
 def _views(condition: Tensor | None) -> Tensor | None:
+    """B,1,h,w -> 1,B,1,h,w: the condition of a single view."""
     return None if condition is None else condition[None]
 
 
 def _given(value: Tensor | None, rule: str) -> Tensor:
+    """The value, which a technique needs; raises ValueError with the rule where it is missing."""
     if value is None:
         raise ValueError(rule)
     return value

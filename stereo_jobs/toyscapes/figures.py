@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow

@@ -30,7 +30,7 @@ def slow_blank(left, disparity, sign):
 
 
 def slow_stretch(left, disparity, sign):
-    """Every hole takes the nearest known pixel to its left or right, whichever is farther away; else the right one."""
+    """Every hole takes the nearest known pixel on its left or right: the farther one, in a tie the right one."""
     right, holes, nearness = slow_blank(left, disparity, sign)
     filled = right.copy()
     width = disparity.shape[1]
@@ -48,7 +48,7 @@ def slow_stretch(left, disparity, sign):
 
 @st.composite
 def cases(draw):
-    """A small image, disparities of any sign, and which of them are the nearest."""
+    """A small image, disparities of any sign, and the sign of their scale."""
     shape = (draw(st.integers(1, 3)), draw(st.integers(1, 12)))
     sign = draw(st.sampled_from([-1, 1]))
     numbers = st.floats(0, 6, width=32) | st.integers(0, 14).map(float)
@@ -139,7 +139,7 @@ def scenes():
 
 
 def test_outside_of_the_holes_the_warp_is_the_true_right_view(scenes):
-    """On 12 scenes 37 dB, 31 at the least; 34 by whole pixels, 19 for the left view itself."""
+    """Measured on 12 scenes: 37 dB, at least 31; 34 by whole pixels; 19 for the left view itself."""
     found = {True: [], False: [], None: []}
     for scene in scenes:
         for subpixel in (True, False):
@@ -172,13 +172,13 @@ def test_the_other_direction_mirrors(scenes):
             right, holes = fill(scene.left, scene.disparity)
             mirrored, other_holes = fill(scene.left[:, ::-1].copy(), -scene.disparity[:, ::-1].copy(), scale_sign=-1)
             np.testing.assert_array_equal(mirrored[:, ::-1][~holes], right[~holes])
-            # A landing just between two pixels goes to the right one of them in either direction.
+            # What lands half-way between two pixels goes to the right one in either direction.
             assert (other_holes[:, ::-1] == holes).mean() > 0.99
 
 
 @pytest.mark.parametrize("fill", FILLS.values(), ids=FILLS)
 def test_the_nearest_wins_also_where_all_disparities_are_negative(fill):
-    """Known disparities of cameras that converge (Eq. 2 with large doffs) differ from others by a constant alone."""
+    """Disparities of converging cameras (Eq. 2 with large doffs) differ from others only by a constant."""
     rng = np.random.default_rng(0)
     left = rng.integers(0, 256, (9, 60, 3), dtype=np.uint8)
     disparity = np.full((9, 60), 2, np.float32)

@@ -1,4 +1,4 @@
-"""The layered baseline: the warp of leave_blank where something is seen, the background where nothing is."""
+"""The layered baseline: the warp of leave_blank where it is filled, the background in its holes."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ BACK, FRONT = (40, 90, 160), (220, 60, 30)
 
 
 def box(width=18):
-    """A plain box before a plain wall: image and disparity."""
+    """A plain box in front of a plain wall: image and disparity."""
     left = np.full((40, 80, 3), BACK, np.uint8)
     disparity = np.full((40, 80), 2, np.float32)
     left[10:30, 40 : 40 + width] = FRONT
@@ -36,7 +36,7 @@ def test_holes_are_filled_from_the_background_alone(width):
     given = left.copy(), disparity.copy()
     right, holes = layered(left, disparity)
     assert holes[12:28, 20:70].any()
-    assert np.abs(right[holes].astype(int) - BACK).max() <= 4  # of 190 between the colours; Telea dithers
+    assert np.abs(right[holes].astype(int) - BACK).max() <= 4  # the colours are 190 apart; Telea dithers
     np.testing.assert_array_equal(left, given[0])
     np.testing.assert_array_equal(disparity, given[1])
 
@@ -50,7 +50,7 @@ def test_a_view_to_the_other_side_is_the_mirror_image():
 
 
 def test_a_slanted_background_goes_on_behind_the_box():
-    """Inpainting follows what runs across the edge; stretching repeats single pixels."""
+    """Inpainting continues structures across the edge; stretching repeats single pixels."""
     left, disparity = box()
     ramp = np.linspace(0, 200, 80).astype(np.uint8)
     wall = disparity == 2

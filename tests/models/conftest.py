@@ -1,8 +1,8 @@
-"""One thread: the networks here are too small for more, and other processes want the cores."""
+"""Runs the networks of these tests with one thread: they are too small for more, and cores are shared."""
 
 import pytest
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread(one_thread: None) -> None:
-    """In every module of this folder."""
+    """Applies to every module of this folder."""

@@ -30,12 +30,12 @@ NATIVE, SMALL = 512, 256
 
 
 def write(folder: Path, family: str) -> None:
-    """Two bytes a weight: 2.1 GB for SD 1.5, 2.6 GB for SD 2."""
+    """Write a checkpoint with two bytes per weight: 2.1 GB for SD 1.5, 2.6 GB for SD 2."""
     write_checkpoint(folder, family, full=True, dtype=torch.bfloat16)
 
 
 def peak_gb() -> float:
-    """Most memory this process has had."""
+    """Peak memory of this process in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # KiB on Linux
 
 
@@ -101,7 +101,7 @@ if __name__ == "__main__":
     _, chosen, precision = sys.argv
     with tempfile.TemporaryDirectory() as name:
         start = time.perf_counter()
-        writer = get_context("spawn").Process(target=write, args=(Path(name), chosen))  # its memory is not ours
+        writer = get_context("spawn").Process(target=write, args=(Path(name), chosen))  # keeps its memory apart
         writer.start()
         writer.join()
         written = {"write_s": round(time.perf_counter() - start, 2)}

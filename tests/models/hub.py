@@ -47,7 +47,7 @@ def serve(folder: Path, listing: bool = True) -> Iterator[tuple[str, list[str]]]
 
         def _send_tree(self) -> None:
             if not listing:
-                self._send(403, b"{}", {})  # of those that the client does not try again
+                self._send(403, b"{}", {})  # an error that the client does not retry
                 return
             files = [file for file in sorted(folder.rglob("*")) if file.is_file()]
             entries = [

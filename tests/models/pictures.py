@@ -1,4 +1,4 @@
-"""Pictures for CLIP, and how it prepares them, written out."""
+"""Pictures for CLIP, and its preprocessing written out."""
 
 import numpy as np
 import torch

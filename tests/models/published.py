@@ -152,7 +152,7 @@ def _tokenizer(pad: str) -> dict[str, dict[str, Any]]:
             "do_lower_case": True,
             "errors": "replace",
             "model_max_length": 77,
-            "pad_token": "<|endoftext|>",  # in SD 2 too: special_tokens_map.json overrules it
+            "pad_token": "<|endoftext|>",  # also in SD 2: special_tokens_map.json overrides it
             "special_tokens_map_file": "./special_tokens_map.json",
             "tokenizer_class": "CLIPTokenizer",
         }
@@ -205,7 +205,7 @@ SAFETY = {
     "safety_checker/config.json": _SAFETY_CHECKER,
     "feature_extractor/preprocessor_config.json": _FEATURE_EXTRACTOR,
 }
-"""The further files of Stable Diffusion 1.x."""
+"""The additional files of Stable Diffusion 1.x."""
 
 CLIP: dict[str, dict[str, Any]] = {
     "config.json": {

@@ -1,4 +1,4 @@
-"""CLIP scores are the published arithmetic, no neighbour changes them, and a model that cannot give them is refused."""
+"""CLIP scores follow the published arithmetic and do not depend on the batch; unsuitable models are refused."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 @pytest.fixture
 def folder(checkpoint, tmp_path):
-    """A copy to break."""
+    """A copy of the folder that a test may break."""
     return shutil.copytree(checkpoint, tmp_path / "clip")
 
 
@@ -149,7 +149,7 @@ def test_the_published_config_is_the_published_network():
 
 
 def test_a_model_that_transformers_saved_gives_the_same_scores(scorer, checkpoint, tmp_path):
-    """As somebody does who converts pickles."""
+    """A user who converts pickles does this."""
     CLIPModel.from_pretrained(checkpoint).save_pretrained(tmp_path)
     CLIPProcessor(scorer.processor, scorer.tokenizer).save_pretrained(tmp_path)
     assert not (tmp_path / "preprocessor_config.json").exists()

@@ -1,4 +1,4 @@
-"""Every family of checkpoints makes pairs in each of its modes, by either preset."""
+"""Every family of checkpoints makes pairs in each of its modes, with both presets."""
 
 import numpy as np
 import pytest

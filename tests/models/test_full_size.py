@@ -1,4 +1,4 @@
-"""Checkpoints of the published sizes make pairs in all of their modes, in the memory that they are known to need."""
+"""Checkpoints of the published sizes make pairs in all of their modes, within the documented memory."""
 
 import json
 import subprocess
@@ -19,8 +19,9 @@ EVALUATIONS = {
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("family", PARAMETERS)
 def test_at_full_size_pairs_are_made_in_every_mode(family):
-    # On two cores with much other work: SD 1.5 22 min (7.6 min of CPU) and 5.8 GB, SD 2 depth 8 min and 6.6 GB.
-    command = [sys.executable, "-m", "tests.models.full_size", family, "float32"]  # half precision crawls on most CPUs
+    # On two busy cores: SD 1.5 22 min (7.6 min of CPU) and 5.8 GB, SD 2 depth 8 min and 6.6 GB.
+    # Half precision is slow on most CPUs.
+    command = [sys.executable, "-m", "tests.models.full_size", family, "float32"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1790)
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout.splitlines()[-1])

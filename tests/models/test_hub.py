@@ -33,7 +33,7 @@ except ModelError as error:
 
 @pytest.fixture(scope="module")
 def repository(tmp_path_factory):
-    """What a published repository holds: variants, pickles, a single file and notes beside what is needed."""
+    """A repository as published: variants, pickles, a single file and notes beside the files that are needed."""
     folder = write_checkpoint(tmp_path_factory.mktemp("hub") / "name", "sd1", safety_checker=True)
     for name in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
         weights = (folder / f"{name}.safetensors").read_bytes()
@@ -46,7 +46,7 @@ def repository(tmp_path_factory):
 
 @pytest.fixture
 def ask(repository, tmp_path):
-    """Resolve and fetch a model of the Hub in a fresh process; returns what it prints and what it downloaded."""
+    """Resolve and fetch a model on the Hub in a new process; returns its output and the files it downloaded."""
 
     def run(sd, listing=True, served=repository, **models):
         with serve(served, listing) as (endpoint, downloaded):
@@ -77,7 +77,7 @@ def test_only_what_is_loaded_is_downloaded(ask, variant, suffix):
 
 
 def test_actors_of_one_machine_download_every_file_once(repository, tmp_path):
-    """They start at the same moment: one downloads, the others wait for its lock."""
+    """All start at the same moment: one downloads, the others wait for its lock."""
     recipe = json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}, "depth": {"path": "demo"}}})
     with serve(repository) as (endpoint, downloaded):
         environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
@@ -111,9 +111,12 @@ def test_of_a_clip_model_only_what_is_loaded_is_downloaded(ask, tmp_path):
 @pytest.mark.parametrize(
     ("sd", "words"),
     [
-        ({"path": "owner/nothing"}, "not on the Hub under this name, or private (set HF_TOKEN)"),
-        ({"path": "owner/gated"}, "its licence must be accepted; do so on its page on the Hub and set HF_TOKEN"),
-        ({"path": "owner/name", "revision": "v9"}, "has no revision v9; give a branch, tag or commit, or null"),
+        ({"path": "owner/nothing"}, "check the name, or set HF_TOKEN if the model is private"),
+        ({"path": "owner/gated"}, "its licence must be accepted; accept it on its page on the Hub and set HF_TOKEN"),
+        (
+            {"path": "owner/name", "revision": "v9"},
+            "has no revision v9; give an existing branch, tag or commit, or null",
+        ),
         ({"path": "owner/name", "variant": "bf16"}, "no unet weights of variant 'bf16', only unet/"),
     ],
 )
@@ -135,7 +138,7 @@ def test_a_missing_config_is_named(ask, repository):
 
 
 def test_a_hub_that_fails_halfway_is_not_taken_for_a_model(ask):
-    # The client then gives the folder with the few files that planning has read.
+    # The client then returns a folder with only the few files that planning has read.
     printed, downloaded = ask({"path": "owner/name"}, listing=False)
     assert "model_index.json" in downloaded
     assert "cannot be downloaded to this machine (its weights are not in the cache); every machine" in printed
@@ -147,4 +150,4 @@ def test_a_hub_out_of_reach_is_said(repository, tmp_path):
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}}})]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    assert "the Hub cannot be reached or refuses (ConnectError); give the path of a local folder" in done.stdout
+    assert "the Hub cannot be reached or refuses access (ConnectError); give the path of a local folder" in done.stdout

@@ -1,4 +1,4 @@
-"""Models are found, pinned and refused by their configs alone; what is accepted then loads and runs."""
+"""Models are found, pinned and refused by their configs alone; accepted models load and run."""
 
 import json
 import shutil
@@ -37,7 +37,7 @@ def write(folder, files):
 
 @pytest.fixture
 def sd(tmp_path):
-    """A Stable Diffusion folder without any weights worth the name."""
+    """A Stable Diffusion folder whose weight files are not real weights."""
     folder = tmp_path / "sd"
     write(folder, SD_CONFIGS | {f"{name}.safetensors": b"weights" for name in WEIGHTS})
     return folder
@@ -362,7 +362,7 @@ def test_the_depth_demo_shares_what_it_lacks_with_the_plain_one(demo):
     sd = StableDiffusion.load(depth, "cpu", "depth")
     assert sd.depth_conditioned
     assert not StableDiffusion.load(plain, "cpu", "text").depth_conditioned
-    # What it shares is part of its content.
+    # The shared parts belong to its content.
     (demo / "sd/vae/config.json").write_text((demo / "sd/vae/config.json").read_text() + " ")
     assert resolve(mode="depth").models.stable_diffusion.revision != depth.revision
 
@@ -390,7 +390,7 @@ def test_another_stable_diffusion_needs_an_estimator_to_be_named(tmp_path):
     chosen = resolve_recipe(Recipe(models=models | {"depth": {"path": "demo"}}))
     stored = Recipe.model_validate(chosen.model_dump(mode="json"))
     assert resolve_recipe(stored) == resolve_recipe(chosen) == chosen
-    # Known disparities need none, unless quality control looks at the left views.
+    # Known disparities need no estimator, unless quality control uses it on the left views.
     known = {"mode": "image", "method": {"geometry": "metric"}}
     assert resolve_recipe(Recipe(models=models, quality={"enabled": False}, **known)).models.depth.path == "demo"
     with pytest.raises(ModelError, match=words):
@@ -450,7 +450,7 @@ def test_a_declared_polarity_wins(depth):
 
 
 def test_weights_that_are_none_are_a_model_error(sd, depth):
-    from stereo_jobs.models.depth import DepthEstimator
+    from stereo_jobs.models.depth_estimator import DepthEstimator
     from stereo_jobs.models.stable_diffusion import StableDiffusion
 
     with pytest.raises(ModelError, match="cannot be loaded"):
@@ -480,7 +480,7 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
-    from stereo_jobs.models.depth import DepthEstimator
+    from stereo_jobs.models.depth_estimator import DepthEstimator
 
     folder = tmp_path / "depth"
     shutil.copytree(DEMO_SD.parent / "depth", folder)

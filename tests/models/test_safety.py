@@ -1,4 +1,4 @@
-"""The safety checker tells what its own pipeline would blacken, from the published files, and changes nothing."""
+"""The safety checker flags what its own pipeline would blacken, loads the published files, and changes nothing."""
 
 import dataclasses
 import json
@@ -31,12 +31,12 @@ def checkpoint(tmp_path_factory):
 
 
 def teach(checker, images):
-    """Make the first concept catch half of the images, clearly: random weights know nothing of the world."""
+    """Make the first concept flag half of the images clearly; random weights know no concepts."""
     model = checker.network
     with torch.no_grad():
         pooled = model.vision_model(pixel_values(images))[1]
         mean = pooled.mean(0)
-        # Random weights see nearly the same in all images: leave that out.
+        # With random weights the embeddings of all images are nearly equal: subtract their mean.
         model.visual_projection.weight -= torch.outer(model.visual_projection.weight @ mean, mean) / mean.dot(mean)
         embeddings = torch.nn.functional.normalize(model.visual_projection(pooled))
         cosines = embeddings @ embeddings[0]
@@ -142,7 +142,7 @@ SHORT = {"steps": 3, "shift_step": 1, "attention": "off"}
 
 
 def test_unsafe_is_what_either_view_is(checkpoint):
-    """And nothing else of a pair depends on it."""
+    """Nothing else in a pair depends on the safety checker."""
     recipe = resolve_recipe(wanting(checkpoint).model_copy(update={"method": MethodConfig(**SHORT)}))
     loaded, row = PairGenerator.load(recipe, "cpu", 1), Row("a", "a red circle", "", 1, 8.0)
     [plain] = PairGenerator(loaded.sd, loaded.depth, recipe, 1).generate([row])
@@ -159,7 +159,7 @@ def test_unsafe_is_what_either_view_is(checkpoint):
 
 @pytest.mark.parametrize("unsafe", [True, False])
 def test_unsafe_is_a_column_of_the_shards(checkpoint, make_spec, tmp_path, unsafe):
-    """By the real checker, with thresholds that every image passes or none."""
+    """Uses the real checker, with thresholds that either every image passes or none."""
     folder = shutil.copytree(checkpoint, tmp_path / "sd")
     path = folder / "safety_checker/model.safetensors"
     weights = load_file(path)

@@ -1,4 +1,4 @@
-"""Every family of Stable Diffusion checkpoints, as published and as saved today, does what its reference does."""
+"""Every family of Stable Diffusion checkpoints, as published and as saved today, equals its reference."""
 
 import json
 import logging
@@ -115,7 +115,7 @@ def test_a_variant_of_the_weights_is_read_by_its_name(tmp_path):
 
 
 def test_loading_says_nothing(folders, caplog, monkeypatch):
-    """diffusers would recommend a library that is not needed, in four lines for each network."""
+    """Otherwise diffusers recommends a library that is not needed, in four lines for each network."""
     monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
     StableDiffusion(folders["sd1"], torch.float32, "cpu")
     assert caplog.text == ""
@@ -264,7 +264,7 @@ def test_upcasting_saves_images_that_overflow_float16(folders, tmp_path):
     folder = shutil.copytree(folders["sd1"], tmp_path / "sd")
     path = folder / "vae/diffusion_pytorch_model.safetensors"
     weights = load_file(path)
-    weights["decoder.conv_in.weight"] *= 1e6  # the norms that follow take it back
+    weights["decoder.conv_in.weight"] *= 1e6  # the normalisations that follow undo it
     save_file(weights, path, {"format": "pt"})
     assert StableDiffusion(folder, torch.float16, "cpu").decode(noise(1, 4, 8, 8)).isfinite().all()
     config = folder / "vae/config.json"

@@ -32,7 +32,7 @@ TINY = {
     "sd2_v": _SD2 | {"unet/config.json": _SD2["unet/config.json"] | {"sample_size": 16}},
     "sd2_depth": _SD2,
 }
-"""What is smaller than in the published configs, beside what is the same for all; the rest stays as it is."""
+"""Config values of the tiny checkpoints that are smaller than the published ones; all others are the published ones."""
 _ALL = {
     "vae/config.json": {"block_out_channels": [32, 32, 64, 64], "layers_per_block": 1},
     "text_encoder/config.json": {"intermediate_size": 96, "num_hidden_layers": 2, "vocab_size": 600},

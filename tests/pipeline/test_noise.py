@@ -52,7 +52,9 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
     pictures = [np.random.default_rng(i).integers(0, 256, (*size, 3), dtype=np.uint8) for i in range(BATCH)]
     lefts = DiffusedLeftViews(
         decoded=[DecodedRow(row, Letterbox.exact(size)) for row in rows],
-        trajectory=Trajectory(x_0.expand(51, *x_0.shape), x_0.expand(50, *x_0.shape)),
+        trajectory=Trajectory(
+            x_0.expand(51, *x_0.shape), x_0.expand(50, *x_0.shape), torch.zeros(BATCH, dtype=torch.int64)
+        ),
         images=pictures,
         maps=list(maps),
         conditional=text,

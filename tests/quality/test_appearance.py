@@ -1,4 +1,4 @@
-"""Likeness of the views and of what fills the holes, against slow references."""
+"""Similarity of the views, and of the holes to their surroundings, against slow references."""
 
 import math
 
@@ -157,7 +157,7 @@ def test_holes_without_an_inside_have_no_sharpness(kind):
 
 
 def test_small_true_pairs_are_not_taken_for_blurred_and_blurred_ones_of_128_pixels_are():
-    """docs/quality.md has all 100 scenes of `benchmarks/verdict.py`; these are some of the train split."""
+    """Uses some scenes of the train split; docs/quality.md has all 100 scenes of `benchmarks/verdict.py`."""
     limit = QualityConfig().min_hole_sharpness
     assert limit is not None
     small = [render(draw_scene(seed), 64, 64) for seed in range(40)]

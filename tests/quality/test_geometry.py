@@ -1,4 +1,4 @@
-"""Where the views lie: consistency, identity guard and height against slow references and planted faults."""
+"""Geometry of a pair: consistency, parallax and vertical offset against slow references and planted faults."""
 
 import math
 

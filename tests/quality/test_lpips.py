@@ -114,7 +114,7 @@ def test_the_map_is_where_the_images_differ():
     second[:, :8] = 255 - second[:, :8]
     found = lpips_model()(first, second).map
     assert found[:, :16].mean() > 20 * found[:, 160:].mean()
-    assert not found[:, -64:].any()  # beyond the reach of the last layer, and of its upsampling
+    assert not found[:, -64:].any()  # out of reach of the last layer and of its upsampling
 
 
 def test_a_batch_is_its_pairs():

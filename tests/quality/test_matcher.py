@@ -1,4 +1,4 @@
-"""The matcher on pairs whose disparity is known, and labels that are wrong in known ways."""
+"""The matcher on pairs with known disparity, and on labels with known errors."""
 
 import math
 from dataclasses import astuple
@@ -37,7 +37,7 @@ def test_the_truth_of_toyscapes_agrees(views, level):
 
 
 def test_occluded_pixels_do_not_count(views):
-    """The matcher guesses most of them."""
+    """The matcher guesses the disparity of most occluded pixels."""
     view = views["crowded"][0]
     found = match(view.left, view.right, reach(view))
     assert found.valid[~view.nonocc_left].any()
@@ -48,7 +48,7 @@ def test_occluded_pixels_do_not_count(views):
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_swapped_eyes_mirror_the_line(views, level):
-    """Every disparity changes its sign: slope -1 and offset 0, against the label of either view."""
+    """Every disparity changes its sign: slope -1 and offset 0, with the label of either view."""
     for view in views[level][:5]:
         found = match(view.right, view.left, reach(view))
         assert (found.disparity[found.valid] < 0).mean() > 0.95
@@ -66,7 +66,7 @@ def test_a_pair_without_depth_has_no_disparity(views):
         assert found.valid.mean() > 0.99
         flat = agreement(found, np.zeros_like(view.disparity), view.nonocc_left)
         assert (flat.fit_a, flat.fit_b, flat.bad_2) == pytest.approx((1, 0, 0), abs=0.01)
-        # A label that claims depth nevertheless is found out by its slope.
+        # A label that claims depth for such a pair shows in the slope.
         assert agreement(found, view.disparity, view.nonocc_left).fit_a == pytest.approx(0, abs=0.01)
 
 
@@ -91,7 +91,7 @@ def test_a_scaled_label_shows_in_the_slope(views, scale):
 
 
 def test_disparities_up_to_the_largest_expected_are_found():
-    """Noise moved by a whole number of pixels, either way."""
+    """Noise shifted by a whole number of pixels in either direction."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 160, 3)).astype(np.uint8)
     for d in (-40, -17, 17, 40):
         found = match(noise, np.roll(noise, -d, axis=1), abs(d))

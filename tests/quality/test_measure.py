@@ -1,4 +1,4 @@
-"""All metrics of a pair at once: mirrored pairs, odd pairs, and the same bits every time."""
+"""All metrics of a pair in one call: mirrored pairs, unusual pairs, and the same bits every time."""
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
@@ -47,7 +47,7 @@ def test_a_mirrored_pair_of_negative_scale_has_the_same_metrics(pair):
         scale_sign=-1,
     )
     for name, value in vars(one).items():
-        # The depth maps are not mirrored back: ranks and doubt agree but for the order of their sums.
+        # The depth maps are not mirrored back: ranks and doubt are equal up to the order of their sums.
         assert getattr(other, name) == (None if value is None else pytest.approx(value, rel=1e-4, abs=1e-6)), name
 
 

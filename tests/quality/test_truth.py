@@ -30,7 +30,7 @@ def smooth(height, width, seed=0):
 
 
 def pair(height=48, width=64, seed=0):
-    """A true view, and one that errs everywhere a little and in its holes, a band at the right, a lot."""
+    """A true view, and one with small errors everywhere and large ones in its holes, a band on the right."""
     true = smooth(height, width, seed)
     grain = np.random.default_rng(seed + 1).normal(0, 6, true.shape)
     right = np.clip(true + grain, 0, 255).astype(np.uint8)
@@ -42,7 +42,7 @@ def pair(height=48, width=64, seed=0):
 
 
 def slow_ssim_map(x, y):
-    """Wang et al. 2004, Eq. 13, with a window of 7x7 written out for every pixel, borders reflected."""
+    """SSIM (Wang et al. 2004, Eq. 13), with a 7x7 window written out for every pixel and reflected borders."""
     window, sample = np.full((7, 7, 1), 1 / 49), 49 / 48
     x, y = (np.pad(image.astype(float), ((3, 3), (3, 3), (0, 0)), mode="symmetric") for image in (x, y))
     out = np.zeros((x.shape[0] - 6, x.shape[1] - 6))
@@ -112,7 +112,7 @@ def test_a_right_pixel_is_known_by_what_it_comes_from_and_a_hole_by_both_its_sid
     assert known[0].all()
     assert np.nonzero(~known[1])[0].tolist() == [7]
     assert np.nonzero(~known[2])[0].tolist() == [3, 4, 5]
-    assert known[3].all()  # nobody sees the gap
+    assert known[3].all()  # the gap is hidden
     assert np.nonzero(~known[4])[0].tolist() == [9]
 
 

@@ -1,4 +1,4 @@
-"""Planted faults are told apart (docs/quality.md has the rates), thresholds can be moved and switched off."""
+"""Planted faults are recognised (rates: docs/quality.md); thresholds can be changed and switched off."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def pairs():
 
 
 def verdict_on(pair, depth):
-    """The true depth of the left view stands in for an estimator."""
+    """The true depth of the left view, used in place of an estimator."""
     return judge(measure(**vars(pair), depth=depth, mirrored_depth=depth[:, ::-1]), DEFAULTS).reject_reason
 
 
@@ -132,7 +132,7 @@ def test_true_pairs_of_a_data_set_are_judged_without_and_with_estimated_depth(tm
     write_middlebury(tmp_path / "Room", view, view.disparity)
 
     class Backwards:
-        """Sees near things far."""
+        """An estimator that sees near things as far."""
 
         def inverse_depth(self, images):
             return [-torch.from_numpy(view.disparity) for _ in images]

@@ -1,4 +1,4 @@
-"""Self-attention across the views on a tiny U-Net: where it acts, what it computes, that it leaves no trace."""
+"""Self-attention across the views on a tiny U-Net: which layers change, what they compute, their restoration."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ def unet():
 
 @pytest.fixture
 def batch():
-    """Latents halves,views,pairs,4,h,w and text, with both halves of guidance alike but for the text."""
+    """Latents halves,views,pairs,4,h,w and text; the halves of guidance differ in the text only."""
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(1, 2, PAIRS, 4, 8, 8, generator=generator).expand(2, -1, -1, -1, -1, -1)
     text = torch.randn(2, 1, PAIRS, 5, 32, generator=generator).expand(-1, 2, -1, -1, -1)
@@ -27,7 +27,7 @@ def batch():
 
 
 def predict(unet, views, text):
-    """Noise for halves,views,pairs,4,h,w."""
+    """Predicted noise, halves,views,pairs,4,h,w."""
     with torch.no_grad():
         out = unet(views.flatten(0, 2), torch.tensor(500), encoder_hidden_states=text.flatten(0, 2)).sample
     return out.reshape(views.shape)

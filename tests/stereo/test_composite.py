@@ -1,4 +1,4 @@
-"""The composite: the left's own pixels outside of the holes, and no seam at their rim."""
+"""The composite: the left's own pixels outside the holes, and no seam at their edge."""
 
 import pytest
 import torch
@@ -26,7 +26,7 @@ def filled():
 
 
 def composite(continued, filled, diffused, columns, *, returned=None, grain=0.0, plain=None, share=1.0):
-    """Holes as they are drawn, without grain, where a test does not say otherwise."""
+    """The composite with defaults: diffused holes without grain, unless a test sets something else."""
     returned = continued if returned is None else returned
     plain = torch.rand(continued.shape) if plain is None else plain
     share = torch.full((len(continued),), share) if isinstance(share, float) else share
@@ -83,7 +83,7 @@ def test_a_colour_cast_is_taken_off_beside_the_hole_and_fades(truth, filled):
 
 @pytest.fixture
 def lost():
-    """What the VAE lost of the continued background: a checkerboard, the finest grain there is."""
+    """What the VAE lost of the continued background: a checkerboard, the finest possible grain."""
     y, x = torch.meshgrid(torch.arange(HEIGHT), torch.arange(WIDTH), indexing="ij")
     return 0.1 * (1 - 2.0 * ((x + y) % 2)).expand(1, 3, HEIGHT, WIDTH)
 

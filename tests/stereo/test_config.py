@@ -1,4 +1,4 @@
-"""The method's switches: presets only fill in, shares of the steps become steps, contradictions are refused."""
+"""The method's switches: presets only fill in values, shares become steps, contradictions are refused."""
 
 import pytest
 from pydantic import ValidationError
@@ -58,10 +58,10 @@ def test_steps_may_be_written_as_a_whole_float():
 @pytest.mark.parametrize(
     ("switches", "message"),
     [
-        ({"shift_step": 2.5}, "shift_step must be a whole step, or a share of the steps between 0 and 1; got 2.5"),
+        ({"shift_step": 2.5}, "shift_step must be a whole step, or a share of the steps between 0 and 1, got 2.5"),
         ({"attention_step": float("inf")}, "attention_step must be a whole step, .* got inf"),
-        ({"steps": 10, "shift_step": 9}, r"shift_step must be below steps - 1 = 9, .*; got 9"),
-        ({"steps": 2, "shift_step": 1}, r"shift_step must be below steps - 1 = 1, .*; got 1"),
+        ({"steps": 10, "shift_step": 9}, r"shift_step must be below steps - 1 = 9, .*, got 9; the paper shifts"),
+        ({"steps": 2, "shift_step": 1}, r"shift_step must be below steps - 1 = 1, .*, got 1; the paper shifts"),
         ({"shift_both": True}, "composite must be false with shift_both"),
         ({"inversion": "null_text"}, "inversion null_text needs photo_guidance_scale above 1"),
         ({"preset": "better"}, "'official' or 'best'"),

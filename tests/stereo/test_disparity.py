@@ -1,4 +1,4 @@
-"""From depth to disparity: each sample on its own, in pixels of the grid it is on."""
+"""From depth to disparity: every sample separately, in pixels of its grid."""
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def test_a_sharp_edge_moves_by_the_pixel_that_the_near_side_gains_and_its_slante
     assert torch.equal(sharp[..., near], maps[..., near])
     other = torch.arange(64) == 29
     assert (sharp - maps)[..., ~other].abs().max() < 0.03
-    assert torch.equal(sharp[..., other], maps[..., 32:33])  # the largest within two pixels of its neighbour
+    assert torch.equal(sharp[..., other], maps[..., 32:33])  # the largest value within two pixels of its neighbour
 
 
 def test_the_floor_beside_an_object_keeps_the_depth_of_its_row():

@@ -1,4 +1,4 @@
-"""Continuing the background: every hole names the right column, every gap gets a neighbour's value."""
+"""Continuing the background: every hole gets the right column, every gap a neighbour's value."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ nan = float("nan")
 
 
 def slow_columns(filled, disparity, sign):
-    """Each hole looks left and right; of the two pixels that it meets, the farther wins, in a tie the right one."""
+    """Each hole looks left and right; the farther of the two pixels wins, and in a tie the right one."""
     columns = np.zeros(filled.shape, np.int64)
     for b, y, x in np.ndindex(filled.shape):
         left = next((c for c in range(x, -1, -1) if filled[b, y, c]), None)
@@ -96,7 +96,7 @@ def test_rows_are_smoothed_as_in_the_slow_reference(view, reach, seed):
 @pytest.mark.parametrize(("sign", "chosen"), [(1.0, 3), (-1.0, 0)])
 def test_the_background_is_on_the_side_of_the_smaller_disparity_and_swaps_with_the_sign(sign, chosen):
     filled = torch.tensor([[[True, False, False, True]]])
-    disparity = torch.tensor([[[5.0, 99.0, -99.0, 2.0]]])  # what a hole holds is not read
+    disparity = torch.tensor([[[5.0, 99.0, -99.0, 2.0]]])  # values in holes are ignored
     columns = background_columns(filled, disparity, torch.tensor([sign]))
     assert columns.flatten().tolist() == [0, chosen, chosen, 3]
 
@@ -119,7 +119,7 @@ def test_extending_gathers_every_channel_of_every_sample():
     ("gaps", "complete"),
     [
         ([[1, nan, nan, 4]], [[1, 1, 1, 4]]),  # the left neighbour
-        ([[nan, nan, 3, nan]], [[3, 3, 3, 3]]),  # at the left edge the right one
+        ([[nan, nan, 3, nan]], [[3, 3, 3, 3]]),  # at the left edge: the right neighbour
         ([[1, float("inf"), -float("inf"), 4]], [[1, 1, 1, 4]]),
         ([[1, 2], [nan, nan], [5, 6]], [[1, 2], [1, 2], [5, 6]]),  # the row above
         ([[nan, nan], [nan, 3]], [[3, 3], [3, 3]]),  # no row above: the one below

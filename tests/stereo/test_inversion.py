@@ -1,4 +1,4 @@
-"""Inversion of a given x_0 on a tiny U-Net: the way back leads there, and null-text brings guidance back to it."""
+"""Inversion of a given x_0 on a tiny U-Net: sampling leads back to it, with guidance after null-text inversion."""
 
 import copy
 from pathlib import Path
@@ -16,9 +16,9 @@ SIZE = 8
 
 @pytest.fixture(scope="module")
 def unet(one_thread):
-    """Its answers are a tenth of the random ones, which turn so fast with the latent that no 50 steps could follow.
+    """A U-Net whose outputs are a tenth of the random ones, which change too fast with the latent for 50 steps.
 
-    The weights want gradients, as diffusers loads them: nothing may depend on somebody's switching that off.
+    The weights require gradients, as diffusers loads them: nothing may depend on the caller to switch that off.
     """
     folder = Path(__file__).parent / "golden/tiny_unet"
     network = UNet2DConditionModel.from_pretrained(folder).eval()
@@ -57,9 +57,9 @@ def test_denoising_at_guidance_1_leads_back_to_x_0(unet):
     model = guided(unet, scale=1)
     with torch.no_grad():
         pivot = ddim_inversion(model, solver, x_0)
-        assert model.evaluations == 50
+        assert pivot.evaluations.tolist() == [50, 50]
         back = denoise(model, solver, pivot.latents[0]).final
-    assert error(back, x_0).max() < 0.05  # of x_0 with unit variance
+    assert error(back, x_0).max() < 0.05  # x_0 has unit variance
 
 
 def test_latents_run_from_noise_to_x_0(unet):
@@ -68,7 +68,7 @@ def test_latents_run_from_noise_to_x_0(unet):
     assert pivot.latents.shape == (11, 2, 4, SIZE, SIZE)
     assert torch.equal(pivot.final, x_0)
     assert torch.equal(pivot.clean, x_0.expand(10, -1, -1, -1, -1))
-    for i in range(10):  # one step of Eq. 9 each, asked at the noisier level's timestep
+    for i in range(10):  # one step of Eq. 9 each, predicted at the noisier level's timestep
         with torch.no_grad():
             output = guided(unet, scale=1)(pivot.latents[i + 1][None], i, solver.timesteps[i])[0]
         torch.testing.assert_close(pivot.latents[i], solver.invert(i, pivot.latents[i + 1], output))
@@ -76,7 +76,7 @@ def test_latents_run_from_noise_to_x_0(unet):
 
 @pytest.fixture(scope="module")
 def optimised(unet):
-    """Null-text at guidance 7.5 in four steps, each with many iterations: x_0, pivot, what was found, model."""
+    """Null-text inversion at guidance 7.5, in four steps: x_0, solver, model, pivot, result, weights before."""
     x_0, solver = draw(2, 4, SIZE, SIZE), solver_of(4)
     before = {name: weight.clone() for name, weight in unet.state_dict().items()}
     model, pivot = guided(unet), invert(unet, solver, x_0)
@@ -89,8 +89,8 @@ def test_null_text_brings_guidance_back_to_the_photo(unet, optimised):
     with torch.no_grad():
         plain = denoise(model, solver, pivot.latents[0])
     assert (error(found.left.final, x_0) < 0.8 * error(plain.final, x_0)).all()
-    assert found.evaluations.tolist() == [4 * (20 + 2)] * 2  # 20 each to optimise, one with text, one to go on
-    assert torch.equal(model.unconditional, draw(2, 5, 32, seed=2))  # what it began with is left alone
+    assert found.left.evaluations.tolist() == [4 * (20 + 2)] * 2  # 20 each to optimise, one with text, one to go on
+    assert torch.equal(model.unconditional, draw(2, 5, 32, seed=2))  # the embeddings to start from are unchanged
 
 
 def test_sampling_with_the_found_embeddings_is_the_left_that_null_text_returns(unet, optimised):
@@ -104,16 +104,17 @@ def test_sampling_with_the_found_embeddings_is_the_left_that_null_text_returns(u
 
 
 def first_move(unet, solver, pivot, k):
-    """Where Adam goes first in step k of the solver's: the embeddings' change, 2,n*c."""
+    """Change of the embeddings by Adam's first iteration in the solver's step k: 2,n*c."""
     one = Solver("ddim", solver.timesteps[k : k + 1], solver.alphas[k : k + 2], "epsilon")
     model = guided(unet)
-    found = null_text(model, one, Trajectory(pivot.latents[k : k + 2], pivot.clean[k : k + 1]), iterations=1)
+    part = Trajectory(pivot.latents[k : k + 2], pivot.clean[k : k + 1], pivot.evaluations)
+    found = null_text(model, one, part, iterations=1)
     return (found.embeddings[0] - model.unconditional.float()).flatten(1)
 
 
 @pytest.mark.parametrize("k", [0, 20, 45])
 def test_half_precision_goes_where_full_precision_goes(unet, k):
-    """Without a scaled loss half of the gradients vanish in float16: cosines of 0.2 to 0.6."""
+    """Without loss scaling, half of the gradients vanish in float16 and the cosines are 0.2 to 0.6."""
     solver = solver_of(50)
     pivot = invert(unet, solver, draw(2, 4, SIZE, SIZE))
     half = first_move(copy.deepcopy(unet).half(), solver, pivot, k)
@@ -123,7 +124,7 @@ def test_half_precision_goes_where_full_precision_goes(unet, k):
 
 
 def test_more_than_100_steps_have_rates_of_their_own(unet):
-    """As published 1e-2 (1 - i/100), which is no rate any more from i = 100 on."""
+    """The published rate 1e-2 (1 - i/100) is zero or negative from i = 100 on."""
     solver = solver_of(102)
     pivot = invert(unet, solver, draw(1, 4, SIZE, SIZE))
     found = null_text(guided(unet, 1), solver, pivot, iterations=1)
@@ -139,39 +140,39 @@ def test_gradients_do_not_leak(unet, optimised):
 
 
 def test_null_text_works_where_gradients_are_off(unet, optimised):
-    """As the generator calls it."""
+    """The generator calls it under `no_grad`."""
     _, solver, _, pivot, *_ = optimised
-    one = Trajectory(pivot.latents[:, :1], pivot.clean[:, :1])
+    one = pivot.take(torch.tensor([0]))
     with torch.no_grad():
         found = null_text(guided(unet, 1), solver, one, iterations=1)
     assert not torch.equal(found.embeddings[0], draw(1, 5, 32, seed=2))
 
 
 def test_a_sample_stops_on_its_own_and_does_not_depend_on_its_neighbours(unet):
-    """In double precision: Adam's steps are as long for a gradient that is float noise as for any other."""
+    """Needs double precision: Adam takes equally long steps for gradients that are only rounding noise."""
     solver, unet = solver_of(3), copy.deepcopy(unet).double()
     x_0 = torch.cat([draw(1, 4, SIZE, SIZE), draw(1, 4, SIZE, SIZE, seed=3)])
     pivot, model = invert(unet, solver, x_0), guided(unet)
     assert model.conditional.dtype == torch.float64
-    # The second sample shall go where it goes anyway: its loss is tiny from the beginning.
+    # The target of the second sample is where it goes without optimisation: its loss is tiny from the beginning.
     with torch.no_grad():
         anyway = denoise(model, solver, pivot.latents[0]).latents
-    pivot = Trajectory(torch.stack([pivot.latents[:, 0], anyway[:, 1]], 1), pivot.clean)
+    pivot = Trajectory(torch.stack([pivot.latents[:, 0], anyway[:, 1]], 1), pivot.clean, pivot.evaluations)
     together = null_text(model, solver, pivot, iterations=5)
     for b in range(2):
         one = slice(b, b + 1)
         single = GuidedUNet(unet, model.conditional[one], model.unconditional[one], 7.5)
         alone = null_text(single, solver, pivot.take(torch.tensor([b])), iterations=5)
-        assert together.evaluations[b] == alone.evaluations[0]
+        assert together.left.evaluations[b] == alone.left.evaluations[0]
         torch.testing.assert_close(together.embeddings[:, one], alone.embeddings, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(together.left.final[one], alone.left.final, rtol=1e-4, atol=1e-5)
-    assert together.evaluations.tolist()[0] == 3 * (5 + 2)
+    assert together.left.evaluations.tolist()[0] == 3 * (5 + 2)
     first_step = null_text(model, solver_of(3), pivot, iterations=1)
-    assert torch.equal(first_step.embeddings[0, 1], together.embeddings[0, 1])  # one iteration, then it stood still
+    assert torch.equal(first_step.embeddings[0, 1], together.embeddings[0, 1])  # one iteration, then it stopped
 
 
 def test_another_neighbour_changes_no_bit(unet):
-    """In a batch of one size a sample's numbers are its own, whether its neighbour stops early or not."""
+    """At the same batch size, a sample's numbers do not depend on whether its neighbour stops early."""
     solver, model = solver_of(2), guided(unet)
     model.conditional[1], model.unconditional[1] = model.conditional[0], model.unconditional[0]
     pivots = [invert(unet, solver, torch.cat([draw(1, 4, SIZE, SIZE), draw(1, 4, SIZE, SIZE, seed=s)])) for s in (3, 4)]
@@ -181,4 +182,5 @@ def test_another_neighbour_changes_no_bit(unet):
     one, two = (null_text(model, solver, pivot, iterations=4) for pivot in pivots)
     assert torch.equal(one.embeddings[:, 0], two.embeddings[:, 0])
     assert torch.equal(one.left.latents[:, 0], two.left.latents[:, 0])
-    assert one.evaluations[0] == two.evaluations[0] == two.evaluations[1] > one.evaluations[1]
+    first, second = one.left.evaluations, two.left.evaluations
+    assert first[0] == second[0] == second[1] > first[1]

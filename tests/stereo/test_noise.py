@@ -1,4 +1,4 @@
-"""What a shift does to the noise inside a latent: a sub-pixel shift of x_0 must leave it white and of unit variance."""
+"""What a shift does to the noise in a latent: after a sub-pixel shift of x_0 it is white and has unit variance."""
 
 import pytest
 import torch
@@ -67,7 +67,7 @@ def test_the_noise_of_a_shifted_latent_stays_white(name, sign):
     ("name", "variance", "correlation"), [("flat, half a pixel", 0.5, 0.5), ("receding, full of cracks", 0.67, 0.5)]
 )
 def test_the_same_shift_of_the_noise_itself_would_blur_it(name, variance, correlation):
-    """Why x_0 and noise move apart: interpolation averages neighbours and repeats them."""
+    """Shows why x_0 and noise are shifted separately: interpolation averages and repeats neighbours."""
     shift, _, _, noise = parts(name)
     blurred = shift.warp(noise)[..., 20:-20]
     assert shift.filled[..., 20:-20].all()

@@ -1,7 +1,7 @@
 """Preset `official` against a slow, plain re-implementation of the published arithmetic.
 
 The reference below runs both views from the first step in one loop, with its own DDIM, warp and attention, and calls
-nothing of the package. All runs take the published 50 steps; only the latents are small.
+nothing of the package. All runs use the published 50 steps; only the latents are small.
 """
 
 from functools import cache
@@ -44,7 +44,7 @@ def depth_map(seed, size=SIZE):
     return depth.astype(np.float32)
 
 
-# --- The published arithmetic, as plainly as possible ---
+# --- The published arithmetic, as simply as possible ---
 
 
 def published_shift(latent, relative, scale_percent):
@@ -121,7 +121,7 @@ def published_run(
     with torch.no_grad():
         for i in range(50):
             left, right = step(i, left, right)
-            if shift_both and recopy_interval:  # a copy from a left that has moved already would move it twice
+            if shift_both and recopy_interval:  # copying from a left that is already shifted would shift it twice
                 alone, _ = step(i, alone, alone)  # attention across two equal views is plain self-attention
             if i == 10:
                 source, half = left, 0.5 if shift_both else 1
@@ -190,7 +190,7 @@ CASES = {
     "shift_both_bi_no_recopy": {"shift_both": True, "attention": "bi", "recopy_interval": 0, "scale_percent": -40},
     "steps_offset": {"steps_offset": 1},
 }
-DEPTH = depth_map(5, (40, 54))  # of another size than the latent: it is resized first
+DEPTH = depth_map(5, (40, 54))  # its size differs from the latent's: it is resized first
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_the_pair_is_that_of_the_published_arithmetic(unet, pairs, name):
 
 
 def test_the_cases_can_be_told_apart(pairs):
-    """Otherwise the test above would not show that each switch does its own thing."""
+    """Without this, the test above would not show that every switch has an effect."""
     for one, other in combinations(CASES, 2):
         assert apart(pairs[one].right, pairs[other].right) > 50 * FLOAT_NOISE, (one, other)
 

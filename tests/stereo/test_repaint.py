@@ -1,4 +1,4 @@
-"""RePaint: its walk through the noise levels, and what it returns for models whose answer is known."""
+"""RePaint: its path through the noise levels, and its result for models whose answer is known."""
 
 from itertools import count, pairwise
 
@@ -10,7 +10,7 @@ from stereo_jobs.stereo.solver import Solver
 
 
 def published_schedule(steps, jump_length, resamples):
-    """The loop of the authors' code, which counts steps to go, less one."""
+    """The loop of the authors' code, which counts the steps that remain, minus one."""
     jumps = dict.fromkeys(range(0, steps - jump_length, jump_length), resamples - 1)
     t, visited = steps, []
     while t >= 1:
@@ -37,7 +37,9 @@ def test_the_walk_takes_as_many_evaluations_as_the_docs_say(steps, evaluations):
 
 
 class Sure:
-    """A noise predictor that knows the only image there is."""
+    """A noise predictor for a distribution with a single image."""
+
+    evaluations_per_view = 1
 
     def __init__(self, solver, image):
         self.solver, self.image, self.evaluations = solver, image, 0
@@ -67,17 +69,17 @@ def test_the_outside_is_the_known_image_and_the_inside_the_models(setting):
     model = Sure(solver, image)
     found = repaint(model, solver, known, mask, noise, jump_length=4, resamples=3)
     inside = mask[:, None].expand_as(known)
-    torch.testing.assert_close(found[~inside], known[~inside], rtol=0, atol=0)
+    torch.testing.assert_close(found.x_0[~inside], known[~inside], rtol=0, atol=0)
     # The last step returns the least noisy latent there is, not a noiseless one.
     signal, spread = solver.levels(solver.steps)
-    assert (found - signal * image)[inside].abs().max() < 6 * spread
-    assert model.evaluations == sum(1 for a, b in pairwise(levels(12, 4, 3)) if b > a)
+    assert (found.x_0 - signal * image)[inside].abs().max() < 6 * spread
+    assert found.evaluations == model.evaluations == sum(1 for a, b in pairwise(levels(12, 4, 3)) if b > a)
 
 
 def test_nothing_to_fill_changes_nothing(setting):
     solver, known, image, mask, noise = setting
     found = repaint(Sure(solver, image), solver, known, torch.zeros_like(mask), noise)
-    assert torch.equal(found, known)
+    assert torch.equal(found.x_0, known)
 
 
 def test_white_noise_stays_white(setting):
@@ -91,10 +93,13 @@ def test_white_noise_stays_white(setting):
     def noise():
         return torch.randn(1, 4, 48, 48, generator=streams)
 
-    def predictor(x, i, timestep, condition=None):
-        return solver.levels(i)[1] * x
+    class Linear:
+        evaluations_per_view = 1
+
+        def __call__(self, x, i, timestep, condition=None):
+            return solver.levels(i)[1] * x
 
     full = torch.ones(1, 48, 48, dtype=torch.bool)
-    drawn = repaint(predictor, solver, torch.zeros(1, 4, 48, 48), full, noise, jump_length=10, resamples=2)
+    drawn = repaint(Linear(), solver, torch.zeros(1, 4, 48, 48), full, noise, jump_length=10, resamples=2).x_0
     assert abs(float(drawn.std()) - 1) < 0.04
     assert abs(float((drawn[..., 1:] * drawn[..., :-1]).mean())) < 0.05

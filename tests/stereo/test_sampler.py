@@ -1,4 +1,4 @@
-"""The sampler on a tiny U-Net: how much it runs, what each switch changes, and that runs leave nothing behind."""
+"""The sampler on a tiny U-Net: its evaluations, the effect of each switch, and that runs leave no state behind."""
 
 from pathlib import Path
 
@@ -26,14 +26,14 @@ def noise(*shape, seed=0):
 
 
 def disparity(scale=1.0):
-    """A nearer square on a background, in latent pixels, with fractions."""
+    """Disparity of a near square in front of a background, in fractional latent pixels."""
     maps = torch.full((PAIRS, SIZE, SIZE), 0.6 * scale)
     maps[:, 2:6, 3:6] = 2.3 * scale
     return maps
 
 
 class Run:
-    """One left and one pair; keeps what went in and came out."""
+    """One run of the left view and the pair, with its inputs and results."""
 
     def __init__(self, unet, start=None, scale=1.0, hole_noise=None, **switches):
         self.method = MethodConfig(**(SHORT | switches))
@@ -45,7 +45,6 @@ class Run:
         model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), self.method.guidance_scale)
         with torch.no_grad():
             self.first = denoise(model, self.solver, noise(PAIRS, 4, SIZE, SIZE) if start is None else start)
-            self.alone = model.evaluations
             self.pair = denoise_pair(
                 model,
                 self.solver,
@@ -54,7 +53,8 @@ class Run:
                 to_right=ViewShift(self.to_right, self.to_right.filled, noise=hole_noise),
                 to_left=self.to_left and ViewShift(self.to_left, self.to_left.filled, noise=hole_noise),
             )
-        self.evaluations = model.evaluations
+        [self.alone] = set(self.first.evaluations.tolist())
+        self.evaluations = self.alone + self.pair.evaluations
 
     @property
     def left(self):
@@ -267,7 +267,7 @@ def test_the_history_of_the_right_is_that_of_the_left_moved():
 
 
 def test_dpm_solver_makes_the_same_pair_as_the_left_where_nothing_moves(unet):
-    """Bit for bit, so the right view's history is the left's, from its first step on."""
+    """Equal in every bit, so the right view starts with the left's history."""
     run = Run(unet, scheduler="dpm++", attention="off", scale=0.0, recopy_interval=0)
     assert torch.equal(run.right, run.left)
     assert apart(run.left, Run(unet, attention="off", scale=0.0).left) > 0.01
@@ -278,7 +278,7 @@ def test_dpm_solver_uses_the_history_of_the_left(unet, attention):
     switches = {"scheduler": "dpm++", "attention": attention, "recopy_interval": 0}
     run = Run(unet, **switches)
     assert torch.isfinite(run.right).all()
-    forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean))
+    forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean), run.first.evaluations)
     model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), run.method.guidance_scale)
     shift = ViewShift(run.to_right, run.to_right.filled)
     solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++")
@@ -342,15 +342,30 @@ def test_masked_denoise_keeps_the_outside_and_redraws_the_inside(unet, scheduler
     inside = mask[:, None].expand(-1, 4, -1, -1)
     known = denoise(model, solver, noise(PAIRS, 4, SIZE, SIZE))
     start = noise(PAIRS, 4, SIZE, SIZE, seed=3)
-    x_0 = denoise_within(model, solver, start, known, mask=mask)
+    inpainted = denoise_within(model, solver, start, known, mask=mask)
+    x_0 = inpainted.x_0
+    assert inpainted.evaluations == 2 * solver.steps
     assert torch.equal(x_0[~inside], known.final[~inside])
     assert apart(x_0[inside], known.final[inside]) > 0.1
-    assert torch.equal(denoise_within(model, solver, start, known, mask=mask & False), known.final)
-    everywhere = denoise_within(model, solver, start, known, mask=mask | True)
+    assert torch.equal(denoise_within(model, solver, start, known, mask=mask & False).x_0, known.final)
+    everywhere = denoise_within(model, solver, start, known, mask=mask | True).x_0
     assert torch.equal(everywhere, denoise(model, solver, start).final)
 
 
 # --- Nothing is left behind ---
+
+
+@pytest.mark.parametrize(("attention", "installed"), [("off", 0), ("uni", 1), ("bi", 1)])
+def test_attention_is_installed_once_for_all_steps_of_a_pair(monkeypatch, unet, attention, installed):
+    sets, original = [], unet.set_attn_processor
+
+    def set_processors(processors):
+        sets.append(processors)
+        original(processors)
+
+    monkeypatch.setattr(unet, "set_attn_processor", set_processors)
+    Run(unet, attention=attention)
+    assert len(sets) == 2 * installed  # installed, and restored
 
 
 @pytest.mark.parametrize("attention", ["uni", "bi"])

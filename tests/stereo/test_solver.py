@@ -22,7 +22,7 @@ def noise(seed=0):
 
 
 def predictor(x, timestep):
-    """Stands in for a U-Net: smooth, not linear, different at every timestep."""
+    """A stand-in for a U-Net: smooth, not linear, different at every timestep."""
     return torch.tanh(x * (0.5 + timestep.item() / 1000)) + 0.1 * x.roll(1, -1)
 
 
@@ -31,7 +31,7 @@ def config(prediction, **others):
 
 
 def assert_same_run(solver, scheduler):
-    """Both start from one noise, are asked the same questions and pass the same latents."""
+    """Both start from the same noise, get the same predictions and pass through the same latents."""
     assert solver.timesteps.tolist() == scheduler.timesteps.tolist()
     ours = theirs = noise()
     clean = None
@@ -69,7 +69,7 @@ def test_timesteps_of_the_published_code():
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_inversion_is_that_of_diffusers(prediction):
-    """Eq. 9: the model is asked at the noisier level's timestep, about the latent of the cleaner level."""
+    """Eq. 9: the model predicts at the noisier level's timestep, for the latent of the cleaner level."""
     settings = config(prediction)
     solver = Solver.of(settings, 10, "ddim")
     scheduler = DDIMInverseScheduler(**settings, clip_sample=False, set_alpha_to_one=False)
@@ -83,7 +83,7 @@ def test_inversion_is_that_of_diffusers(prediction):
 
 
 def output_for(solver, clean, inside, i):
-    """What a U-Net answers that knows the x_0 and the noise of its latent of level i."""
+    """Output of a perfect U-Net for a latent at level i with known x_0 and noise."""
     signal, spread = solver.levels(i)
     return inside if solver.prediction == "epsilon" else signal * inside - spread * clean
 
@@ -122,7 +122,7 @@ def test_invert_undoes_step_where_the_predicted_noise_is_constant(prediction):
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
 def test_a_model_that_knows_x_0_is_led_to_it(sampler):
-    """Every step keeps the x_0 and the noise; at the end 3 % of the noise are left (`set_alpha_to_one: false`)."""
+    """Every step keeps x_0 and the noise; at the end, 3 % of the noise remain (`set_alpha_to_one: false`)."""
     solver = Solver.of(STABLE_DIFFUSION, 20, sampler)
     clean, inside = noise(1), noise(2)
     x, before = solver.renoise(clean, inside, 0), None
@@ -148,5 +148,5 @@ def test_a_checkpoint_that_says_nothing_is_stable_diffusion():
 
 
 def test_an_unknown_noise_schedule_is_refused():
-    with pytest.raises(ValueError, match=r"beta_schedule: 'squaredcos_cap_v2' is not known; .* use scaled_linear"):
+    with pytest.raises(ValueError, match=r"beta_schedule: 'squaredcos_cap_v2' is not supported; .* use scaled_linear"):
         Solver.of(STABLE_DIFFUSION | {"beta_schedule": "squaredcos_cap_v2"}, 20, "ddim")

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stereo_jobs.stereo.warp import border_holes, forward_warp, upsample
+from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
 
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -134,7 +134,7 @@ def test_upsample_repeats_every_pixel(dtype):
 
 
 def slow_subpixel(disparity, sign, values):
-    """One row, column by column. Returns warped values (NaN in holes), filled, visible, and the two named columns."""
+    """Warp one row slowly: its values (NaN in holes), filled, visible, and the two columns of each pixel."""
     width = len(disparity)
     landing = [x - disparity[x] for x in range(width)]
     nearest = [int(np.floor(position + 0.5)) for position in landing]
@@ -179,7 +179,7 @@ def slow_subpixel(disparity, sign, values):
 
 @st.composite
 def surfaces(draw):
-    """Rows of slanted, flat and broken surfaces; odd sixteenths of a pixel, so that no landing is half-way."""
+    """Rows of slanted, flat and broken surfaces, in odd sixteenths of a pixel, so that nothing lands half-way."""
     shape = (draw(st.integers(1, 2)), draw(st.integers(1, 2)), draw(st.integers(1, 16)))
     steps = draw(arrays(np.float32, shape, elements=st.sampled_from([0, 1, -1, 2, -2, 3, -3, 4, -4, 6, -6, 16, -24])))
     start = draw(arrays(np.float32, (*shape[:2], 1), elements=st.integers(-20, 20).map(float)))
@@ -205,7 +205,7 @@ def test_the_subpixel_warp_equals_the_slow_reference(case):
 @often
 @given(cases(), st.integers(1, 3))
 def test_the_subpixel_warp_invents_no_value(case, channels):
-    """Every pixel lies between the two columns of its own row that the warp names; the holes hold what is put in."""
+    """Every pixel lies between the values of the two columns that the warp gives; holes hold the given value."""
     disparity, sign = case
     warp = forward_warp(torch.from_numpy(disparity), torch.from_numpy(sign), subpixel=True)
     assert ((warp.share >= 0) & (warp.share <= 1)).all()
@@ -262,7 +262,7 @@ SLOPES = [-0.4, -0.25, -0.1, -0.01, 0.0, 0.01, 0.1, 0.25, 0.4]
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("offset", [0.0, 0.3, 5.55])
 def test_slanted_surfaces_move_by_their_fractions(slope, sign, offset):
-    """The warped column number says where each pixel comes from: x with x - d(x) = target."""
+    """Warping the column numbers shows where each pixel comes from: x with x - d(x) = target."""
     column = torch.arange(80.0)
     disparity = sign * (offset + slope * column)
     warp = forward_warp(disparity[None, None], torch.tensor([sign]), subpixel=True)
@@ -270,14 +270,14 @@ def test_slanted_surfaces_move_by_their_fractions(slope, sign, offset):
     exact = (column + sign * offset) / (1 - sign * slope)
     inside = (exact >= 0) & (exact <= 79)
     assert inside.sum() > 40
-    assert warp.filled[0, 0, 1:-1][inside[1:-1]].all()  # no cracks; one in the frame's first or last column stays
+    assert warp.filled[0, 0, 1:-1][inside[1:-1]].all()  # no cracks, except in the frame's first and last column
     assert (came_from - exact)[inside & warp.filled[0, 0]].abs().max() < 0.05
 
 
 @pytest.mark.parametrize("slope", SLOPES)
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 def test_one_surface_does_not_hide_itself(slope, sign):
-    """Where a slanted surface gets narrower, two columns share a pixel; both are seen."""
+    """Where a slanted surface gets narrower, two columns share a pixel, and both count as visible."""
     column = torch.arange(80.0)
     disparity = sign * (0.3 + slope * column)
     warp = forward_warp(disparity[None, None], torch.tensor([sign]), subpixel=True)
@@ -299,7 +299,7 @@ def test_a_constant_shift_is_linear_interpolation(shift):
 
 
 def test_nothing_shows_through_the_crack_of_a_receding_surface():
-    """An object's rim is a pixel nearer than its middle: between the two the wall must not be seen."""
+    """The edge of an object is a pixel nearer than its middle; the wall must not show between the two."""
     disparity = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 5, 5, 4, 4, 4, 0, 0])
     x = torch.tensor([0.0, 0, 0, 0, 0, 0, 0, 9, 9, 9, 9, 9, 0, 0])
     for sign in (1.0, -1.0):
@@ -312,7 +312,7 @@ def test_nothing_shows_through_the_crack_of_a_receding_surface():
 
 
 def test_what_is_behind_a_gap_of_its_own_is_seen():
-    """Two bars: the wall between them is no crack."""
+    """The wall between two bars is not a crack."""
     disparity = torch.tensor([0.0, 0, 0, 0, 0, 0, 5, 5, 0, 5, 5, 0])
     warp = forward_warp(disparity[None, None], torch.ones(1), subpixel=True)
     assert warp.source.flatten()[3].item() == 3
@@ -334,7 +334,7 @@ def test_the_nearer_surface_wins_and_does_not_mix_with_the_other():
         ([2.2, 2.2, 2.2, 1.8, 1.4, 1.0], [1, 1, 1, 1, 1, 0]),
         ([2, 2, 2, 0, 0, 0], [1, 0, 0, 1, 1, 1]),  # two columns
         ([0, 0, 9, 9, 9, 2, 2, 2], [1, 1, 0, 1, 1, 1, 0, 0]),  # one column between two surfaces
-        ([-1, -1, -1, -1], [0, 1, 1, 1]),  # the border is no crack
+        ([-1, -1, -1, -1], [0, 1, 1, 1]),  # the border is not a crack
         ([1, 1, 1, 1], [1, 1, 1, 0]),
     ],
 )
@@ -346,7 +346,7 @@ def test_only_cracks_of_one_column_in_one_surface_are_closed(disparity, filled):
 @often
 @given(cases())
 def test_whole_pixels_repeat_no_value(case):
-    """`nearest` leaves what would repeat a value open, even where the blend has closed a crack."""
+    """`nearest` leaves pixels open that would repeat a value, even where a crack was closed."""
     disparity, sign = (torch.from_numpy(part) for part in case)
     warp = forward_warp(disparity, sign, subpixel=True)
     x = torch.arange(1.0, disparity.numel() + 1).reshape(disparity.shape)[:, None]
@@ -368,3 +368,42 @@ def test_the_integer_warp_has_no_second_column():
     assert warp.source.flatten().tolist() == [0, 2, 3, 0, 4]  # towards zero
     x = torch.rand(1, 2, 1, 5)
     assert torch.equal(warp(x), warp.nearest(x))
+
+
+# --- Warps as values ---
+
+
+def fields(warp):
+    return [warp.source, warp.filled, warp.visible, warp.beside, warp.share]
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_padding_adds_columns_that_are_neither_source_nor_target(subpixel):
+    disparity = torch.randn(2, 3, 7, generator=torch.Generator().manual_seed(0)) * 2
+    warp = forward_warp(disparity, torch.ones(2), subpixel=subpixel)
+    padded = warp.pad(3)
+    for before, after in zip(fields(warp), fields(padded), strict=True):
+        if before is None:
+            assert after is None
+            continue
+        assert after.dtype == before.dtype
+        assert torch.equal(after[..., :7], before)
+        assert not after[..., 7:].any()
+    x = torch.rand(2, 4, 3, 10, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(padded(x)[..., :7], warp(x[..., :7]))
+    assert not padded(x)[..., 7:].any()
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_warps_of_single_pictures_form_the_warp_of_the_batch(subpixel):
+    disparity, sign = torch.randn(3, 4, 6, generator=torch.Generator().manual_seed(0)) * 2, torch.tensor([1.0, -1, 1])
+    together = forward_warp(disparity, sign, subpixel=subpixel)
+    parts = [forward_warp(disparity[i : i + 1], sign[i : i + 1], subpixel=subpixel) for i in range(3)]
+    for one, other in zip(fields(together), fields(ForwardWarp.cat(parts)), strict=True):
+        assert (one is None and other is None) or torch.equal(one, other)
+
+
+def test_whole_pixel_and_subpixel_warps_cannot_form_one_batch():
+    parts = [forward_warp(torch.zeros(1, 2, 3), torch.ones(1), subpixel=subpixel) for subpixel in (False, True)]
+    with pytest.raises(ValueError, match="whole-pixel and sub-pixel warps cannot form one batch; make all of them"):
+        ForwardWarp.cat(parts)

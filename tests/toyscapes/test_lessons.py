@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from skimage.metrics import peak_signal_noise_ratio
 from transformers import AutoModelForDepthEstimation, CLIPTextModel, CLIPTokenizer
 
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.toyscapes import depth, diffusion, judge, vae
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import COLOURS, LEVELS, POSITIONS, SHAPES, VOCABULARY, draw_scene

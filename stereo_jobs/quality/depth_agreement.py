@@ -1,20 +1,20 @@
-"""Does the label fit what a depth estimator sees in the finished left view? The caller runs the estimator."""
+"""Whether the label agrees with the depth that an estimator sees in the left view. The caller runs the estimator."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from stereo_jobs.quality.labelled_pair import F32, Bools
+from stereo_jobs.pixels import F32, Bools
 
 
 def depth_doubt(depth: F32, mirrored: F32) -> float:
-    """How far an estimator's two opinions differ: mean |D(I) - flip D(flip I)| over the range of D(I); 0 is none.
+    """How much an estimator contradicts itself on the mirrored image: mean |D(I) - flip D(flip I)| / range of D(I).
 
     Args:
-        depth: H,W inverse depth of an image.
-        mirrored: H,W inverse depth of the mirrored image, as estimated.
+        depth: H,W inverse depth, as estimated for an image.
+        mirrored: H,W inverse depth, as estimated for the mirrored image.
 
     Returns:
-        NaN where the estimate has no range or is not finite.
+        0 or more, 0 where both agree; NaN where an estimate is not finite or `depth` is constant.
     """
     if not (np.isfinite(depth).all() and np.isfinite(mirrored).all()) or not depth.size:
         return np.nan
@@ -23,19 +23,19 @@ def depth_doubt(depth: F32, mirrored: F32) -> float:
 
 
 def depth_rank(disparity: F32, depth: F32, known: Bools) -> float:
-    """Rank correlation (Spearman) of a label's steps along the rows, larger nearer, with those of an estimator's depth.
+    """Rank correlation (Spearman 1904) of the label's steps along the rows with those of the estimated depth.
 
-    Of whole maps, even labels of another scene rank like the estimate: floors are near and walls are far in both. A
-    step is the difference of two pixels of a row, a sixteenth of the width apart (at least 2 pixels); those count that
-    are larger than a tenth of the range in either map.
+    Steps are compared, not whole maps: even the label of another scene ranks like the estimate, since floors are near
+    and walls are far in both. A step is the difference of two pixels of a row that are a sixteenth of the width (at
+    least 2 pixels) apart. Only steps above a tenth of the range in at least one of the maps count.
 
     Args:
-        disparity: H,W, the label.
-        depth: H,W, inverse depth.
-        known: H,W bool, where the label holds.
+        disparity: H,W, the label; larger is nearer.
+        depth: H,W inverse depth, as estimated.
+        known: H,W bool, where the label is known.
 
     Returns:
-        NaN with fewer than two such steps, or where all of them are alike in either map.
+        A correlation in [-1, 1]; NaN with fewer than two such steps, or where all of them are equal in one of the maps.
     """
     apart = max(2, known.shape[1] // 16)
     known = known & np.isfinite(disparity) & np.isfinite(depth)
@@ -53,7 +53,7 @@ def depth_rank(disparity: F32, depth: F32, known: Bools) -> float:
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks from 1; equal values take the mean of theirs."""
+    """Ranks, from 1 on; equal values share the mean of their ranks."""
     _, group, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return np.asarray((last - (counts - 1) / 2)[group], np.float64)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from stereo_jobs.quality.depth import depth_doubt, depth_rank
+from stereo_jobs.quality.depth_agreement import depth_doubt, depth_rank
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 

@@ -1,4 +1,4 @@
-"""Monocular depth estimators in transformers format, as inverse depth."""
+"""Monocular depth estimators in transformers format; all of them return inverse depth here."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,18 +17,26 @@ from stereo_jobs.spec import DepthSpec
 
 
 class DepthEstimator:
-    """Any depth estimator whose polarity is known.
+    """A depth estimator whose polarity is known.
 
     Args:
-        folder: model in transformers format.
-        polarity: `inverse` (used as it is) or `metric` (inverted).
+        folder: the model in transformers format.
+        polarity: what the network returns: `inverse` depth (used as it is) or `metric` depth (inverted).
+        dtype: the network's precision.
+        device: name of the torch device that computes.
+
+    Raises:
+        ModelError: the polarity is neither, or a file is missing or broken.
     """
 
     def __init__(self, folder: Path, polarity: str, dtype: torch.dtype, device: str) -> None:
         if polarity not in ("inverse", "metric"):
-            raise ModelError(f"depth model {folder}: polarity must be inverse or metric, got {polarity!r}")
+            raise ModelError(
+                f"depth model {folder}: polarity must be inverse or metric, got {polarity!r}; set "
+                "recipe.models.depth.polarity"
+            )
         try:
-            # The PIL processor by name: the numbers must not depend on whether torchvision is installed.
+            # The PIL processor is named: the depth must not depend on whether torchvision is installed.
             self.processor = AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
         except (OSError, ValueError, ImportError) as error:
             raise ModelError(f"depth model {folder}: cannot be loaded ({error})") from error
@@ -42,17 +50,24 @@ class DepthEstimator:
         return cls(fetch(spec), spec.polarity, getattr(torch, spec.dtype), device)
 
     def inverse_depth(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
-        """Relative inverse depth of H,W,3 uint8 images: H,W float32 each, at the image's own size."""
-        # No padding: what some processors (ZoeDepth's) put around a picture would be taken for a part of it.
+        """Estimate inverse depth of images.
+
+        Args:
+            images: H,W,3 uint8 each, of any sizes.
+
+        Returns:
+            For each image H,W float32 at its own size, larger is nearer, in the estimator's own unit.
+        """
+        # No padding: the border that some processors (ZoeDepth's) add would be taken for a part of the picture.
         inputs = [self.processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"] for image in images]
         if not getattr(self.processor, "keep_aspect_ratio", False):
             inputs = [torch.cat(inputs)]
-        # Else shapes may differ, and one picture a call it is always: numbers depend on the batch shape, which must
-        # not depend on a picture's neighbours.
+        # Otherwise shapes may differ between pictures, and every picture gets a call of its own: numbers depend on the
+        # batch shape, which must not depend on the other pictures.
         results: list[Tensor] = []
         for pixels in inputs:
             predicted = self.network(pixels.to(self.device, self.network.dtype)).predicted_depth.float()
-            # Inverted first: resizing overshoots at steep edges, and a depth near 0 would be nearer than all else.
+            # Invert before resizing: resizing overshoots at steep edges, and the inverse of a depth near 0 is huge.
             for inverse in predicted if self.polarity == "inverse" else 1.0 / predicted.clamp_min(1e-6):
                 size = images[len(results)].shape[:2]
                 full = functional.interpolate(inverse[None, None], size=size, mode="bicubic", align_corners=False)

@@ -1,4 +1,4 @@
-"""Depth estimators: whatever they return becomes inverse depth of the whole picture, at its own size."""
+"""Depth estimators: their output becomes inverse depth of the whole picture, at its own size."""
 
 import json
 from importlib.util import find_spec
@@ -11,7 +11,7 @@ from torch import nn
 from transformers import BeitConfig, ZoeDepthConfig, ZoeDepthForDepthEstimation
 
 from stereo_jobs.errors import ModelError
-from stereo_jobs.models.depth import DepthEstimator
+from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.files import local_folder
 from stereo_jobs.models.resolve import POLARITY
 
@@ -78,7 +78,7 @@ def test_a_metric_estimator_is_inverted():
 
 
 def test_a_steep_edge_of_metric_depth_is_no_nearer_than_its_near_side():
-    """Bicubic resizing undershoots there: below 0 metres, if it comes before the inversion."""
+    """Bicubic resizing undershoots at edges: below 0 metres, if it came before the inversion."""
     edge = torch.full((1, 16, 16), 20.0)
     edge[..., 8:] = 0.5
     found = estimator(DEMO, "metric", lambda pixels: edge).inverse_depth([picture(64, 64)])[0]
@@ -87,7 +87,7 @@ def test_a_steep_edge_of_metric_depth_is_no_nearer_than_its_near_side():
 
 
 def test_what_a_processor_pads_is_no_part_of_the_picture(zoe):
-    """ZoeDepth's would put a tenth and more of the picture, mirrored, on every side of it."""
+    """ZoeDepth's processor would add a mirrored tenth or more of the picture on every side."""
     ramp = np.broadcast_to(np.linspace(10, 240, 96).astype(np.uint8)[None, :, None], (64, 96, 3))
     found = estimator(zoe, "inverse", lambda pixels: pixels.mean(1)).inverse_depth([np.ascontiguousarray(ramp)])[0]
     torch.testing.assert_close(found, torch.from_numpy(ramp[..., 0] / 127.5 - 1).float(), rtol=0, atol=0.05)
