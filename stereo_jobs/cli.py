@@ -572,8 +572,8 @@ def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: 
         raise SpecError(f"{storage.uri}: every planned row is done, so there is nothing to estimate")
     newest = next(p for p in reversed(job.plans) if p.kind == "manifest")
     share = spec.runtime.gpus_per_actor
-    rehearsal = measure_rows(spec, recipe, newest)
-    return estimate(rehearsal, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
+    measurement = measure_rows(spec, recipe, newest)
+    return estimate(measurement, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
 
 
 def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:

@@ -106,7 +106,7 @@ def status_lines(status: "Status") -> list[str]:
 
 def estimate_table(estimate: "Estimate") -> Table:
     """An estimate, and what it rests on."""
-    seen = estimate.rehearsal
+    seen = estimate.measurement
     spread = f"{seen.fastest_batch_s:.1f} to {seen.slowest_batch_s:.1f} s a batch of {seen.batch_size}"
     each = ", ".join(f"{stage} {seconds / seen.pairs:.2f}" for stage, seconds in seen.stages.items())
     memory = f"{_size(seen.rss_bytes)} of the machine"

@@ -1,4 +1,4 @@
-"""A Ray of one's own: its metrics by name and label, JSON logs of its actors, a rehearsal; and nothing to others."""
+"""A Ray of one's own: its metrics by name and label, JSON logs of its actors, a measurement for an estimate; and what others may not see."""
 
 import json
 import os
@@ -160,7 +160,7 @@ def load_in_an_actor(recipe, device, batch_size):
     return standin.StandIn(batch_size)
 
 
-def test_a_rehearsal_runs_on_a_worker_of_the_cluster(ray, make_spec, monkeypatch):
+def test_a_measurement_runs_on_a_worker_of_the_cluster(ray, make_spec, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     spec = make_spec()
     _, job, recipe = prepared(spec, publish=False)

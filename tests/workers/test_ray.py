@@ -65,10 +65,10 @@ def alive(pids: Path) -> list[int]:
 def test_ray_and_local_make_the_same_dataset(pids, whole, make_spec):
     manifest, expected = whole
     spec = make_spec(manifest)
-    ticks = []
-    status = run(spec, load=killed.load_armed, watch=ticks.append)
+    seen = []
+    status = run(spec, load=killed.load_armed, watch=seen.append)
     assert status.complete
-    assert max(tick.workers for tick in ticks) == 2
+    assert max(state.workers for state in seen) == 2
     assert verdict(spec).ok
     assert rows(spec) == expected
 
@@ -163,11 +163,11 @@ def test_a_row_that_kills_its_worker_is_quarantined(pids, monitored, make_spec, 
     assert [(error.id, error.error_type) for error in footer.errors] == [("row-0002", "KilledWorker")]
 
 
-class BoardKiller(standin.StandIn):
-    """Ends the board once, before anything is generated."""
+class HeartbeatsKiller(standin.StandIn):
+    """Kills the heartbeats actor once, before anything is generated."""
 
     def generate(self, rows):
-        mark = Path(os.environ["PID_FOLDER"], "board-killed")
+        mark = Path(os.environ["PID_FOLDER"], "heartbeats-killed")
         if not mark.exists():
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
@@ -176,23 +176,23 @@ class BoardKiller(standin.StandIn):
                         process.kill()
                         mark.touch()
             assert mark.exists()
-            time.sleep(4)  # until the driver has asked it, and made another
+            time.sleep(4)  # until the pool has asked it in vain, and started another
         return super().generate(rows)
 
 
-def load_board_killer(recipe, device, batch_size):
-    return BoardKiller(batch_size)
+def load_heartbeats_killer(recipe, device, batch_size):
+    return HeartbeatsKiller(batch_size)
 
 
-def test_a_board_that_is_lost_is_replaced(pids, make_spec, make_manifest):
+def test_lost_heartbeats_are_replaced(pids, make_spec, make_manifest):
     prompts = ["fine", "fine", "fine", "fine", "poison", "fine"]
     spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
-    status = run(spec, load=load_board_killer)
-    (pids / "board-killed").unlink()
+    status = run(spec, load=load_heartbeats_killer)
+    (pids / "heartbeats-killed").unlink()
     assert (status.succeeded, status.failed) == (5, 1)
 
 
-def test_a_shard_over_its_deadline_is_taken_off(pids, make_spec, make_manifest):
+def test_an_actor_over_its_shard_timeout_is_discarded(pids, make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=1, prompt=["hang"]), shard_timeout_s=2, shard_attempts=2)
     with pytest.raises(StereoJobsError, match="failed 2 times, last: the shard took more than 2 s"):
         run(spec, load=killed.load_armed)
@@ -206,7 +206,7 @@ def load_dying_once(recipe, device, batch_size):
     return standin.StandIn(batch_size)
 
 
-def test_an_actor_lost_while_loading_is_made_again(pids, monitored, make_spec):
+def test_an_actor_lost_while_loading_is_replaced(pids, monitored, make_spec):
     assert run(make_spec(actors=1), load=load_dying_once).complete
     (pids / "died-loading").unlink()
 
@@ -215,7 +215,7 @@ def load_dying(recipe, device, batch_size):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_but_not_for_ever(pids, make_spec):
+def test_actors_that_always_die_while_loading_end_the_run(pids, make_spec):
     with pytest.raises(ClusterError, match="an actor died while it loaded its models"):
         run(make_spec(actors=1, shard_attempts=2), load=load_dying)
 
@@ -302,7 +302,7 @@ def test_a_store_that_is_away_while_the_first_actors_load(pids, make_spec):
 
 
 @pytest.mark.slow
-def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest, caplog):
+def test_a_shard_that_waits_its_turn_is_not_late(pids, make_spec, make_manifest, caplog):
     spec = make_spec(make_manifest(rows=24, prompt=["slow"] * 24), shard_rows=6, actors=1, shard_timeout_s=4.6)
     assert run(spec, load=killed.load_armed).complete
     assert "took more than" not in caplog.text
@@ -323,9 +323,9 @@ def load_dying_outside_batches(recipe, device, batch_size):
 
 
 def test_a_shard_whose_workers_always_die_ends_the_run(pids, make_spec, monkeypatch):
-    from stereo_jobs.run import driver
+    from stereo_jobs.run import retry
 
-    monkeypatch.setattr(driver, "MAX_DEATHS", 2)
+    monkeypatch.setattr(retry, "MAX_LOST_BETWEEN_BATCHES", 2)
     with pytest.raises(Exception, match="lost 2 workers that were not generating any row"):
         run(make_spec(actors=1), load=load_dying_outside_batches)
 
@@ -370,7 +370,7 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
 @pytest.mark.parametrize(
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
-def test_a_gpu_where_all_fails_is_left_alone(pids, make_spec, make_manifest, caplog, load, most_failed):
+def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
     manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
@@ -388,7 +388,7 @@ class OnASpotMachine(standin.StandIn):
         with contextlib.suppress(FileExistsError):
             (folder / "announced").touch(exist_ok=False)
             (folder / "notice").touch()
-            while any(thread.name == "notice" for thread in threading.enumerate()):
+            while any(thread.name == "preemption" for thread in threading.enumerate()):
                 time.sleep(0.05)
             (folder / "notice").unlink()
         return super().generate(rows)
@@ -399,7 +399,7 @@ def load_on_a_spot_machine(recipe, device, batch_size):
 
 
 @pytest.mark.slow
-def test_nothing_more_is_dealt_after_a_spot_notice(pids, make_spec, make_manifest, caplog):
+def test_nothing_more_is_dispatched_after_a_preemption_notice(pids, make_spec, make_manifest, caplog):
     manifest = make_manifest(rows=24, prompt=["slow"] * 24)
     spec = make_spec(manifest, shard_rows=2, actors=1, spot_notice=str(pids / "notice"))
     assert run(spec, load=load_on_a_spot_machine).complete
@@ -456,7 +456,7 @@ def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
 # --- A price on a cluster ---
 
 
-def rehearsed(spec, load, monkeypatch):
+def measured(spec, load, monkeypatch):
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
@@ -469,9 +469,9 @@ def load_hanging_always(recipe, device, batch_size):
 
 
 def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
-    assert rehearsed(make_spec(), standin.load, monkeypatch).pairs == 6
+    assert measured(make_spec(), standin.load, monkeypatch).pairs == 6
     with pytest.raises(ModelError, match="model nowhere"):
-        rehearsed(make_spec(), load_badly, monkeypatch)
+        measured(make_spec(), load_badly, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
 )
 def test_an_estimate_that_cannot_be_made(pids, make_spec, monkeypatch, load, runtime, kind, said):
     with pytest.raises(kind, match=said):
-        rehearsed(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
+        measured(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
 
 
 def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):
