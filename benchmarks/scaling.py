@@ -23,12 +23,11 @@ import pyarrow.parquet as pq
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
-from stereo_jobs.workers.task import Outcome, Pool, ShardTask
-
 from stereo_jobs.records import Row, ShardRecord, StereoPair
 from stereo_jobs.run import driver
 from stereo_jobs.run.driver import RunProgress
 from stereo_jobs.spec import JobSpec, Recipe, parse_spec
+from stereo_jobs.workers.task import Outcome, Pool, ShardTask
 from tests import standin
 
 SECONDS = 20.0

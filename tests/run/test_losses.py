@@ -4,7 +4,6 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from stereo_jobs.workers.task import Outcome, ShardTask, WorkerLost
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import InterruptedRunError, StereoJobsError
@@ -12,6 +11,7 @@ from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.output import progress
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.run import driver
+from stereo_jobs.workers.task import Outcome, ShardTask, WorkerLost
 from stereo_jobs.workers.worker import ShardWorker
 from tests import standin
 from tests.datasets import verdict

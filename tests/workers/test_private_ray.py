@@ -1,4 +1,4 @@
-"""A Ray of one's own: its metrics by name and label, JSON logs of its actors, a measurement for an estimate; and what others may not see."""
+"""A private Ray: metrics by name and label, JSON logs of actors, a measurement, and what others may not see."""
 
 import json
 import os

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stereo_jobs.workers.task import IN_FLIGHT
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import (
@@ -30,6 +29,7 @@ from stereo_jobs.run import estimate
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import parse_spec
 from stereo_jobs.workers.ray.cluster import start_ray
+from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import prepared, rows, verdict
 from tests.output.test_lease import wait_until
