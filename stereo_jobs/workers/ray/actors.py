@@ -1,11 +1,10 @@
-"""What runs in Ray's processes: a worker in each actor, and the heartbeats that know each worker's current batch."""
+"""A worker as a Ray actor."""
 
 import contextlib
 import logging
 import os
-import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from stereo_jobs import logs
 from stereo_jobs.errors import DeviceLostError
@@ -21,48 +20,6 @@ from stereo_jobs.workers.task import ShardTask
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker, patient
 
 log = logging.getLogger(__name__)
-
-
-class HeartbeatSummary(NamedTuple):
-    """Actors, by number, that the pool has to do something about.
-
-    Attributes:
-        late: actors whose batch takes longer than `runtime.batch_timeout_s`.
-        preempted: actors whose machine is about to be taken away.
-    """
-
-    late: list[int]
-    preempted: list[int]
-
-
-class Heartbeats:
-    """An actor beside the driver that knows the current batch of every worker, even after that worker's death."""
-
-    def __init__(self) -> None:
-        self._batches: dict[int, tuple[ShardKey, list[int], float]] = {}
-        self._preempted: set[int] = set()
-
-    def report(self, number: int, key: ShardKey, rows: list[int]) -> None:
-        """Record the batch that a worker begins. Without rows: the worker has ended the last batch of the shard."""
-        if rows:
-            self._batches[number] = key, rows, time.monotonic()
-        else:
-            self._batches.pop(number, None)
-
-    def report_preemption(self, number: int) -> None:
-        """Record that the machine of a worker is about to be taken away."""
-        self._preempted.add(number)
-
-    def take_batch(self, number: int) -> tuple[ShardKey, list[int]] | None:
-        """Return the batch that a lost worker was generating, and forget it. None if it was not generating."""
-        key, rows, _ = self._batches.pop(number, (None, [], 0.0))
-        return (key, rows) if key else None
-
-    def summary(self, batch_timeout_s: float) -> HeartbeatSummary:
-        """Return the workers whose batch takes too long, and those about to be preempted."""
-        oldest = time.monotonic() - batch_timeout_s
-        late = [number for number, (_, _, since) in self._batches.items() if since < oldest]
-        return HeartbeatSummary(late, sorted(self._preempted))
 
 
 class ActorWorker:

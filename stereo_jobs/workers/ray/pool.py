@@ -25,9 +25,10 @@ from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.spec import ActorRange, JobSpec, Recipe
 from stereo_jobs.workers.local_pool import IDLE_S
 from stereo_jobs.workers.ray.actor_state import Actor, ActorState
-from stereo_jobs.workers.ray.actors import ActorWorker, Heartbeats, HeartbeatSummary
+from stereo_jobs.workers.ray.actors import ActorWorker
 from stereo_jobs.workers.ray.blocklist import Blocklist
 from stereo_jobs.workers.ray.cluster import RayCluster, actor_lost_errors, actor_needs
+from stereo_jobs.workers.ray.heartbeats import HeartbeatsClient, HeartbeatSummary
 from stereo_jobs.workers.task import IN_FLIGHT, FaultScope, Outcome, Pool, ShardTask, WorkerLost
 from stereo_jobs.workers.worker import GeneratorFactory
 
@@ -35,8 +36,6 @@ log = logging.getLogger(__name__)
 
 RECONCILE_EVERY_S = 1.0
 """Seconds between two checks of nodes, time limits and the number of actors."""
-HEARTBEATS_TIMEOUT_S = 10.0
-"""Seconds in which the heartbeats actor must answer; it does nothing but remember."""
 
 
 class RayPool(Pool):
@@ -86,7 +85,7 @@ class RayPool(Pool):
         """The furthest state, up to READY, that any actor has ever reached."""
         # An actor that replaces another one needs the same resources, whatever the cluster has then.
         self._needs = actor_needs(self._runtime)
-        self._start_heartbeats()
+        self._heartbeats = HeartbeatsClient(self._ray)
         try:
             self._reconcile()
             while self.workers() < self._needed and not ended():
@@ -148,7 +147,7 @@ class RayPool(Pool):
             return  # no call to Ray would return; the actors end with their job
         for actor in self._actors:
             self._ray.kill(actor.handle)
-        self._ray.kill(self._heartbeats)
+        self._heartbeats.kill()
         self._cluster.leave()
 
     # --- How many actors ---
@@ -180,7 +179,7 @@ class RayPool(Pool):
         number, self._started = self._started, self._started + 1
         options = {"max_restarts": 0, "max_task_retries": 0, "max_concurrency": IN_FLIGHT + 1}
         actor = self._ray.remote(ActorWorker).options(**self._needs, **options)
-        handle = actor.remote(*self._arguments, self._heartbeats, number)
+        handle = actor.remote(*self._arguments, self._heartbeats.actor, number)
         self._actors.append(Actor(number, handle, handle.place.remote(), handle.load.remote(), load_attempts))
 
     def _refuse_to_wait(self) -> None:
@@ -209,18 +208,25 @@ class RayPool(Pool):
         self._reconciled = now
         if not self._cluster.answers():
             return
-        if self._heartbeats_lost:
-            self._start_heartbeats()
+        if self._heartbeats.lost:
+            self._replace_heartbeats()
         self._poll_startups(0)
         if self.workers() >= self._needed:
             self._enough = now
-        alive, draining, heartbeats = set(self._cluster.nodes()), self._cluster.draining(), self._ask_summary()
+        alive, draining, heartbeats = set(self._cluster.nodes()), self._cluster.draining(), HeartbeatSummary([], [])
+        if self._serving():  # before, the heartbeats actor may not have started yet
+            heartbeats = self._heartbeats.summary(self._runtime.batch_timeout_s)
         self._discard_lost_and_late(alive, heartbeats.late)
         self._replace_slow_to_load()
         self._drain_leaving(draining, heartbeats.preempted)
         missing = self._wanted() - sum(actor.state is not ActorState.DRAINING for actor in self._actors)
         for _ in range(missing):
             self._start()
+
+    def _replace_heartbeats(self) -> None:
+        self._heartbeats.start()
+        for actor in self._actors:
+            actor.handle.use_heartbeats.remote(self._heartbeats.actor)
 
     def _discard_lost_and_late(self, alive: set[str], late: list[int]) -> None:
         """Discard actors whose node is gone, whose batch takes too long, or whose shard does."""
@@ -251,7 +257,7 @@ class RayPool(Pool):
         """End an actor and report its shards as lost. `_reconcile` starts another one."""
         log.warning("actor %s is discarded: %s", actor.label, reason)
         self._end(actor)
-        key, rows = self._take_batch(actor)
+        key, rows = self._heartbeats.take_batch(actor.number) if actor.in_flight.tasks else (None, [])
         if key and scope != "none":
             self._record_failure(actor, key)
         places = {other.label for other in self._serving()} | {actor.label}
@@ -381,42 +387,3 @@ class RayPool(Pool):
             return []
         done: list[Any] = self._ray.wait(list(refs), num_returns=len(refs), timeout=0)[0]
         return done
-
-    # --- Heartbeats ---
-
-    def _start_heartbeats(self) -> None:
-        """Start the heartbeats actor on this node.
-
-        It is not restartable: Ray's memory monitor ends restartable actors first, however little memory they use.
-        """
-        own_node = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-            self._ray.get_runtime_context().get_node_id(), soft=True
-        )
-        actor = self._ray.remote(Heartbeats).options(num_cpus=0, max_restarts=0, scheduling_strategy=own_node)
-        self._heartbeats, self._heartbeats_lost = actor.remote(), False
-        for worker in self._actors:
-            worker.handle.use_heartbeats.remote(self._heartbeats)
-
-    def _ask_summary(self) -> HeartbeatSummary:
-        """Ask which actors are late or preempted."""
-        if not self._serving():
-            return HeartbeatSummary([], [])  # the heartbeats actor may not have started yet
-        answer: HeartbeatSummary | None = self._ask(self._heartbeats.summary.remote(self._runtime.batch_timeout_s))
-        return answer or HeartbeatSummary([], [])
-
-    def _take_batch(self, actor: Actor) -> tuple[ShardKey | None, list[int]]:
-        """Ask which batch a lost actor was generating: its shard, and positions of rows. None: it was not."""
-        if not actor.in_flight.tasks:
-            return None, []
-        answer: tuple[ShardKey, list[int]] | None = self._ask(self._heartbeats.take_batch.remote(actor.number))
-        return answer or (None, [])
-
-    def _ask(self, answer: Any) -> Any:
-        """Wait for an answer of the heartbeats actor. None: it is late, or lost and to be replaced by an empty one."""
-        try:
-            return self._ray.get(answer, timeout=HEARTBEATS_TIMEOUT_S)
-        except self._ray.exceptions.GetTimeoutError:
-            return None
-        except self._lost_errors:
-            self._heartbeats_lost = True
-            return None
