@@ -1,4 +1,4 @@
-"""The same job on Ray actors: the same dataset, whatever dies."""
+"""A job on Ray actors makes the same dataset as one in this process, whatever dies meanwhile."""
 
 import contextlib
 import os
@@ -38,11 +38,11 @@ from tests.run import killed
 
 @pytest.fixture(scope="module")
 def pids(tmp_path_factory):
-    """A Ray of this module's own; its workers leave a file with their process id here."""
+    """A private Ray for this module; its workers leave files named by their process ids in this folder."""
     folder = tmp_path_factory.mktemp("pids")
     os.environ["PID_FOLDER"] = str(folder)
     os.environ["KILL_IN"] = "worker"
-    # Two GPUs that nobody looks at: Ray only counts them and says which actor may see which.
+    # Two GPUs that do not exist: Ray only counts them and tells each actor which it may see.
     ray = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}), gpus=2)[0]
     yield folder
     ray.shutdown()
@@ -51,7 +51,7 @@ def pids(tmp_path_factory):
 
 @pytest.fixture
 def whole(make_spec, make_manifest, tmp_path):
-    """A manifest of slow rows, and the rows that an undisturbed local run makes of it."""
+    """A manifest with slow rows, and the dataset rows that an undisturbed local run makes of it."""
     manifest = make_manifest(rows=10, prompt=["fine", "slow"] * 5)
     spec = make_spec(manifest, str(tmp_path / "whole"))
     run(spec, local=True, load=standin.load)
@@ -104,7 +104,7 @@ def test_actors_killed_at_random_moments(pids, whole, make_spec):
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     try:
-        # A row may be unlucky twice and be taken for the culprit: that is an error listed, never a loss.
+        # A row during which two actors are killed is quarantined: a listed error, not a missing row.
         run(spec, load=killed.load_armed)
     finally:
         ended.set()
@@ -136,7 +136,7 @@ def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifes
 
 @pytest.fixture(params=[False, True], ids=["killed", "out of memory"])
 def monitored(request, pids, monkeypatch):
-    """Whether an actor's death is what Ray's memory monitor makes of it, which is no RayActorError."""
+    """Runs a test twice: an actor's death raises what it does, or what it does if Ray's memory monitor is the cause."""
     import ray
 
     real = ray.get
@@ -221,7 +221,7 @@ def test_actors_that_always_die_while_loading_end_the_run(pids, make_spec):
 
 
 class WithAnother(standin.StandIn):
-    """Makes nothing before another actor has loaded its models, too."""
+    """Generates nothing before another actor has loaded its models, too."""
 
     loaded = Path(os.environ.get("PID_FOLDER", ""), "loaded")
 
@@ -280,7 +280,7 @@ def test_an_actor_that_cannot_load_while_another_serves(pids, tried, make_spec, 
 def load_where_it_can(recipe, device, batch_size):
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
-    time.sleep(2)  # so that the other one fails while nobody serves
+    time.sleep(2)  # so that the other one fails while no actor is ready
     return standin.StandIn(batch_size)
 
 
@@ -341,7 +341,7 @@ def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
 
 
 class OnABadGpu(standin.StandIn):
-    """Dies, or makes nothing but NaN, wherever GPU 1 is the one it sees."""
+    """Dies, or generates only NaN, in actors that see GPU 1."""
 
     dies = True
 
@@ -381,7 +381,7 @@ def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifes
 
 
 class OnASpotMachine(standin.StandIn):
-    """The end of the first one is announced during its first batch, and only until it has been noticed."""
+    """The preemption of the first actor is announced during its first batch, until it has been noticed."""
 
     def generate(self, rows):
         folder = Path(os.environ["PID_FOLDER"])
@@ -448,12 +448,12 @@ def load_long_and_deadly(recipe, device, batch_size):
 
 @pytest.mark.slow
 def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
-    """It is longer than actors are waited for: time in which there was one does not count."""
+    """The shard takes longer than `start_timeout_s`, which counts only the time without an actor."""
     spec = make_spec(make_manifest(rows=1), actors=1, start_timeout_s=20)
     assert run(spec, load=load_long_and_deadly).complete
 
 
-# --- A price on a cluster ---
+# --- An estimate on a cluster ---
 
 
 def measured(spec, load, monkeypatch):
