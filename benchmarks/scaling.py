@@ -1,9 +1,10 @@
-"""Does dealing scale? `python benchmarks/scaling.py --actors 1 4 16 64`, and `--null 1000000`.
+"""Measures how dispatching scales: `python benchmarks/scaling.py --actors 1 4 16 64`, or `--null 1000000`.
 
-The first runs a stand-in generator that sleeps 20 s a shard on Ray actors without CPUs of their own, output on local
-disk, and compares the time from before the first deal to the last commit with what so many actors need at least. The
-second deals shards that are done at once, and watches the driver's memory. Exit code 1 if the most actors are used too
-little, or cost the driver too much: for a few it is mostly what it spends on waiting.
+`--actors` runs a stand-in generator that sleeps 20 s per shard, on Ray actors that reserve no CPU, with the output on
+local disk. It compares the time from the first dispatch to the last commit with the least that so many actors need.
+`--null` dispatches shards that are done at once, and records the driver's memory. The exit code is 1 if the largest
+number of actors is used too little, or costs the driver too much time. With few actors the driver's time is mostly
+spent on waiting, so it is not judged.
 """
 
 import argparse
@@ -23,26 +24,25 @@ import pyarrow.parquet as pq
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
-from stereo_jobs.workers.task import Outcome, Pool, ShardTask
-
 from stereo_jobs.records import Row, ShardRecord, StereoPair
 from stereo_jobs.run import driver
 from stereo_jobs.run.driver import RunProgress
 from stereo_jobs.spec import JobSpec, Recipe, parse_spec
+from stereo_jobs.workers.task import Outcome, Pool, ShardTask
 from tests import standin
 
 SECONDS = 20.0
-"""Of one shard."""
+"""Seconds that one shard takes."""
 MIN_EFFICIENCY = 0.95
-"""Of the most actors."""
+"""The least efficiency that passes, with the largest number of actors."""
 MAX_DRIVER_MS = 10.0
-"""A shard, with the most actors."""
+"""The most driver time per shard that passes, with the largest number of actors."""
 
 OPEN_POOL = driver.open_pool
 
 
 class Sleeping(standin.StandIn):
-    """One batch is one shard."""
+    """Sleeps for each batch; one batch is one shard."""
 
     def generate(self, rows: Sequence[Row]) -> list[StereoPair]:
         time.sleep(SECONDS)
@@ -67,14 +67,14 @@ def make_spec(folder: Path, rows: int, **runtime: object) -> JobSpec:
 
 
 class Clock:
-    """Times of the dealing: from when the pool is open, before the first deal, to the last tick."""
+    """Measures the time of dispatching: from the open pool, before the first dispatch, to the last progress report."""
 
     def __init__(self) -> None:
         self.first = self.last = self.cpu_first = self.cpu_last = 0.0
         self.memory: list[tuple[int, float]] = []
 
     def opening(self, open_pool: Callable[..., Pool]) -> Callable[..., Pool]:
-        """`open_pool` that starts the clock once all actors are ready."""
+        """Wrap `open_pool` so that the clock starts once all actors are ready."""
 
         def opened(*args: object, **kwargs: object) -> Pool:
             pool = open_pool(*args, **kwargs)
@@ -83,14 +83,14 @@ class Clock:
 
         return opened
 
-    def __call__(self, tick: RunProgress) -> None:
+    def __call__(self, state: RunProgress) -> None:
         self.last, self.cpu_last = time.monotonic(), time.process_time()
-        if not self.memory or tick.made >= self.memory[-1][0] + tick.planned / 10:
-            self.memory.append((tick.made, psutil.Process().memory_info().rss / 2**20))
+        if not self.memory or state.made >= self.memory[-1][0] + state.planned / 10:
+            self.memory.append((state.made, psutil.Process().memory_info().rss / 2**20))
 
 
 def sleeping(actors: int, shards_each: int) -> dict[str, Any]:
-    """One cluster size."""
+    """Measure one cluster size."""
     with tempfile.TemporaryDirectory() as folder:
         shards = actors * shards_each
         runtime = {"actors": actors, "cpus_per_actor": 0, "device": "cpu", "shard_rows": 2, "batch_size": 2}
@@ -103,14 +103,14 @@ def sleeping(actors: int, shards_each: int) -> dict[str, Any]:
         "actors": actors,
         "shards": shards,
         "start_s": round(clock.first - started, 1),
-        "dealing_s": round(took, 2),
+        "dispatch_s": round(took, 2),
         "efficiency": round(shards_each * SECONDS / took, 4),
         "driver_cpu_ms_per_shard": round((clock.cpu_last - clock.cpu_first) / shards * 1000, 2),
     }
 
 
 class NullPool:
-    """128 shards under way, done as soon as they are asked for."""
+    """A pool of 128 shards in flight that are done as soon as it is asked."""
 
     def __init__(self) -> None:
         self.tasks: list[ShardTask] = []
@@ -152,14 +152,14 @@ def _record(task: ShardTask) -> ShardRecord:
 
 
 def null(shards: int) -> dict[str, Any]:
-    """Shards of one row that nobody makes."""
+    """Measure shards of one row that no worker makes."""
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock()
         driver.open_pool = clock.opening(lambda *args, **kwargs: NullPool())
         driver.run(make_spec(Path(folder), shards, shard_rows=1), load=load, watch=clock)
     return {
         "shards": shards,
-        "dealing_s": round(clock.last - clock.first, 1),
+        "dispatch_s": round(clock.last - clock.first, 1),
         "driver_cpu_ms_per_shard": round((clock.cpu_last - clock.cpu_first) / shards * 1000, 4),
         "memory_mib": {made: round(mib) for made, mib in clock.memory},
     }
@@ -187,7 +187,7 @@ def main() -> int:
 
 
 def too_much(found: dict[str, Any]) -> list[str]:
-    """What is wrong with a result."""
+    """Return what is wrong with a result."""
     spent, efficiency = found["driver_cpu_ms_per_shard"], found.get("efficiency", 1.0)
     problems = []
     if efficiency < MIN_EFFICIENCY:

@@ -1,9 +1,9 @@
-"""A seeded random fault test: `python -m tests.chaos --faults 100 --seed 1`.
+"""A random fault test with a seed: `python -m tests.chaos --faults 100 --seed 1`.
 
 Jobs run one after the other on a cluster of two nodes and a head, against a real S3 server behind a proxy, while one
-fault after the other strikes. In the end every job must be whole: each row there once and as an undisturbed run makes
-it, none failed. Prints one JSON object; exit code 1 if anything is wrong. The same seed gives the same faults at the
-same distances; `--plan FAULT FAULT ...` names them instead.
+fault after the other occurs. In the end every job must be complete: each row once, equal to that of an undisturbed run,
+and none failed. Prints one JSON object. The exit code is 1 if anything is wrong. The same seed gives the same faults at
+the same intervals. `--plan FAULT FAULT ...` names the faults instead.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from tests.fault_proxy import FaultProxy
 from tests.run.processes import start
 
 INTERRUPTED = {75, -signal.SIGKILL, 5, -signal.SIGTERM}
-"""Exit codes of runs after which the next one goes on; SIGTERM itself ends one that has not begun to listen."""
+"""Exit codes of runs that the next one resumes. SIGTERM itself ends a run that does not handle it yet."""
 
 FAULTS = {
     "actor_killed": 8,
@@ -57,7 +57,7 @@ FAULTS = {
 
 
 class Chaos:
-    """The cluster, the store, the job of the moment, and what has become of them."""
+    """The cluster, the store, the current job, and what has happened to them."""
 
     def __init__(self, seed: int, count: int, folder: Path, proxy: FaultProxy) -> None:
         self.random, self.started = random.Random(seed), time.monotonic()
@@ -104,7 +104,7 @@ class Chaos:
             self.driver = start(self.jobs[-1], self.folder, "--ray", errors=said)
 
     def go_on(self, finished: bool = False) -> None:
-        """Start what has ended again; a job that is done is followed by another, unless all is `finished`."""
+        """Restart a run that was interrupted. A finished job is followed by another one, unless `finished`."""
         code = self.driver.poll()
         if code is None:
             return
@@ -115,7 +115,7 @@ class Chaos:
             self.start()
 
     def mend(self) -> None:
-        """Ray ends the nodes that it has given up: put others in their places, as a cluster does that scales."""
+        """Replace nodes that Ray has declared dead, like a cluster that scales on demand."""
         for node in self.nodes.all[1:]:
             if not node.alive():
                 node.kill()
@@ -153,7 +153,7 @@ class Chaos:
 
     def head_killed(self) -> None:
         self.nodes.head.kill()
-        self.driver.kill()  # which was on the same machine
+        self.driver.kill()  # the driver is on the same machine
         self.driver.wait()
         self.nodes.end()
         self.new_cluster()
@@ -176,12 +176,12 @@ class Chaos:
     # --- The whole ---
 
     def drawn(self, count: int) -> Iterator[str]:
-        """So many faults at random."""
+        """Draw `count` faults at random."""
         for _ in range(count):
             yield from self.random.choices(list(FAULTS), list(FAULTS.values()))
 
     def strike(self, faults: Iterable[str]) -> None:
-        """One fault after the other, a few seconds apart."""
+        """Cause one fault after the other, a few seconds apart."""
         for fault in faults:
             time.sleep(self.random.uniform(1, 6))
             self.go_on()
@@ -193,7 +193,7 @@ class Chaos:
             self.go_on()
 
     def finish(self) -> None:
-        """Let the last job end."""
+        """Wait until the last job has ended."""
         deadline = time.monotonic() + 600
         while self.driver.poll() != 0 and time.monotonic() < deadline and not self.problems():
             self.go_on(finished=True)
@@ -201,36 +201,42 @@ class Chaos:
             time.sleep(0.5)
 
     def problems(self) -> list[str]:
-        """Exit codes that should not have been."""
+        """Return the exit codes that no fault explains."""
         return [f"a run ended with {code}" for code in self.exits if code not in INTERRUPTED | {0}]
 
     def check(self) -> tuple[list[str], int, int]:
-        """What is wrong; rows that are there; rows listed as failed."""
+        """Return what is wrong, the number of rows made, and the number of rows recorded as failed."""
         whole = self.spec(str(self.folder / "whole"))
         standin.time = type("quick", (), {"sleep": staticmethod(lambda seconds: None)})  # type: ignore[assignment]
         run(whole, local=True, load=standin.load)
         expected = rows(whole)
-        problems, blamed, made, failed = self.problems(), [], 0, 0
+        problems, quarantined, made, failed = self.problems(), [], 0, 0
         for spec in self.jobs:
             found = verdict(spec)
             problems += [] if found.ok else [f"{spec.output}: {problem}" for problem in found.problems]
             there = rows(spec) if found.succeeded else {}
             problems += [f"{spec.output}: {key} differs" for key, row in there.items() if row != expected[key]]
             for key, why in failures(spec).items():
-                (blamed if why == "KilledWorker" else problems).append(f"{spec.output}: {key} failed: {why}")
+                (quarantined if why == "KilledWorker" else problems).append(f"{spec.output}: {key} failed: {why}")
             made, failed = made + found.succeeded, failed + found.failed
-        # A row at which two actors are killed is taken for the killer, as it would be if it were.
-        if len(blamed) > max(0, self.struck["actor_killed"] - 1):
-            problems += blamed
+        # A row during which two actors are killed is taken for the cause: nothing tells the two cases apart.
+        if len(quarantined) > max(0, self.struck["actor_killed"] - 1):
+            problems += quarantined
         return problems, made, failed
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--faults", type=int, default=100, help="how many, drawn at random")
-    parser.add_argument("--plan", nargs="+", choices=FAULTS, metavar="FAULT", help=f"these: {', '.join(FAULTS)}")
+    parser.add_argument(
+        "--plan",
+        nargs="+",
+        choices=FAULTS,
+        metavar="FAULT",
+        help=f"the faults to cause, in this order: {', '.join(FAULTS)}",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rows", type=int, default=200, help="of each job; one takes 0.4 s")
+    parser.add_argument("--rows", type=int, default=200, help="rows of each job; each takes 0.4 s")
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     started = time.monotonic()

@@ -121,7 +121,7 @@ def status_lines(status: "Status") -> list[str]:
 
 def estimate_table(estimate: "Estimate") -> Table:
     """An estimate and the measurement that it is based on, as a table of names and values."""
-    measured = estimate.rehearsal
+    measured = estimate.measurement
     each = ", ".join(f"{stage} {seconds / measured.pairs:.2f}" for stage, seconds in measured.stages.items())
     limit = "the models" if estimate.slowest == "generate" else f"{estimate.slowest}: the GPU waits for it"
     spread = f"{measured.fastest_batch_s:.1f} to {measured.slowest_batch_s:.1f} s a batch of {measured.batch_size}"

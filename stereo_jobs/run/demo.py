@@ -1,4 +1,4 @@
-"""The demo job: the manifest that comes with the project, the embedded models."""
+"""The demo job: the demo manifest of this package, and the embedded models."""
 
 import io
 from contextlib import suppress
@@ -13,14 +13,23 @@ from stereo_jobs.spec import JobSpec, parse_spec
 
 
 def demo_spec(output: str, rows: int = 16) -> JobSpec:
-    """The spec of `stereo-jobs demo`: the first `rows` rows of manifests/demo.parquet, copied to the output."""
+    """Return the spec of `stereo-jobs demo`. Its manifest is copied into the output.
+
+    Args:
+        output: URI of the output.
+        rows: how many rows of the demo manifest to take, from its beginning.
+
+    Raises:
+        ManifestError: the output holds a demo with another number of rows, or this installation has no demo manifest.
+    """
     buffer = io.BytesIO()
     pq.write_table(read_table(_demo_manifest().read_bytes()).slice(0, rows), buffer)
     storage, name = open_storage(output), f"manifest/demo-{rows}.parquet"
     others = [info.key for info in storage.list("manifest/") if info.key != name]
     if others:
         raise ManifestError(
-            f"{storage.locate(others[0])}: this demo was begun with other --rows; choose another output"
+            f"{storage.locate(others[0])}: this demo was begun with another value of --rows; use that value, or "
+            "another output"
         )
     with suppress(AlreadyExistsError):
         storage.create(name, buffer.getvalue())
@@ -35,9 +44,9 @@ def demo_spec(output: str, rows: int = 16) -> JobSpec:
 
 
 def _demo_manifest() -> Path:
-    """Inside an installed package, or beside it in a checkout."""
-    here = Path(__file__).parent
-    for path in (here / "manifests/demo.parquet", here.parent / "manifests/demo.parquet"):
+    """Return the path of the demo manifest: in an installed package, or beside the package in a checkout."""
+    package = Path(__file__).parent.parent
+    for path in (package / "manifests/demo.parquet", package.parent / "manifests/demo.parquet"):
         if path.is_file():
             return path
-    raise ManifestError("the demo manifest is missing from this installation; install the package again")
+    raise ManifestError("manifests/demo.parquet is missing from this installation; install the package again")

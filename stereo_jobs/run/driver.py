@@ -1,16 +1,15 @@
-"""The run: make the plan if there is none, see what is done, deal the rest, mark the end.
+"""The run: publish a plan if there is none, find what is done, dispatch the rest, mark the end.
 
-Everything a run knows is in the output: killed at any moment, the next run goes on from there.
+All state that a run needs is in the output. A run that is killed at any point is resumed by the next run.
 """
 
-import dataclasses
 import logging
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from stereo_jobs import logs
 from stereo_jobs.data import card
@@ -21,35 +20,46 @@ from stereo_jobs.errors import (
     StereoJobsError,
     StorageUnavailableError,
     TooManyFailuresError,
-    hide_passwords,
 )
 from stereo_jobs.output import layout, plan, progress
 from stereo_jobs.output.commits import repair
-from stereo_jobs.output.layout import ShardKey
+from stereo_jobs.output.layout import ShardKey, shard_name
 from stereo_jobs.output.lease import Lease
 from stereo_jobs.output.plan import Job
 from stereo_jobs.run.prepare import open_output, plan_retry, prepare
 from stereo_jobs.run.queue import ShardQueue
+from stereo_jobs.run.retry import GiveUp, Requeue, ShardHistory, decide
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
 from stereo_jobs.workers.local_pool import LocalPool
-from stereo_jobs.workers.prometheus import Metrics
+from stereo_jobs.workers.prometheus import JobMetrics
 from stereo_jobs.workers.ray.pool import RayPool
 from stereo_jobs.workers.task import Outcome, Pool, ShardTask, WorkerLost
 from stereo_jobs.workers.worker import STORE_PATIENCE_S, GeneratorFactory, load_generator
 
 log = logging.getLogger(__name__)
 
-ROLL_UP_EVERY_S = 10.0
-MAX_DEATHS = 10
-"""Workers that one shard may lose while none of its rows can be blamed."""
-SURE_AFTER = 100
-"""Rows after which the share of failures is believed before all rows are done."""
+SAVE_TOTALS_EVERY_S = 10.0
+"""Seconds between two writes of the totals, which spare other readers most of the records."""
+MIN_ROWS_FOR_RATIO = 100
+"""Rows to make before the share of failed ones can stop a run early."""
 
 
 @dataclass(frozen=True)
 class RunProgress:
-    """What the live display shows."""
+    """How far a run is, for the live display.
+
+    Attributes:
+        planned: pairs of the whole job.
+        done: pairs committed, by this run and earlier ones.
+        failed: rows whose latest state is failed.
+        made: rows that this run has made, failed or not.
+        left: rows that this run has still to make.
+        seconds: time since the workers were ready.
+        workers: workers that take shards.
+        running: shards in flight.
+        queued: shards that wait for a worker.
+    """
 
     planned: int
     done: int
@@ -60,40 +70,19 @@ class RunProgress:
     workers: int
     running: int = 0
     queued: int = 0
-    """Shards under way, and shards that wait."""
 
     @property
     def pairs_per_s(self) -> float:
-        """Of this run."""
+        """Pairs per second of this run so far."""
         return self.made / self.seconds if self.seconds else 0.0
 
     @property
     def eta_s(self) -> float | None:
-        """Seconds to go at this rate."""
+        """Seconds until the end at this rate; None before the first row is made."""
         return self.left / self.pairs_per_s if self.made else None
 
 
-Watch = Callable[[RunProgress], None]
-
-
-@dataclass
-class _Run:
-    """The state of one run; all of it can be lost."""
-
-    spec: JobSpec
-    storage: Storage
-    job: Job
-    sums: progress.Totals
-    queue: ShardQueue
-    pairs: int
-    metrics: Metrics
-    started: float = field(default_factory=time.monotonic)
-    made: int = 0
-    failed: int = 0
-    tries: dict[ShardKey, int] = field(default_factory=dict)
-    deaths: dict[ShardKey, int] = field(default_factory=dict)
-    suspects: dict[ShardKey, list[WorkerLost]] = field(default_factory=dict)
-    rolled_up: float = 0.0
+ProgressCallback = Callable[[RunProgress], None]
 
 
 def run(
@@ -104,30 +93,32 @@ def run(
     retry: bool = False,
     max_hours: float | None = None,
     load: GeneratorFactory = load_generator,
-    watch: Watch = lambda tick: None,
+    watch: ProgressCallback = lambda state: None,
 ) -> progress.Status:
-    """Run a job to its end, or on from where it stopped.
+    """Run a job to its end, or resume it.
 
     Args:
         spec: the job.
-        local: in this process instead of on Ray; the same dataset.
-        extend: also plan manifest files that are new.
-        retry: also plan the failed rows again.
-        max_hours: the run has ended by then: it stops dealing `drain_timeout_s` before, or at half of the time.
-        load: loads the generator; another one than the real models is for tests and benchmarks.
-        watch: told how far it is, about twice a second.
+        local: use this process instead of Ray. The dataset is the same.
+        extend: also plan manifest files that no plan lists yet.
+        retry: also plan the failed rows once more.
+        max_hours: the run ends within this time. It stops dispatching `drain_timeout_s` before the limit, or at half
+            of the limit if that is later.
+        load: loads the generator. Tests and benchmarks pass another one than the real models.
+        watch: called about twice a second with the progress of the run.
+
+    Returns:
+        The final status of the job.
 
     Raises:
-        StereoJobsError: see `errors` for kinds and exit codes.
+        StereoJobsError: see `errors` for the kinds and their exit codes.
     """
     started = time.monotonic()
     storage = open_output(spec)
-    spec = spec.model_copy(update={"output": storage.uri})  # workers may be in other folders
+    spec = spec.model_copy(update={"output": storage.uri})  # workers may have other current folders
     limit_s = None if max_hours is None else max_hours * 3600
-    if limit_s is not None:  # of which the drain is a part
-        drain_s = min(spec.runtime.drain_timeout_s, limit_s / 2)
-        runtime = spec.runtime.model_copy(update={"drain_timeout_s": drain_s})
-        spec = spec.model_copy(update={"runtime": runtime})
+    if limit_s is not None:
+        spec = _with_drain_within(spec, limit_s)
     logs.name_job(storage.uri)
     ttl_s = spec.runtime.lease_ttl_s
     with (
@@ -142,218 +133,203 @@ def run(
         _, job, recipe = prepare(spec, storage, extend=extend)
         if retry:
             job = plan_retry(spec, storage, job)
-        done = repair(storage, job.plans)
-        queue = ShardQueue(job, done)
+        queue = ShardQueue(job, repair(storage, job.plans))
         plan.refuse_changed_files(job, spec.runtime.storage, queue.generations)
-        state = _Run(
-            spec=spec,
-            storage=storage,
-            job=job,
-            sums=progress.totals(storage, job),
-            queue=queue,
-            pairs=queue.pairs,
-            metrics=Metrics(storage.uri, on_ray=not local),
-        )
+        current = _Run(spec, storage, job, queue, JobMetrics(storage.uri, on_ray=not local))
         if queue:
             pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
             try:
-                _deal(state, pool, lease, stopped, watch)
+                current.dispatch_all(pool, lease, stopped, watch)
             except StereoJobsError:
-                state.sums.wasted_seconds += pool.stop()
+                current.add_wasted(pool.stop())
                 if not lease.taken:
-                    _save(state)
+                    current.save_totals()
                 raise
             finally:
                 pool.close()
-        return _finish(state, recipe)
+        return current.finish(recipe)
 
 
 def open_pool(
     spec: JobSpec, recipe: Recipe, load: GeneratorFactory, *, local: bool, shards: int, ended: Callable[[], bool]
 ) -> Pool:
-    """Workers with their models loaded, in this process or on Ray. See the classes for the arguments."""
+    """Open workers in this process or on Ray, their models loaded. See the two classes for the arguments."""
     return LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=shards, ended=ended)
 
 
-def _deal(state: _Run, pool: Pool, lease: Lease, stopped: threading.Event, watch: Watch) -> None:
-    """Hand out shards until none is left."""
-    state.started = time.monotonic()  # loading models does not count as speed
-    while state.queue or pool.busy():
-        if lost := lease.lost():
-            _drain(state, pool)
-            kind = OutputHeldError if lease.taken else InterruptedRunError
-            raise kind(f"{state.storage.uri}: {lost}; this run stops, what it made stays valid")
-        if stopped.is_set():
-            _drain(state, pool)
-            raise InterruptedRunError(f"{state.storage.uri}: interrupted; run again to go on")
-        # Without a fresh lease another run may be at work: what is under way may end, nothing else begins.
-        holding = lease.fresh()
-        while holding and state.queue and pool.free():
-            pool.submit(state.queue.pop())
-        for outcome in pool.wait(0.5):
-            _account(state, outcome)
-        tick = _tick(state, pool)
-        if holding:
-            _roll_up(state, tick)
-        state.metrics.run(tick.planned, tick.left, tick.queued, tick.running, tick.workers)
-        watch(tick)
+def _with_drain_within(spec: JobSpec, limit_s: float) -> JobSpec:
+    """The spec with a drain of at most half of the run's time."""
+    drain_s = min(spec.runtime.drain_timeout_s, limit_s / 2)
+    return spec.model_copy(update={"runtime": spec.runtime.model_copy(update={"drain_timeout_s": drain_s})})
 
 
-def _count(state: _Run, outcome: Outcome) -> None:
-    """Take how one deal ended into the sums."""
-    state.sums.wasted_seconds += outcome.wasted_s
-    if outcome.record is None:
-        return
-    progress.add(state.sums, state.job, [outcome.record])
-    state.metrics.shard(outcome.record)
-    state.made += outcome.record.succeeded + outcome.record.failed + outcome.record.rejected
-    if outcome.task.plan.kind == "manifest":  # rows that fail again when retried are no news
-        state.failed += outcome.record.failed
+class _Run:
+    """One run: what it counts, and its work from the first dispatch to the markers of a finished job.
 
+    Nothing in it outlives the process: whatever the next run needs is in the output.
+    """
 
-def _account(state: _Run, outcome: Outcome) -> None:
-    """Take in how one deal ended: count it, deal it again, or stop the run."""
-    _count(state, outcome)
-    task, error = outcome.task, outcome.error
-    if outcome.loss is not None:
-        _requeue(state, task, outcome.loss)
-    elif isinstance(error, StorageUnavailableError):
-        _count_try(state, task, str(error), passing=True)
-    elif isinstance(error, StereoJobsError):
-        raise error
-    elif error is not None:
-        _count_try(state, task, hide_passwords(str(error)))
-    else:
-        _stop_if_too_many_failed(state)
+    def __init__(self, spec: JobSpec, storage: Storage, job: Job, queue: ShardQueue, metrics: JobMetrics) -> None:
+        self._spec = spec
+        self._storage = storage
+        self._job = job
+        self._queue = queue
+        self._metrics = metrics
+        self._totals = progress.totals(storage, job)
+        self._pairs = queue.pairs
+        self._histories: dict[ShardKey, ShardHistory] = {}
+        """How shards have failed, for those that have."""
+        self._started = time.monotonic()
+        self._made = 0
+        self._failed = 0
+        self._saved = 0.0
+        """When the totals were last written."""
 
+    def dispatch_all(self, pool: Pool, lease: Lease, stopped: threading.Event, watch: ProgressCallback) -> None:
+        """Dispatch shards until all are committed.
 
-def _requeue(state: _Run, task: ShardTask, loss: WorkerLost) -> None:
-    """A worker was lost under a shard: whether the shard or one of its rows is at fault, and what follows."""
-    if loss.blame == "shard":
-        _count_try(state, task, loss.reason)
-        return
-    if loss.blame == "nobody":
-        log.warning("shard %s: %s; dealing it again", task.key, loss.reason)
-        state.queue.again(task)
-        return
-    if not loss.batch:
-        state.deaths[task.key] = state.deaths.get(task.key, 0) + 1
-        if state.deaths[task.key] >= MAX_DEATHS:
-            raise StereoJobsError(
-                f"shard {task.key} lost {MAX_DEATHS} workers that were not generating any row; look at their "
-                "memory: is the host's enough for one shard of runtime.shard_rows?"
+        Raises:
+            InterruptedRunError: the run was told to stop, or could not renew its lease.
+            OutputHeldError: another run has taken over the lease.
+            StereoJobsError: the retry policy gave up a shard, or too many rows failed.
+        """
+        self._started = time.monotonic()  # the time to load models does not count
+        while self._queue or pool.busy():
+            self._stop_if_told(pool, lease, stopped)
+            # Without a fresh lease another run may have begun: shards in flight may end, and no other is dispatched.
+            holding = lease.fresh()
+            while holding and self._queue and pool.free():
+                pool.submit(self._queue.pop())
+            for outcome in pool.wait(0.5):
+                self._settle(outcome)
+            state = self._progress(pool)
+            if holding and time.monotonic() - self._saved >= SAVE_TOTALS_EVERY_S:
+                self._saved = time.monotonic()
+                self.save_totals(progress.Throughput.now(state.pairs_per_s, state.eta_s, state.workers))
+            self._metrics.run(state.planned, state.left, state.queued, state.running, state.workers)
+            watch(state)
+
+    def finish(self, recipe: Recipe) -> progress.Status:
+        """Write the totals, the dataset card and the success markers of a job whose shards are all committed.
+
+        Raises:
+            TooManyFailuresError: more rows failed than `runtime.max_failure_ratio` allows.
+        """
+        status = progress.status(self._job, self._totals)
+        self.save_totals()
+        self._storage.replace(
+            layout.CARD,
+            card.render(
+                recipe,
+                planned=status.planned,
+                made=status.succeeded,
+                failed=status.failed,
+                rejected=status.rejected,
+                version=__version__,
+            ),
+        )
+        ratio = self._spec.runtime.max_failure_ratio
+        if status.failed > ratio * status.planned:
+            raise TooManyFailuresError(
+                f"{status.failed} of {status.planned} rows failed, more than runtime.max_failure_ratio = {ratio:g}; "
+                "read their errors in _job/errors/, then run `stereo-jobs retry-failed`"
             )
-    seen = state.suspects.setdefault(task.key, [])
-    guilty = frozenset(loss.batch) if _is_guilty(loss, seen) else frozenset()
-    seen.append(loss)
-    log.warning("shard %s: %s at rows %s; dealing it again", task.key, loss.reason, list(loss.batch))
-    state.queue.again(
-        dataclasses.replace(
-            task,
-            one_by_one=task.one_by_one or bool(loss.batch),
-            quarantined=task.quarantined | guilty,
-            avoid=task.avoid | {loss.place},
+        for p in self._job.plans:
+            content = f'{{"generation": {p.generation}, "pairs": {p.pairs}, "fingerprint": "{p.fingerprint}"}}\n'
+            self._storage.replace(layout.success(p.generation), content.encode())
+        return status
+
+    def add_wasted(self, seconds: float) -> None:
+        """Count worker time that had no result."""
+        self._totals.wasted_seconds += seconds
+
+    def save_totals(self, throughput: progress.Throughput | None = None) -> None:
+        """Write the totals. If that fails, readers read more records instead."""
+        try:
+            progress.save(self._storage, self._totals, throughput)
+        except StorageUnavailableError as error:
+            log.warning("%s could not be written: %s", layout.PROGRESS, error)
+
+    def _stop_if_told(self, pool: Pool, lease: Lease, stopped: threading.Event) -> None:
+        if lost := lease.lost():
+            self._drain(pool)
+            kind = OutputHeldError if lease.taken else InterruptedRunError
+            raise kind(f"{self._storage.uri}: {lost}; this run stops, its committed shards are kept")
+        if stopped.is_set():
+            self._drain(pool)
+            raise InterruptedRunError(f"{self._storage.uri}: interrupted; run again to go on")
+
+    def _drain(self, pool: Pool) -> None:
+        """Let the shards in flight end for a while, then abandon the rest. An unfinished shard leaves no object."""
+        timeout_s = self._spec.runtime.drain_timeout_s
+        log.warning("stopping: waiting up to %g s for the shards in flight", timeout_s)
+        deadline = time.monotonic() + timeout_s
+        while pool.busy() and time.monotonic() < deadline:
+            for outcome in pool.wait(0.2):
+                self._count(outcome)
+
+    def _settle(self, outcome: Outcome) -> None:
+        """Count how a dispatch ended; then requeue the shard, retry it later, or stop the run."""
+        self._count(outcome)
+        event = outcome.error if outcome.lost is None else outcome.lost
+        if event is None:
+            self._stop_if_too_many_failed()
+        else:
+            self._retry(outcome.task, event)
+
+    def _count(self, outcome: Outcome) -> None:
+        self.add_wasted(outcome.wasted_s)
+        record = outcome.record
+        if record is None:
+            return
+        progress.add(self._totals, self._job, [record])
+        self._metrics.shard(record)
+        self._made += record.succeeded + record.failed + record.rejected
+        if outcome.task.plan.kind == "manifest":  # a retried row that fails again was counted before
+            self._failed += record.failed
+
+    def _retry(self, task: ShardTask, event: WorkerLost | BaseException) -> None:
+        """Carry out what the retry policy decides."""
+        history = self._histories.get(task.key, ShardHistory())
+        attempts = self._spec.runtime.shard_attempts
+        decision, self._histories[task.key] = decide(history, task, event, shard_attempts=attempts)
+        if isinstance(decision, GiveUp):
+            raise decision.error
+        name = shard_name(task.key)
+        if isinstance(decision, Requeue):
+            log.warning("shard %s: %s; requeueing it", name, decision.reason, extra={"shard": name})
+            self._queue.requeue(decision.task)
+        else:
+            log.warning("shard %s failed, retrying it later: %s", name, decision.reason, extra={"shard": name})
+            self._queue.retry_later(decision.task)
+
+    def _stop_if_too_many_failed(self) -> None:
+        ratio = self._spec.runtime.max_failure_ratio
+        certain = self._failed > ratio * self._job.pairs
+        likely = self._made >= MIN_ROWS_FOR_RATIO and self._failed > ratio * self._made
+        if certain or likely:
+            raise TooManyFailuresError(
+                f"{self._failed} of {self._made} rows failed so far, of {self._job.pairs} planned: more than "
+                f"runtime.max_failure_ratio = {ratio:g}; read their errors in _job/errors/; successful pairs are kept"
+            )
+
+    def _progress(self, pool: Pool) -> RunProgress:
+        return RunProgress(
+            planned=self._job.pairs,
+            done=self._totals.succeeded,
+            failed=self._totals.failing,
+            made=self._made,
+            left=self._pairs - self._made,
+            seconds=time.monotonic() - self._started,
+            workers=pool.workers(),
+            running=pool.busy(),
+            queued=sum(p.shards for p in self._job.plans) - len(self._totals.shards) - pool.busy(),
         )
-    )
-
-
-def _is_guilty(loss: WorkerLost, seen: list[WorkerLost]) -> bool:
-    """Whether a lone row is to blame: it was named before, at another place unless there is only this one."""
-    before = [other for other in seen if set(loss.batch) <= set(other.batch)]
-    elsewhere = any(other.place != loss.place for other in before)
-    return len(loss.batch) == 1 and bool(before) and (elsewhere or loss.alone or len(before) > 1)
-
-
-def _count_try(state: _Run, task: ShardTask, reason: str, passing: bool = False) -> None:
-    """Deal a shard again that failed by itself, unless it has had its tries."""
-    tries = state.tries[task.key] = state.tries.get(task.key, 0) + 1
-    if tries >= state.spec.runtime.shard_attempts:
-        kind = InterruptedRunError if passing else StereoJobsError
-        raise kind(f"shard {task.key} failed {tries} times, last: {reason}")
-    log.warning("shard %s failed, dealing it again: %s", task.key, reason)
-    state.queue.later(task)
-
-
-def _stop_if_too_many_failed(state: _Run) -> None:
-    ratio = state.spec.runtime.max_failure_ratio
-    certain = state.failed > ratio * state.job.pairs
-    likely = state.made >= SURE_AFTER and state.failed > ratio * state.made
-    if certain or likely:
-        raise TooManyFailuresError(
-            f"{state.failed} of {state.made} rows failed so far, of {state.job.pairs} planned: more than "
-            f"runtime.max_failure_ratio = {ratio:g}; "
-            "their errors are in _job/errors/, what succeeded is kept"
-        )
-
-
-def _drain(state: _Run, pool: Pool) -> None:
-    """Let running shards finish for a while, then leave them; nothing half made is visible either way."""
-    log.warning("stopping: waiting up to %g s for running shards", state.spec.runtime.drain_timeout_s)
-    deadline = time.monotonic() + state.spec.runtime.drain_timeout_s
-    while pool.busy() and time.monotonic() < deadline:
-        for outcome in pool.wait(0.2):
-            _count(state, outcome)
-
-
-def _finish(state: _Run, recipe: Recipe) -> progress.Status:
-    """All shards are committed: the verdict, the card, the markers."""
-    spec, storage = state.spec, state.storage
-    status = progress.status(state.job, state.sums)
-    _save(state)
-    storage.replace(
-        layout.CARD,
-        card.render(
-            recipe,
-            planned=status.planned,
-            made=status.succeeded,
-            failed=status.failed,
-            rejected=status.rejected,
-            version=__version__,
-        ),
-    )
-    if status.failed > spec.runtime.max_failure_ratio * status.planned:
-        raise TooManyFailuresError(
-            f"{status.failed} of {status.planned} rows failed, more than runtime.max_failure_ratio = "
-            f"{spec.runtime.max_failure_ratio:g}; look into _job/errors/, then `stereo-jobs retry-failed`"
-        )
-    for p in state.job.plans:
-        content = f'{{"generation": {p.generation}, "pairs": {p.pairs}, "fingerprint": "{p.fingerprint}"}}\n'
-        storage.replace(layout.success(p.generation), content.encode())
-    return status
-
-
-def _roll_up(state: _Run, tick: RunProgress) -> None:
-    now = time.monotonic()
-    if now - state.rolled_up >= ROLL_UP_EVERY_S:
-        state.rolled_up = now
-        _save(state, progress.Throughput.now(tick.pairs_per_s, tick.eta_s, tick.workers))
-
-
-def _save(state: _Run, pace: progress.Throughput | None = None) -> None:
-    """Write the roll-up; without it, readers look at more records."""
-    try:
-        progress.save(state.storage, state.sums, pace)
-    except StorageUnavailableError as error:
-        log.warning("the roll-up could not be written: %s", error)
-
-
-def _tick(state: _Run, pool: Pool) -> RunProgress:
-    return RunProgress(
-        planned=state.job.pairs,
-        done=state.sums.succeeded,
-        failed=state.sums.failing,
-        made=state.made,
-        left=state.pairs - state.made,
-        seconds=time.monotonic() - state.started,
-        workers=pool.workers(),
-        running=pool.busy(),
-        queued=sum(p.shards for p in state.job.plans) - len(state.sums.shards) - pool.busy(),
-    )
 
 
 @contextmanager
 def _time_limit(stopped: threading.Event, started: float, limit_s: float | None, drain_s: float) -> Iterator[None]:
-    """Set `stopped` early enough for a run that was `started` then to end, its drain included, within `limit_s`."""
+    """Set `stopped` early enough that the run, its drain included, ends within `limit_s` seconds after `started`."""
     if limit_s is None:
         yield
         return
@@ -369,7 +345,7 @@ def _time_limit(stopped: threading.Event, started: float, limit_s: float | None,
 
 @contextmanager
 def _signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM and SIGINT set; a second SIGINT ends the process at once."""
+    """Return an event that SIGTERM and SIGINT set. A second SIGINT ends the process at once."""
     stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

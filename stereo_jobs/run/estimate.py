@@ -1,6 +1,7 @@
-"""A price before the run: a rehearsal on a few rows, and the arithmetic from there to hours and dollars.
+"""Estimate a job before it runs: measure a few rows, and compute hours, bytes and dollars from them.
 
-The rehearsal is the worker itself, with rows from all over the job, into a temporary folder. The output is only read.
+The measurement uses the worker of a real run, on rows from all over the job, with a temporary folder as its output. The
+job's own output is only read.
 """
 
 import math
@@ -20,29 +21,31 @@ from stereo_jobs.output.plan import Plan, publish
 from stereo_jobs.output.progress import Status
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.prometheus import Stage
-from stereo_jobs.workers.ray.cluster import actor_needs, deaths, start_ray
+from stereo_jobs.workers.ray.cluster import actor_lost_errors, actor_needs, start_ray
 from stereo_jobs.workers.task import IN_FLIGHT, ShardTask
 from stereo_jobs.workers.worker import ENCODERS, GeneratorFactory, ShardWorker, device_name, load_generator
 
 BATCHES = 3
-"""That are measured, after one that warms up."""
+"""Batches that are measured, after one that warms up."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What a few rows took on one worker.
+    """Time and memory that a few rows took on one worker.
 
     Attributes:
         device: name of the GPU, or `cpu`.
-        batch_size: of the network calls at the end: halved where memory did not suffice.
-        pairs: made.
-        failures: rows that failed, by type.
+        batch_size: rows per batch at the end. It was halved each time that GPU memory ran out.
+        pairs: how many pairs were made.
+        failures: how many rows failed, by error type.
         load_s: seconds to load the models from this machine's disk.
-        stages: seconds by stage, all pairs together; the stages run side by side.
-        slowest_batch_s, fastest_batch_s: of the models.
-        bytes: of the shard object.
-        gpu_bytes, gpu_total_bytes: peak of reserved GPU memory, and what the GPU has; None without one.
-        rss_bytes: peak of the process's memory.
+        stages: seconds by stage, summed over all pairs. The stages overlap in time.
+        slowest_batch_s: seconds of the slowest batch in the models.
+        fastest_batch_s: seconds of the fastest batch in the models.
+        bytes: size of the shard object.
+        gpu_bytes: peak of reserved GPU memory; None without a GPU.
+        gpu_total_bytes: memory of the GPU; None without a GPU.
+        rss_bytes: peak of the process's resident memory.
     """
 
     device: str
@@ -60,12 +63,16 @@ class Measurement:
 
     @property
     def pair_s(self) -> float:
-        """Seconds a pair, once the stages overlap as in a long run: those of whatever is slowest."""
+        """Seconds per pair in a long run. The stages overlap, so the slowest one decides."""
         return max(self.bounds.values()) / self.pairs
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that the sample takes if only one thing were slow: the models, encoding, or a shard's own thread."""
+        """Seconds that each possible bottleneck alone needs for the measured pairs.
+
+        `generate`: the models. `encode`: the encoder threads. `read and write`: the thread of a shard, which also
+        waits while the models generate.
+        """
         return {
             "generate": self.stages["generate"],
             "encode": self.stages["encode"] / ENCODERS,
@@ -78,18 +85,22 @@ class Estimate:
     """What the rest of a job will take.
 
     Attributes:
-        rehearsal: on which it rests.
-        gpus: of the kind that was measured, all the time.
-        pairs, shards: that are still to be made.
-        pairs_per_s: of all GPUs.
-        slowest: the stage that limits a worker.
-        wall_s: from the first machine being ready; models are loaded, and the last shards leave some GPUs idle.
+        measurement: what the estimate is computed from.
+        gpus: how many GPUs of the measured kind work on the job, all the time.
+        pairs: pairs still to make.
+        shards: shards still to make.
+        pairs_per_s: pairs per second of all GPUs together.
+        slowest: the bottleneck of a worker; see `Measurement.bounds`.
+        wall_s: seconds from the first ready machine to the end. It includes the time to load the models, and that some
+            GPUs are idle during the last shards.
         gpu_hours: GPUs times wall time.
-        bytes: that the shards will have.
-        price_per_hour, dollars, dollars_per_1000_pairs: of one GPU, of all, and of a thousand pairs.
+        bytes: size of all shards still to make.
+        price_per_hour: dollars per GPU-hour, if given.
+        dollars: price of all GPU-hours.
+        dollars_per_1000_pairs: price of a thousand pairs.
     """
 
-    rehearsal: Measurement
+    measurement: Measurement
     gpus: int
     pairs: int
     shards: int
@@ -103,44 +114,47 @@ class Estimate:
     dollars_per_1000_pairs: float | None
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+        """Return plain values. The measurement keeps the key it has always had, `rehearsal`."""
+        values = asdict(self)
+        return {"rehearsal": values.pop("measurement")} | values
 
 
 def estimate(
-    rehearsal: Measurement, status: Status, *, gpus: int, gpus_per_actor: float, price_per_hour: float | None = None
+    measurement: Measurement, status: Status, *, gpus: int, gpus_per_actor: float, price_per_hour: float | None = None
 ) -> Estimate:
-    """Hours, bytes and dollars for what is left of a job.
+    """Compute hours, bytes and dollars for the rest of a job.
 
     Args:
-        rehearsal: measured on one worker that had its GPU for itself.
-        status: of the job; says what is left.
-        gpus: how many there will be.
-        gpus_per_actor: of the runtime; workers that share a GPU are counted as fast as one that does not.
-        price_per_hour: of one GPU with its share of the machine, in dollars.
+        measurement: measured on one worker that had its GPU for itself.
+        status: status of the job; it says what is left.
+        gpus: how many GPUs the job will have.
+        gpus_per_actor: `runtime.gpus_per_actor`. Workers that share a GPU count together as one worker.
+        price_per_hour: dollars per hour for one GPU with its share of the machine.
 
     Raises:
-        SpecError: not one worker fits on `gpus`.
+        SpecError: `gpus` are too few for one worker.
     """
     workers = math.floor(gpus / max(1.0, gpus_per_actor))
     if not workers:
-        raise SpecError(f"--gpus: a worker takes runtime.gpus_per_actor = {gpus_per_actor:g} of them, got {gpus}")
+        raise SpecError(
+            f"--gpus: a worker takes runtime.gpus_per_actor = {gpus_per_actor:g} of them, got {gpus}; raise --gpus"
+        )
     pairs = status.planned - status.succeeded - status.failed - status.rejected
     shards = status.shards_planned - status.shards_done
     rounds = math.ceil(shards / workers)
-    wall_s = rehearsal.load_s + rounds * rehearsal.pair_s * pairs / shards
+    wall_s = measurement.load_s + rounds * measurement.pair_s * pairs / shards
     gpu_hours = gpus * wall_s / 3600
     dollars = None if price_per_hour is None else gpu_hours * price_per_hour
     return Estimate(
-        rehearsal=rehearsal,
+        measurement=measurement,
         gpus=gpus,
         pairs=pairs,
         shards=shards,
-        pairs_per_s=min(workers, shards) / rehearsal.pair_s,
-        slowest=max(rehearsal.bounds, key=lambda name: rehearsal.bounds[name]),
+        pairs_per_s=min(workers, shards) / measurement.pair_s,
+        slowest=max(measurement.bounds, key=lambda name: measurement.bounds[name]),
         wall_s=wall_s,
         gpu_hours=gpu_hours,
-        bytes=round(rehearsal.bytes / rehearsal.pairs * pairs),
+        bytes=round(measurement.bytes / measurement.pairs * pairs),
         price_per_hour=price_per_hour,
         dollars=dollars,
         dollars_per_1000_pairs=None if dollars is None else 1000 * dollars / pairs,
@@ -151,64 +165,76 @@ def estimate(
 
 
 def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory = load_generator) -> Measurement:
-    """Make a few pairs of a plan: on one worker of the Ray cluster that the spec or RAY_ADDRESS names, else here.
+    """Measure a few rows of a plan on one worker, and discard the pairs.
+
+    The worker is an actor of the Ray cluster that `runtime.ray_address` or the environment's RAY_ADDRESS names. Without
+    either, it runs in this process.
+
+    Args:
+        spec: the job.
+        recipe: the resolved recipe.
+        plan: the plan to take rows from.
+        load: loads the generator.
 
     Raises:
         StereoJobsError: the models cannot be loaded, or none of the rows can be made.
         InterruptedRunError: the cluster has no room.
-        ClusterError: the worker died there, or is not done in time.
+        ClusterError: the worker died, or did not end in time.
     """
     if not (spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")):
         return measure(spec, recipe, plan, load)
     ray, owned = start_ray(spec)
     try:
-        return _elsewhere(ray, spec, recipe, plan, load)
+        return _measure_on_cluster(ray, spec, recipe, plan, load)
     finally:
         if owned:
             ray.shutdown()
 
 
-class _Elsewhere:
-    """`measure` as a Ray actor: unlike a task it tells whether it waits for room, or is at work."""
+class _MeasuringActor:
+    """Runs `measure` as a Ray actor. Unlike a Ray task it tells whether it waits for room or has begun."""
 
     def measure(self, spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -> Measurement:
         return measure(spec, recipe, plan, load)
 
 
-def _elsewhere(ray: ModuleType, spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -> Measurement:
-    runtime, at_work = spec.runtime, False
+def _measure_on_cluster(
+    ray: ModuleType, spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory
+) -> Measurement:
+    """Run `measure` in an actor of the connected cluster, and say what went wrong if it cannot."""
+    runtime, begun = spec.runtime, False
     work_s = runtime.start_timeout_s + (1 + BATCHES) * runtime.batch_timeout_s
-    worker = ray.remote(_Elsewhere).options(**actor_needs(runtime), max_restarts=0, max_task_retries=0).remote()
+    worker = ray.remote(_MeasuringActor).options(**actor_needs(runtime), max_restarts=0, max_task_retries=0).remote()
     try:
-        at_work = ray.get(worker.__ray_ready__.remote(), timeout=runtime.start_timeout_s)
+        begun = ray.get(worker.__ray_ready__.remote(), timeout=runtime.start_timeout_s)
         return ray.get(worker.measure.remote(spec, recipe, plan, load), timeout=work_s)  # type: ignore[no-any-return]
     except ray.exceptions.GetTimeoutError:
-        if at_work:
+        if begun:
             raise ClusterError(
-                f"the worker has not measured {1 + BATCHES} batches within {work_s:g} s, the sum of "
-                "runtime.start_timeout_s and of runtime.batch_timeout_s for each; raise them if it is just slow"
+                f"the worker has not measured {1 + BATCHES} batches within {work_s:g} s: runtime.start_timeout_s and "
+                f"{1 + BATCHES} times runtime.batch_timeout_s; raise them if the worker is only slow"
             ) from None
         raise InterruptedRunError(
             f"runtime.start_timeout_s: no room for a worker within {runtime.start_timeout_s:g} s; the cluster has "
-            f"{ray.cluster_resources()}; try again when it has room, or ask for less"
+            f"{ray.cluster_resources()}; try again when it has room, or lower what the spec asks for one actor"
         ) from None
     except ray.exceptions.RayTaskError as error:
         raise error.cause if isinstance(error.cause, StereoJobsError) else error from None
-    except deaths() as error:
+    except actor_lost_errors() as error:
         raise ClusterError(f"the worker died while it measured; is the host's memory enough? ({error})") from None
     finally:
         ray.kill(worker)
 
 
 def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -> Measurement:
-    """The same, in this process."""
+    """Measure a few rows of a plan in this process. See `measure_rows`."""
     spans: list[tuple[Stage, float]] = []
     with tempfile.TemporaryDirectory(prefix="stereo-jobs-") as folder:
         storage = open_storage(folder)
         batch_size = spec.runtime.batch_size
         tasks = [
-            ShardTask(_excerpt(plan, generation, recipe, units * batch_size), 0)
-            for generation, units in enumerate((1, BATCHES))
+            ShardTask(_sample_plan(plan, generation, recipe, batches * batch_size), 0)
+            for generation, batches in enumerate((1, BATCHES))
         ]
         publish(storage, tasks[0].plan)
         started = time.monotonic()
@@ -221,10 +247,10 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         record = worker.run(tasks[1])
     if not record.succeeded + record.rejected:
         raise StereoJobsError(
-            f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so there is nothing to "
-            "measure; run a few rows of the job to see their errors in _job/errors/"
+            f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so nothing was measured; "
+            "run a few rows of the job to see their errors in _job/errors/"
         )
-    batches = [seconds for stage, seconds in spans if stage == "generate"]
+    batch_seconds = [seconds for stage, seconds in spans if stage == "generate"]
     gpu_bytes, gpu_total_bytes = _gpu_memory()
     return Measurement(
         device=device_name(),
@@ -233,8 +259,8 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         failures=record.failures,
         load_s=load_s,
         stages=_sums(spans),
-        slowest_batch_s=max(batches),
-        fastest_batch_s=min(batches),
+        slowest_batch_s=max(batch_seconds),
+        fastest_batch_s=min(batch_seconds),
         bytes=record.bytes,
         gpu_bytes=gpu_bytes,
         gpu_total_bytes=gpu_total_bytes,
@@ -242,17 +268,18 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
     )
 
 
-def _excerpt(plan: Plan, generation: int, recipe: Recipe, lefts: int) -> Plan:
-    """A plan of one shard over pairs from all over another one. Scales of one left image stay together."""
+def _sample_plan(plan: Plan, generation: int, recipe: Recipe, left_views: int) -> Plan:
+    """A plan of one shard with pairs spread evenly over another plan. The scales of one left view stay together."""
     scales = max(1, len(recipe.variants.scale_percent))
     available = plan.pairs // scales
-    count = min(lefts, available)
+    count = min(left_views, available)
     chosen = [(2 * i + 1) * available // (2 * count) for i in range(count)]
     pairs = tuple(left * scales + scale for left in chosen for scale in range(scales))
     return plan.model_copy(update={"generation": generation, "kind": "retry", "retry": pairs, "shard_rows": len(pairs)})
 
 
 def _sums(spans: Iterable[tuple[Stage, float]]) -> dict[str, float]:
+    """Seconds by stage."""
     sums = dict.fromkeys(("read", "generate", "encode", "write"), 0.0)
     for stage, seconds in spans:
         sums[stage] += seconds
@@ -260,6 +287,7 @@ def _sums(spans: Iterable[tuple[Stage, float]]) -> dict[str, float]:
 
 
 def _gpu_memory() -> tuple[int | None, int | None]:
+    """Peak of reserved memory and total memory of the GPU, in bytes; None twice without a GPU."""
     torch = sys.modules.get("torch")
     if not (torch and torch.cuda.is_available()):
         return None, None

@@ -1,4 +1,4 @@
-"""Before a run: an output that can be trusted, and plans in it that agree with the spec."""
+"""Prepare a run: check that the output works and that its plans agree with the spec, and plan what is new."""
 
 import logging
 from typing import NamedTuple
@@ -18,7 +18,13 @@ log = logging.getLogger(__name__)
 
 
 class Prepared(NamedTuple):
-    """An output whose plans agree with the spec."""
+    """An output whose plans agree with the spec.
+
+    Attributes:
+        storage: the storage of the output.
+        job: the plans of the output, a new one included.
+        recipe: the resolved recipe.
+    """
 
     storage: Storage
     job: Job
@@ -26,7 +32,11 @@ class Prepared(NamedTuple):
 
 
 def open_output(spec: JobSpec) -> Storage:
-    """The output's storage, proven to refuse what it must. Raises StorageError."""
+    """Open the storage of the output and prove that it creates each object only once.
+
+    Raises:
+        StorageError: the storage does not work, or replaces objects that exist.
+    """
     storage = open_storage(spec.output, spec.runtime.storage)
     storage.probe(layout.PROBE)
     return storage
@@ -37,12 +47,12 @@ def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: b
 
     Args:
         spec: the job.
-        storage: of its output.
-        extend: make a new generation of manifest files that no plan lists yet.
-        publish: False checks everything and writes nothing.
+        storage: the storage of its output.
+        extend: plan manifest files that no plan lists yet, as a new generation.
+        publish: write the new plan. With False everything is checked and nothing is written.
 
     Raises:
-        StereoJobsError: see `errors`; nothing has been loaded or generated then.
+        StereoJobsError: see `errors`. No model has been loaded and no pair generated then.
     """
     recipe = resolve_recipe(spec.recipe)
     job = plan.load_job(storage)
@@ -60,27 +70,31 @@ def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: b
 
 
 def _unplanned(spec: JobSpec, job: Job, extend: bool) -> list[str]:
-    """Manifest files to make a plan of."""
+    """Return the manifest files to plan now."""
     wanted = extend or not job.plans
     try:
         found = manifest.find(spec.manifests, spec.runtime.storage)
     except ManifestError:
         if wanted:
             raise
-        found = []  # whether planned files are still needed, and there, is seen later
+        found = []  # whether planned files are still needed and still exist is checked later
     listed = {file.uri for p in job.plans for file in p.files}
     new = [uri for uri in found if uri not in listed]
     if new and not wanted:
-        log.warning("%d manifest file(s) not in the plan are ignored, first %s; --extend adds them", len(new), new[0])
+        log.warning("%d new manifest file(s) are ignored, first %s; --extend adds them to the job", len(new), new[0])
     return new if wanted else []
 
 
 def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
-    """Add a generation over all rows whose latest state is failed; the same job if there are none."""
+    """Plan all rows whose latest state is failed as a new generation, and publish it.
+
+    Returns:
+        The job with that generation; the same job if no row is failed, or an earlier retry is unfinished.
+    """
     failed: dict[int, list[int]] = {}
     objects = repair(storage, job.plans)
     if any(key not in objects for key in job.shard_keys() if job.plans[key[0]].kind == "retry"):
-        log.info("a retry is still unfinished; it goes on")
+        log.info("an earlier retry is unfinished; it is resumed")
         return job
     with_errors = (key for key in keys_with_errors(storage) if key in objects)
     for (generation, shard), errors in failed_rows(storage, with_errors):

@@ -1,4 +1,4 @@
-"""The order in which a run deals its shards."""
+"""The order in which a run dispatches its shards."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -10,13 +10,22 @@ from stereo_jobs.workers.task import ShardTask
 
 
 class ShardQueue:
-    """Shards to deal: those that came back, then the rest of the plans, then those that failed.
+    """Shards to dispatch: first the requeued ones, then the rest of the plans, then those to retry later.
 
-    The rest is never listed, only walked through: a million shards take no memory.
+    The shards of the plans are iterated over and never held as a list: a million shards take no memory.
+
+    Args:
+        job: the plans of the output.
+        done: shards that are committed.
+
+    Attributes:
+        generations: the generations that have shards to make.
+        shards: how many shards there are to make.
+        pairs: how many pairs these shards have.
     """
 
     def __init__(self, job: Job, done: ShardSet) -> None:
-        self._again: deque[ShardTask] = deque()
+        self._requeued: deque[ShardTask] = deque()
         self._later: deque[ShardTask] = deque()
         self.generations: set[int] = set()
         self.shards = self.pairs = 0
@@ -28,25 +37,26 @@ class ShardQueue:
         self._next = next(self._rest, None)
 
     def __bool__(self) -> bool:
-        return bool(self._again or self._next or self._later)
+        return bool(self._requeued or self._next or self._later)
 
     def pop(self) -> ShardTask:
-        """The one to deal now."""
-        if self._again:
-            return self._again.popleft()
+        """Remove and return the next task to dispatch."""
+        if self._requeued:
+            return self._requeued.popleft()
         if self._next is None:
             return self._later.popleft()
         task, self._next = self._next, next(self._rest, None)
         return task
 
-    def again(self, task: ShardTask) -> None:
-        """Deal it next: its worker died, which was not its fault, or it must be seen soon whether it was."""
-        self._again.appendleft(task)
+    def requeue(self, task: ShardTask) -> None:
+        """Dispatch a task next."""
+        self._requeued.appendleft(task)
 
-    def later(self, task: ShardTask) -> None:
-        """Deal it after all others: whatever failed may pass meanwhile."""
+    def retry_later(self, task: ShardTask) -> None:
+        """Dispatch a task after all others."""
         self._later.append(task)
 
 
 def _open(job: Job, done: ShardSet) -> Iterator[ShardKey]:
+    """Keys of the shards that are not committed."""
     return (key for key in job.shard_keys() if key not in done)

@@ -1,1 +1,10 @@
-"""Workers: rows of a shard -> pairs -> one committed shard, in this process or as Ray actors."""
+"""Workers: the rows of a shard -> pairs -> one committed shard, in this process or as Ray actors.
+
+| module | what it answers |
+|---|---|
+| `task` | what the driver and its workers exchange, and what the driver asks of a pool |
+| `worker` | how a worker makes and commits one shard |
+| `local_pool` | the one worker of a run in this process |
+| `ray` | workers as Ray actors |
+| `prometheus` | which numbers of a run Prometheus can read |
+"""

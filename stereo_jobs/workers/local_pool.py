@@ -4,17 +4,25 @@ import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 
+from typing_extensions import override
+
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
-from stereo_jobs.workers.task import IN_FLIGHT, InFlight, Outcome, ShardTask
+from stereo_jobs.workers.task import IN_FLIGHT, InFlight, Outcome, Pool, ShardTask
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker
 
 IDLE_S = 0.1
-"""How long to sleep where there is nothing to wait for."""
+"""Seconds that `wait` sleeps while no task is in flight."""
 
 
-class LocalPool:
-    """One worker in this process."""
+class LocalPool(Pool):
+    """One worker in this process, with a thread for each shard in flight.
+
+    Args:
+        spec: the job; `runtime` says on which device.
+        recipe: the resolved recipe.
+        load: loads the generator.
+    """
 
     def __init__(self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory) -> None:
         self._worker = ShardWorker(spec, recipe, load)
@@ -22,41 +30,42 @@ class LocalPool:
         self._tasks: dict[Future[ShardRecord], ShardTask] = {}
         self._in_flight = InFlight()
 
+    @override
     def free(self) -> int:
-        """See Pool."""
         return IN_FLIGHT - len(self._tasks)
 
+    @override
     def busy(self) -> int:
-        """See Pool."""
         return len(self._tasks)
 
+    @override
     def workers(self) -> int:
-        """See Pool."""
         return 1
 
+    @override
     def submit(self, task: ShardTask) -> None:
-        """See Pool."""
         future = self._threads.submit(self._worker.run, task)
         self._tasks[future] = task
-        self._in_flight.put(future)
+        self._in_flight.add(future)
 
+    @override
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """See Pool."""
         if not self._tasks:
             time.sleep(min(timeout_s, IDLE_S))
         done, _ = wait_futures(self._tasks, timeout_s, FIRST_COMPLETED)
         outcomes = []
         for future in done:
-            task, error, seconds = self._tasks.pop(future), future.exception(), self._in_flight.take(future)
+            task, error, seconds = self._tasks.pop(future), future.exception(), self._in_flight.remove(future)
             outcomes.append(Outcome(task, error=error, wasted_s=seconds) if error else Outcome(task, future.result()))
         return outcomes
 
+    @override
     def stop(self) -> float:
-        """See Pool."""
         self._worker.stop.set()
         return self._in_flight.seconds()
 
+    @override
     def close(self) -> None:
-        """See Pool. Threads cannot be killed: they leave at the next batch."""
+        # Threads cannot be killed: they end before their next batch.
         self.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)

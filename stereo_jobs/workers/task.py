@@ -1,6 +1,6 @@
-"""What the driver and its workers say to each other: tasks out, outcomes back.
+"""What the driver and its workers exchange: tasks one way, outcomes the other way.
 
-Images pass neither through the driver nor through Ray's object store, only task numbers and records do.
+Images pass neither through the driver nor through Ray's object store. Only shard numbers and records do.
 """
 
 import dataclasses
@@ -12,20 +12,26 @@ from stereo_jobs.output.plan import Plan
 from stereo_jobs.records import ShardRecord
 
 IN_FLIGHT = 2
-"""Shards per worker: one generates while the other reads or uploads."""
-FaultScope = Literal["nobody", "rows", "shard"]
+"""Shards that one worker has at a time: one generates while the other reads or uploads."""
+
+FaultScope = Literal["none", "batch", "shard"]
+"""What a lost worker says about its shard.
+
+`none`: nothing, because its machine went away or another shard of the same worker is the cause. `batch`: a row of the
+batch that was being generated may have killed it. `shard`: the shard as a whole took too long.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ShardTask:
-    """One deal of one shard.
+    """One dispatch of one shard.
 
     Attributes:
-        plan: its generation.
-        shard: its number.
-        one_by_one: after a worker died on this shard: one row a batch, so that the row at fault shows.
-        quarantined: positions of rows that killed two workers; they become errors ungenerated.
-        avoid: places where workers died on it; another one is taken if there is one.
+        plan: the generation that the shard belongs to.
+        shard: number of the shard in its generation.
+        one_by_one: generate one row per batch. Set after a worker died during a batch, to find the row at fault.
+        quarantined: positions of rows that killed two workers. They are recorded as errors and not generated.
+        avoid: places where workers died on this shard. Another place is preferred if there is one.
     """
 
     plan: Plan
@@ -41,39 +47,38 @@ class ShardTask:
 
 
 class WorkerLost(NamedTuple):
-    """A worker that was lost while a shard was under way.
+    """A worker was lost while a shard was in flight on it.
 
     Attributes:
-        reason: for people.
-        blame: `nobody`, where a machine went away or another shard of the worker is the cause; `rows`, those of the
-            batch that it was generating; `shard`, which took too long as a whole.
-        batch: positions of these rows; none if the worker died while reading or writing.
+        reason: what happened, for the log.
+        scope: what it says about the shard.
+        batch: positions of the rows that were being generated; empty while the worker was reading or writing.
         place: node and GPU of the worker.
-        alone: there was no other place where the shard could have been.
+        only_place: no other place could have taken the shard.
     """
 
     reason: str
-    blame: FaultScope
+    scope: FaultScope
     batch: tuple[int, ...] = ()
     place: str = ""
-    alone: bool = False
+    only_place: bool = False
 
 
 class Outcome(NamedTuple):
-    """How one deal ended: with one of record, error and loss.
+    """How one dispatch ended. Exactly one of `record`, `error` and `lost` is set.
 
     Attributes:
-        task: what was dealt.
-        record: of the committed shard, if all went well.
+        task: what was dispatched.
+        record: the record of the committed shard, if it was committed.
         error: what the worker raised.
-        loss: how the worker was lost.
-        wasted_s: worker time that came to nothing.
+        lost: how the worker was lost.
+        wasted_s: seconds of worker time without a result.
     """
 
     task: ShardTask
     record: ShardRecord | None = None
     error: BaseException | None = None
-    loss: WorkerLost | None = None
+    lost: WorkerLost | None = None
     wasted_s: float = 0.0
 
 
@@ -81,47 +86,53 @@ class Pool(Protocol):
     """Workers that make shards."""
 
     def free(self) -> int:
-        """How many tasks can be submitted now."""
+        """Return how many tasks can be submitted now."""
 
     def busy(self) -> int:
-        """How many tasks are under way."""
+        """Return how many tasks are in flight."""
 
     def workers(self) -> int:
-        """How many workers are ready."""
+        """Return how many workers take tasks: their models are loaded."""
 
     def submit(self, task: ShardTask) -> None:
-        """Hand out one task."""
+        """Give one task to a worker. Call it only while `free()` is positive."""
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes since the last call; waits for the first at most `timeout_s`."""
+        """Return the outcomes since the last call. Waits at most `timeout_s` seconds for the first."""
 
     def stop(self) -> float:
-        """Leave what is under way, at the next batch where workers can be told; returns the worker time it has cost."""
+        """Abandon the tasks in flight and return the seconds of worker time that they have cost.
+
+        A worker in this process stops before its next batch.
+        """
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
 
 
 class InFlight:
-    """The tasks that one worker has, oldest first. They share its models, so its time counts once: for the oldest."""
+    """The tasks that one worker has, oldest first, and the time that they cost.
+
+    The tasks of a worker share its models. Its time therefore counts once: for the oldest task.
+    """
 
     def __init__(self) -> None:
         self.tasks: list[Any] = []
         self._since = 0.0
 
-    def put(self, task: Any) -> None:
-        """It has one more."""
+    def add(self, task: Any) -> None:
+        """Add a task that the worker was given."""
         if not self.tasks:
             self._since = time.monotonic()
         self.tasks.append(task)
 
-    def take(self, task: Any) -> float:
-        """It has one less; returns the seconds that this one has cost."""
+    def remove(self, task: Any) -> float:
+        """Remove a task that has ended and return the seconds that it has cost."""
         seconds = self.seconds() if task == self.tasks[0] else 0.0
         self.tasks.remove(task)
         self._since = time.monotonic()
         return seconds
 
     def seconds(self) -> float:
-        """Since the oldest came to be the oldest, and no other was done."""
+        """Return for how long the worker has been at its oldest task."""
         return time.monotonic() - self._since if self.tasks else 0.0

@@ -1,4 +1,4 @@
-"""Jobs that take a while, and what must hold of them whatever happens."""
+"""Long jobs, and what must hold of them whatever happens."""
 
 import os
 from collections import Counter
@@ -65,7 +65,7 @@ class LongJob:
         return generated.total() - found.succeeded
 
     def wasted_seconds(self) -> float:
-        """As `stereo-jobs status` reports it."""
+        """Return the wasted worker time, as `stereo-jobs status` reports it."""
         storage = self.storage()
         return progress.totals(storage, load_job(storage)).wasted_seconds
 

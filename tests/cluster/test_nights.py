@@ -114,7 +114,9 @@ def test_a_week_of_nights(place, make_spec, make_manifest, tmp_path, monkeypatch
     plans = load_job(storage).plans
     assert [len(plan.files) for plan in plans] == [1, 1, 2, 1, 1], "one generation a night that found new files"
     generated = week.told.read_text().split()
-    assert len(generated) - week.planned <= 2 * 2 + 2 * 2, "only what the killed and the ended night had in hand"
+    assert len(generated) - week.planned <= 2 * 2 + 2 * 2, (
+        "only what was in flight in the killed and the interrupted night"
+    )
     with monkeypatch.context() as quick:
         quick.setattr(standin.time, "sleep", lambda seconds: None)
         run(week.whole, local=True, load=standin.load)

@@ -34,7 +34,7 @@ def test_a_node_is_killed(long_job, monkeypatch, request, workers, where):
         said = job.end(process)
     assert "its node is gone" in said
     wasted = job.check(monkeypatch)
-    assert wasted <= 2 * 2, "more was generated twice than the lost actor had in hand"
+    assert wasted <= 2 * 2, "more was generated twice than was in flight on the lost actor"
     assert job.wasted_seconds() > 0
 
 
@@ -113,7 +113,7 @@ def test_the_head_is_killed(long_job, monkeypatch, workers):
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_node_freezes_for_a_minute_and_comes_back(long_job, monkeypatch):
-    # All its processes stop: it answers nothing, its connections stay open, and its shards are dealt to others.
+    # All its processes stop: it answers nothing, its connections stay open, and its shards are dispatched to others.
     job = long_job(300)
     with cluster(2) as nodes:
         victim = nodes.all[-1]
@@ -146,14 +146,14 @@ def test_the_network_between_two_nodes_fails_for_a_minute(long_job, monkeypatch)
 
 
 @pytest.mark.slow
-def test_nothing_is_dealt_to_a_node_that_will_go(long_job, monkeypatch):
+def test_nothing_is_dispatched_to_a_node_that_is_drained(long_job, monkeypatch):
     job = long_job(60)
     with cluster(1) as nodes:
         leaving = nodes.add()
         process = job.start()
         wait_until(lambda: leaving.actors() and job.commits() >= 2, what="two commits")
         nodes.drain(leaving, seconds=300)
-        time.sleep(5)  # what was dealt to it before is done then, and no more
+        time.sleep(5)  # what was dispatched to it before is done then, and nothing more was
         leaving.kill()
         said = job.end(process)
     assert "about to go" in said

@@ -32,7 +32,7 @@ def at_work(job) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [20, 45])  # 45: longer than the lease allows to deal, and so nothing is dealt
+@pytest.mark.parametrize("seconds", [20, 45])  # 45: longer than the lease is fresh, so dispatching pauses
 def test_a_store_that_is_away_for_a_while(job, proxy, monkeypatch, seconds):
     with cluster(1):
         process = job.start()

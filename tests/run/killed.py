@@ -1,10 +1,11 @@
-"""Runs that die: `python -m tests.run.killed SPEC.json` with the stand-in generator (--real: with the models).
+"""A run that may kill itself: `python -m tests.run.killed SPEC.json`, with the stand-in generator.
 
---ray, --extend and --max-hours=H are as for `stereo-jobs run`, except that without --ray it runs in one process.
+--real loads the real models. --extend and --max-hours=H mean the same as for `stereo-jobs run`. --ray runs on Ray;
+without it the run uses this process.
 
-KILL_AT=n in the environment: SIGKILL before the n-th write below the output, or, with KILL_HALFWAY=1, in the
-middle of it. KILL_IN=worker counts only writes of the processes that hold a generator, once for all of them:
-the file KILL_MARK says that it has happened.
+KILL_AT=n in the environment: SIGKILL before the n-th write to the output, or in the middle of it with KILL_HALFWAY=1.
+KILL_IN=worker counts only writes of processes that hold a generator, and kills only the first of them that gets there:
+the file KILL_MARK records that it has happened.
 """
 
 import itertools
@@ -58,7 +59,7 @@ def arm() -> None:
 
 
 def load_armed(recipe: Recipe, device: str, batch_size: int) -> standin.StandIn:
-    """For Ray: the actor's own writes are counted, and test threads find its process by a file."""
+    """Load the stand-in in an actor: its writes are counted, and a file tells the tests its process id."""
     if "PID_FOLDER" in os.environ:
         Path(os.environ["PID_FOLDER"], str(os.getpid())).touch()
     if os.environ.get("KILL_IN") == "worker":

@@ -1,4 +1,4 @@
-"""Starts runs as processes of their own."""
+"""Run jobs in processes of their own."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 def start(
     spec: JobSpec, folder: Path, *options: str, errors: IO | int = subprocess.PIPE, **environment: str
 ) -> subprocess.Popen:
-    """`python -m tests.run.killed` on a spec; ended by the caller. A run that says a lot needs a file for it."""
+    """Start `python -m tests.run.killed` on a spec. The caller ends it. If it logs a lot, `errors` must be a file."""
     path = folder / f"spec-{os.urandom(4).hex()}.json"
     path.write_text(spec.model_dump_json())
     return subprocess.Popen(
@@ -28,18 +28,18 @@ def start(
 
 
 def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
-    """Exit code and what it said."""
+    """Wait for a run; return its exit code and its log."""
     _, said = process.communicate(timeout=timeout)
     return process.returncode, said
 
 
 def loads(text: str) -> dict:
-    """The one JSON object a verb printed."""
+    """Parse the one JSON object that a verb printed."""
     return dict(json.loads(text))
 
 
 def killed_in_the_middle(spec: JobSpec, folder: Path, timeout: float = 120) -> None:
-    """A run with the real models, killed once it has begun to write its dataset."""
+    """Start a run with the real models, and kill it once it has begun to write its dataset."""
     process = start(spec, folder, "--real")
     deadline = time.monotonic() + timeout
     while not Path(spec.output, "data").exists() and time.monotonic() < deadline:

@@ -1,4 +1,4 @@
-"""The price before the run: measured on the job's own rows, computed by hand, and nothing written."""
+"""Estimates: measured on the job's own rows, checked against arithmetic by hand, and nothing is written."""
 
 import json
 import time
@@ -54,7 +54,7 @@ def load_recorder(recipe, device, batch_size):
     return Recorder(batch_size)
 
 
-def rehearsed(spec, load=load_recorder) -> Measurement:
+def measured(spec, load=load_recorder) -> Measurement:
     _, job, recipe = prepared(spec, publish=False)
     return measure(spec, recipe, job.plans[0], load)
 
@@ -69,7 +69,7 @@ def status_of(spec, **options) -> progress.Status:
 
 def test_a_few_rows_from_all_over_the_job_and_the_output_untouched(make_spec, make_manifest, seen, tmp_path):
     spec = make_spec(make_manifest(rows=60), batch_size=2)
-    found = rehearsed(spec)
+    found = measured(spec)
     assert seen == [
         ["row-0015", "row-0045"],
         ["row-0005", "row-0015"],
@@ -87,14 +87,14 @@ def test_a_few_rows_from_all_over_the_job_and_the_output_untouched(make_spec, ma
 
 def test_bytes_are_those_of_the_real_run(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=48), batch_size=16, shard_rows=48)
-    found = rehearsed(spec, standin.load)
+    found = measured(spec, standin.load)
     assert found.pairs == 48
     assert found.bytes == pytest.approx(run(spec, local=True, load=standin.load).bytes, rel=0.01)
 
 
 def test_scales_of_one_left_image_stay_together(make_spec, make_manifest, seen):
     scales = {"variants": {"seeds": 2, "scale_percent": [4, 6, 8]}}
-    rehearsed(make_spec(make_manifest(rows=9), batch_size=2, recipe=scales))
+    measured(make_spec(make_manifest(rows=9), batch_size=2, recipe=scales))
     assert [len(batch) for batch in seen] == [6, 6, 6, 6]
     for batch in seen:
         starts = [int(name.partition("~")[2] or 0) for name in batch]
@@ -102,16 +102,16 @@ def test_scales_of_one_left_image_stay_together(make_spec, make_manifest, seen):
 
 
 def test_a_job_smaller_than_the_sample(make_spec, make_manifest, seen):
-    assert rehearsed(make_spec(make_manifest(rows=1), batch_size=4)).pairs == 1
+    assert measured(make_spec(make_manifest(rows=1), batch_size=4)).pairs == 1
     assert seen == [["row-0000"], ["row-0000"]]
 
 
-def test_failed_rows_are_told(make_spec, make_manifest):
+def test_failed_rows_are_counted_by_type(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=6, prompt=["boom", "nan", "fine"] * 2), batch_size=2)
-    found = rehearsed(spec, standin.load)
+    found = measured(spec, standin.load)
     assert (found.pairs, found.failures) == (2, {"ValueError": 2, "NotFinite": 2})
     with pytest.raises(StereoJobsError, match=r"none of 6 rows could be made \(ValueError\)"):
-        rehearsed(make_spec(make_manifest(rows=6, prompt=["boom"] * 6), batch_size=2), standin.load)
+        measured(make_spec(make_manifest(rows=6, prompt=["boom"] * 6), batch_size=2), standin.load)
 
 
 @pytest.mark.slow
@@ -161,13 +161,13 @@ def test_workers_that_share_a_gpu_gain_nothing(make_spec, make_manifest, share, 
     ("stage", "seconds", "slowest", "pair_s"),
     [("encode", 60.0, "encode", 3.0), ("write", 60.0, "read and write", 4.05), ("read", 5.0, "generate", 2.0)],
 )
-def test_the_slowest_stage_sets_the_pace(stage, seconds, slowest, pair_s):
+def test_the_slowest_stage_decides(stage, seconds, slowest, pair_s):
     found = Measurement(**vars(MEASURED) | {"stages": MEASURED.stages | {stage: seconds}})
     assert found.pair_s == pytest.approx(pair_s)
     assert max(found.bounds, key=found.bounds.get) == slowest
 
 
-def test_what_is_done_is_not_paid_again(make_spec, make_manifest):
+def test_committed_shards_are_not_in_the_estimate(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=9), lease_ttl_s=0)
     run(spec, local=True, load=standin.load)
     make_manifest(rows=6, name="more.parquet", first=100)

@@ -1,4 +1,4 @@
-"""Hostile input inside a job: the row fails, the shard goes on; secrets stay where they belong."""
+"""Hostile input in a job: only its own row fails. Secrets reach neither the output nor a message."""
 
 import io
 import os

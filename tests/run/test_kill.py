@@ -1,4 +1,4 @@
-"""kill -9 anywhere, then run again: verify is ok and every row equals an uninterrupted run's."""
+"""kill -9 at any point, then run again: the output verifies, and every row equals that of an uninterrupted run."""
 
 import os
 import random

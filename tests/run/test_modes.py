@@ -1,4 +1,4 @@
-"""Every mode in both presets through the whole job: run, killed, resumed, verified; byte for byte as uninterrupted."""
+"""Every mode in both presets: killed, resumed and verified jobs equal uninterrupted ones, byte for byte."""
 
 import numpy as np
 import pytest

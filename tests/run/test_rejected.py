@@ -1,4 +1,4 @@
-"""Verdicts in a job: columns, records, status; pairs left out are neither failures nor tried again."""
+"""Quality verdicts in a job: columns, records, status. Dropped pairs are not failures and are not retried."""
 
 import pytest
 

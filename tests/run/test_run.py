@@ -250,7 +250,9 @@ def test_a_run_ends_in_time_and_the_next_goes_on(make_spec, make_manifest):
     with pytest.raises(InterruptedRunError, match="run again to go on") as end:
         local(spec, max_hours=4 / 3600)
     assert end.value.exit_code == 75
-    assert 2 < time.monotonic() - started < 4 + 2, "half of a short time is for dealing; two seconds for a busy machine"
+    assert 2 < time.monotonic() - started < 4 + 2, (
+        "half of a short time is for dispatching; two seconds for a busy machine"
+    )
     found = verdict(spec)
     assert found.missing > 0
     assert found.duplicated == found.failed == 0

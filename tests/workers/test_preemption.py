@@ -1,4 +1,4 @@
-"""Notices that a machine will be taken away, from stand-ins of the clouds' metadata services."""
+"""Preemption notices, from stand-ins of the clouds' metadata services."""
 
 import socket
 import threading
@@ -6,12 +6,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from stereo_jobs.workers.ray import preemption as notice
+from stereo_jobs.workers.ray import preemption
 
 
 @pytest.fixture
 def metadata():
-    """A metadata service: what it says may be changed."""
+    """A metadata service: its URL, and its answers by path, which a test may change."""
     said = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -41,25 +41,25 @@ def metadata():
 
 def test_aws(metadata):
     url, said = metadata
-    assert not notice.is_announced("aws", aws=url)
+    assert not preemption.is_announced("aws", aws=url)
     said["/meta-data/spot/instance-action"] = '{"action": "terminate", "time": "2026-01-01T00:00:00Z"}'
-    assert notice.is_announced("aws", aws=url)
+    assert preemption.is_announced("aws", aws=url)
 
 
 def test_gcp(metadata):
     url, said = metadata
     said["/preempted"] = "FALSE"
-    assert not notice.is_announced("gcp", gcp=f"{url}/preempted")
+    assert not preemption.is_announced("gcp", gcp=f"{url}/preempted")
     said["/preempted"] = "TRUE"
-    assert notice.is_announced("gcp", gcp=f"{url}/preempted")
+    assert preemption.is_announced("gcp", gcp=f"{url}/preempted")
 
 
 def test_a_service_that_does_not_answer_announces_nothing():
-    assert not notice.is_announced("aws", aws="http://127.0.0.1:9")
-    assert not notice.is_announced("gcp", gcp="http://127.0.0.1:9")
+    assert not preemption.is_announced("aws", aws="http://127.0.0.1:9")
+    assert not preemption.is_announced("gcp", gcp="http://127.0.0.1:9")
 
 
-def test_nor_does_one_that_answers_nonsense():
+def test_a_service_that_answers_nonsense_announces_nothing():
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def answer():
@@ -72,21 +72,21 @@ def test_nor_does_one_that_answers_nonsense():
         thread = threading.Thread(target=answer, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{server.getsockname()[1]}"
-        assert not notice.is_announced("aws", aws=url)
-        assert not notice.is_announced("gcp", gcp=url)
+        assert not preemption.is_announced("aws", aws=url)
+        assert not preemption.is_announced("gcp", gcp=url)
         thread.join()
 
 
-def test_a_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(notice, "POLL_EVERY_S", 0.05)
+def test_a_file_announces_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(preemption, "POLL_EVERY_S", 0.05)
     told = threading.Event()
-    notice.watch(str(tmp_path / "notice"), told.set)
+    preemption.watch(str(tmp_path / "notice"), told.set)
     assert not told.wait(0.3)
     (tmp_path / "notice").touch()
     assert told.wait(20)
 
 
-def test_nobody_is_asked_by_default():
+def test_no_service_is_asked_by_default():
     before = threading.active_count()
-    notice.watch(None, lambda: None)
+    preemption.watch(None, lambda: None)
     assert threading.active_count() == before

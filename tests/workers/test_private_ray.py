@@ -1,4 +1,4 @@
-"""A Ray of one's own: its metrics by name and label, JSON logs of its actors, a rehearsal; and nothing to others."""
+"""A private Ray: metrics by name and label, JSON logs of actors, a measurement, and what others may not see."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def session(ray) -> Path:
 
 
 def samples(ray) -> dict[str, list[tuple[dict[str, str], float]]]:
-    """By name, what the node's endpoint says of this package: labels and value."""
+    """Return the metrics of this package at the node's endpoint: by name, labels and value."""
     [node] = ray.nodes()
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
@@ -113,7 +113,7 @@ ray.shutdown()
 
 
 def test_a_private_ray_listens_on_loopback_only_and_asks_for_a_token(tmp_path):
-    # In a process that was told nothing about Ray: it is the job that sees to both.
+    # In a process whose environment says nothing about Ray, so that only the job can see to both.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     clean["HOME"] = str(tmp_path)
     with subprocess.Popen(
@@ -141,12 +141,12 @@ def test_a_private_ray_listens_on_loopback_only_and_asks_for_a_token(tmp_path):
 
 
 def listening(process: psutil.Process) -> set[str]:
-    """Addresses of its open doors."""
+    """Return the addresses on which a process listens."""
     return {each.laddr.ip for each in process.net_connections("inet") if each.status == psutil.CONN_LISTEN}
 
 
 def try_or(call, otherwise=()):
-    """What `call` returns, unless the process has just ended."""
+    """Return what `call` returns, or `otherwise` if the process has just ended."""
     try:
         return call()
     except psutil.NoSuchProcess:
@@ -160,7 +160,7 @@ def load_in_an_actor(recipe, device, batch_size):
     return standin.StandIn(batch_size)
 
 
-def test_a_rehearsal_runs_on_a_worker_of_the_cluster(ray, make_spec, monkeypatch):
+def test_a_measurement_runs_on_a_worker_of_the_cluster(ray, make_spec, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     spec = make_spec()
     _, job, recipe = prepared(spec, publish=False)

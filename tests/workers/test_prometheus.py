@@ -1,11 +1,11 @@
-"""Numbers of a job where no Ray is; where one is: test_private_ray.py."""
+"""Metrics of a job without Ray. For those with Ray see test_private_ray.py."""
 
 from stereo_jobs.records import ShardRecord
-from stereo_jobs.workers.prometheus import Metrics
+from stereo_jobs.workers.prometheus import JobMetrics
 
 
-def test_without_ray_numbers_cost_nothing_and_the_log_has_them(caplog):
-    metrics = Metrics("out", on_ray=False)
+def test_without_ray_metrics_cost_nothing_and_the_log_has_them(caplog):
+    metrics = JobMetrics("out", on_ray=False)
     record = ShardRecord(
         generation=1, shard=2, fingerprint="f", planned=3, succeeded=2, failed=1, failures={"Boom": 1}, seconds=0.5
     )
@@ -13,6 +13,6 @@ def test_without_ray_numbers_cost_nothing_and_the_log_has_them(caplog):
         metrics.shard(record)
         metrics.stage("read", 1.0)
         metrics.run(3, 0, 0, 0, 1)
-    assert "_made" not in vars(metrics)
+    assert "_instruments" not in vars(metrics)
     [line] = caplog.records
     assert (line.shard, line.pairs, line.failed) == ("0001-0000002", 2, 1)

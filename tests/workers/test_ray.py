@@ -1,4 +1,4 @@
-"""The same job on Ray actors: the same dataset, whatever dies."""
+"""A job on Ray actors makes the same dataset as one in this process, whatever dies meanwhile."""
 
 import contextlib
 import os
@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from stereo_jobs.workers.task import IN_FLIGHT
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import (
@@ -30,6 +29,7 @@ from stereo_jobs.run import estimate
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import parse_spec
 from stereo_jobs.workers.ray.cluster import start_ray
+from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import prepared, rows, verdict
 from tests.output.test_lease import wait_until
@@ -38,11 +38,11 @@ from tests.run import killed
 
 @pytest.fixture(scope="module")
 def pids(tmp_path_factory):
-    """A Ray of this module's own; its workers leave a file with their process id here."""
+    """A private Ray for this module; its workers leave files named by their process ids in this folder."""
     folder = tmp_path_factory.mktemp("pids")
     os.environ["PID_FOLDER"] = str(folder)
     os.environ["KILL_IN"] = "worker"
-    # Two GPUs that nobody looks at: Ray only counts them and says which actor may see which.
+    # Two GPUs that do not exist: Ray only counts them and tells each actor which it may see.
     ray = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}), gpus=2)[0]
     yield folder
     ray.shutdown()
@@ -51,7 +51,7 @@ def pids(tmp_path_factory):
 
 @pytest.fixture
 def whole(make_spec, make_manifest, tmp_path):
-    """A manifest of slow rows, and the rows that an undisturbed local run makes of it."""
+    """A manifest with slow rows, and the dataset rows that an undisturbed local run makes of it."""
     manifest = make_manifest(rows=10, prompt=["fine", "slow"] * 5)
     spec = make_spec(manifest, str(tmp_path / "whole"))
     run(spec, local=True, load=standin.load)
@@ -65,10 +65,10 @@ def alive(pids: Path) -> list[int]:
 def test_ray_and_local_make_the_same_dataset(pids, whole, make_spec):
     manifest, expected = whole
     spec = make_spec(manifest)
-    ticks = []
-    status = run(spec, load=killed.load_armed, watch=ticks.append)
+    seen = []
+    status = run(spec, load=killed.load_armed, watch=seen.append)
     assert status.complete
-    assert max(tick.workers for tick in ticks) == 2
+    assert max(state.workers for state in seen) == 2
     assert verdict(spec).ok
     assert rows(spec) == expected
 
@@ -104,7 +104,7 @@ def test_actors_killed_at_random_moments(pids, whole, make_spec):
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     try:
-        # A row may be unlucky twice and be taken for the culprit: that is an error listed, never a loss.
+        # A row during which two actors are killed is quarantined: a listed error, not a missing row.
         run(spec, load=killed.load_armed)
     finally:
         ended.set()
@@ -136,7 +136,7 @@ def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifes
 
 @pytest.fixture(params=[False, True], ids=["killed", "out of memory"])
 def monitored(request, pids, monkeypatch):
-    """Whether an actor's death is what Ray's memory monitor makes of it, which is no RayActorError."""
+    """Runs a test twice: an actor's death raises what it does, or what it does if Ray's memory monitor is the cause."""
     import ray
 
     real = ray.get
@@ -163,11 +163,11 @@ def test_a_row_that_kills_its_worker_is_quarantined(pids, monitored, make_spec, 
     assert [(error.id, error.error_type) for error in footer.errors] == [("row-0002", "KilledWorker")]
 
 
-class BoardKiller(standin.StandIn):
-    """Ends the board once, before anything is generated."""
+class HeartbeatsKiller(standin.StandIn):
+    """Kills the heartbeats actor once, before anything is generated."""
 
     def generate(self, rows):
-        mark = Path(os.environ["PID_FOLDER"], "board-killed")
+        mark = Path(os.environ["PID_FOLDER"], "heartbeats-killed")
         if not mark.exists():
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
@@ -176,23 +176,23 @@ class BoardKiller(standin.StandIn):
                         process.kill()
                         mark.touch()
             assert mark.exists()
-            time.sleep(4)  # until the driver has asked it, and made another
+            time.sleep(4)  # until the pool has asked it in vain, and started another
         return super().generate(rows)
 
 
-def load_board_killer(recipe, device, batch_size):
-    return BoardKiller(batch_size)
+def load_heartbeats_killer(recipe, device, batch_size):
+    return HeartbeatsKiller(batch_size)
 
 
-def test_a_board_that_is_lost_is_replaced(pids, make_spec, make_manifest):
+def test_lost_heartbeats_are_replaced(pids, make_spec, make_manifest):
     prompts = ["fine", "fine", "fine", "fine", "poison", "fine"]
     spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
-    status = run(spec, load=load_board_killer)
-    (pids / "board-killed").unlink()
+    status = run(spec, load=load_heartbeats_killer)
+    (pids / "heartbeats-killed").unlink()
     assert (status.succeeded, status.failed) == (5, 1)
 
 
-def test_a_shard_over_its_deadline_is_taken_off(pids, make_spec, make_manifest):
+def test_an_actor_over_its_shard_timeout_is_discarded(pids, make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=1, prompt=["hang"]), shard_timeout_s=2, shard_attempts=2)
     with pytest.raises(StereoJobsError, match="failed 2 times, last: the shard took more than 2 s"):
         run(spec, load=killed.load_armed)
@@ -206,7 +206,7 @@ def load_dying_once(recipe, device, batch_size):
     return standin.StandIn(batch_size)
 
 
-def test_an_actor_lost_while_loading_is_made_again(pids, monitored, make_spec):
+def test_an_actor_lost_while_loading_is_replaced(pids, monitored, make_spec):
     assert run(make_spec(actors=1), load=load_dying_once).complete
     (pids / "died-loading").unlink()
 
@@ -215,13 +215,13 @@ def load_dying(recipe, device, batch_size):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_but_not_for_ever(pids, make_spec):
+def test_actors_that_always_die_while_loading_end_the_run(pids, make_spec):
     with pytest.raises(ClusterError, match="an actor died while it loaded its models"):
         run(make_spec(actors=1, shard_attempts=2), load=load_dying)
 
 
 class WithAnother(standin.StandIn):
-    """Makes nothing before another actor has loaded its models, too."""
+    """Generates nothing before another actor has loaded its models, too."""
 
     loaded = Path(os.environ.get("PID_FOLDER", ""), "loaded")
 
@@ -280,7 +280,7 @@ def test_an_actor_that_cannot_load_while_another_serves(pids, tried, make_spec, 
 def load_where_it_can(recipe, device, batch_size):
     if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
         raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
-    time.sleep(2)  # so that the other one fails while nobody serves
+    time.sleep(2)  # so that the other one fails while no actor is ready
     return standin.StandIn(batch_size)
 
 
@@ -302,7 +302,7 @@ def test_a_store_that_is_away_while_the_first_actors_load(pids, make_spec):
 
 
 @pytest.mark.slow
-def test_a_shard_that_waits_its_turn_is_not_overdue(pids, make_spec, make_manifest, caplog):
+def test_a_shard_that_waits_its_turn_is_not_late(pids, make_spec, make_manifest, caplog):
     spec = make_spec(make_manifest(rows=24, prompt=["slow"] * 24), shard_rows=6, actors=1, shard_timeout_s=4.6)
     assert run(spec, load=killed.load_armed).complete
     assert "took more than" not in caplog.text
@@ -323,9 +323,9 @@ def load_dying_outside_batches(recipe, device, batch_size):
 
 
 def test_a_shard_whose_workers_always_die_ends_the_run(pids, make_spec, monkeypatch):
-    from stereo_jobs.run import driver
+    from stereo_jobs.run import retry
 
-    monkeypatch.setattr(driver, "MAX_DEATHS", 2)
+    monkeypatch.setattr(retry, "MAX_LOST_BETWEEN_BATCHES", 2)
     with pytest.raises(Exception, match="lost 2 workers that were not generating any row"):
         run(make_spec(actors=1), load=load_dying_outside_batches)
 
@@ -341,7 +341,7 @@ def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
 
 
 class OnABadGpu(standin.StandIn):
-    """Dies, or makes nothing but NaN, wherever GPU 1 is the one it sees."""
+    """Dies, or generates only NaN, in actors that see GPU 1."""
 
     dies = True
 
@@ -370,7 +370,7 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
 @pytest.mark.parametrize(
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
-def test_a_gpu_where_all_fails_is_left_alone(pids, make_spec, make_manifest, caplog, load, most_failed):
+def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
     manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
@@ -381,14 +381,14 @@ def test_a_gpu_where_all_fails_is_left_alone(pids, make_spec, make_manifest, cap
 
 
 class OnASpotMachine(standin.StandIn):
-    """The end of the first one is announced during its first batch, and only until it has been noticed."""
+    """The preemption of the first actor is announced during its first batch, until it has been noticed."""
 
     def generate(self, rows):
         folder = Path(os.environ["PID_FOLDER"])
         with contextlib.suppress(FileExistsError):
             (folder / "announced").touch(exist_ok=False)
             (folder / "notice").touch()
-            while any(thread.name == "notice" for thread in threading.enumerate()):
+            while any(thread.name == "preemption" for thread in threading.enumerate()):
                 time.sleep(0.05)
             (folder / "notice").unlink()
         return super().generate(rows)
@@ -399,7 +399,7 @@ def load_on_a_spot_machine(recipe, device, batch_size):
 
 
 @pytest.mark.slow
-def test_nothing_more_is_dealt_after_a_spot_notice(pids, make_spec, make_manifest, caplog):
+def test_nothing_more_is_dispatched_after_a_preemption_notice(pids, make_spec, make_manifest, caplog):
     manifest = make_manifest(rows=24, prompt=["slow"] * 24)
     spec = make_spec(manifest, shard_rows=2, actors=1, spot_notice=str(pids / "notice"))
     assert run(spec, load=load_on_a_spot_machine).complete
@@ -448,15 +448,15 @@ def load_long_and_deadly(recipe, device, batch_size):
 
 @pytest.mark.slow
 def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
-    """It is longer than actors are waited for: time in which there was one does not count."""
+    """The shard takes longer than `start_timeout_s`, which counts only the time without an actor."""
     spec = make_spec(make_manifest(rows=1), actors=1, start_timeout_s=20)
     assert run(spec, load=load_long_and_deadly).complete
 
 
-# --- A price on a cluster ---
+# --- An estimate on a cluster ---
 
 
-def rehearsed(spec, load, monkeypatch):
+def measured(spec, load, monkeypatch):
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
@@ -469,9 +469,9 @@ def load_hanging_always(recipe, device, batch_size):
 
 
 def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
-    assert rehearsed(make_spec(), standin.load, monkeypatch).pairs == 6
+    assert measured(make_spec(), standin.load, monkeypatch).pairs == 6
     with pytest.raises(ModelError, match="model nowhere"):
-        rehearsed(make_spec(), load_badly, monkeypatch)
+        measured(make_spec(), load_badly, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -484,7 +484,7 @@ def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
 )
 def test_an_estimate_that_cannot_be_made(pids, make_spec, monkeypatch, load, runtime, kind, said):
     with pytest.raises(kind, match=said):
-        rehearsed(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
+        measured(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
 
 
 def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):

@@ -1,11 +1,10 @@
-"""What runs in Ray's processes: a worker in each actor, and the board that remembers what they are at."""
+"""A worker as a Ray actor."""
 
 import contextlib
 import logging
 import os
-import time
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from stereo_jobs import logs
 from stereo_jobs.errors import DeviceLostError
@@ -13,104 +12,71 @@ from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Plan, load_plan
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
-from stereo_jobs.workers.prometheus import Metrics
-from stereo_jobs.workers.ray import preemption as notice
-from stereo_jobs.workers.ray.cluster import deaths
+from stereo_jobs.workers.prometheus import JobMetrics
+from stereo_jobs.workers.ray import preemption
+from stereo_jobs.workers.ray.actor_state import Place
+from stereo_jobs.workers.ray.cluster import actor_lost_errors
 from stereo_jobs.workers.task import ShardTask
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker, patient
 
 log = logging.getLogger(__name__)
 
 
-class Place(NamedTuple):
-    """Where an actor is; `gpus` tells those of one node apart."""
-
-    node: str
-    gpus: str
-
-    @property
-    def label(self) -> str:
-        """Node and GPU, for comparing and for people."""
-        return f"{self.node[:12]}/{self.gpus or 'cpu'}"
-
-
-class News(NamedTuple):
-    """Actors, by number, that something is to be done about."""
-
-    late: list[int]
-    leaving: list[int]
-
-
-class Heartbeats:
-    """An actor beside the driver that remembers what every worker is generating, beyond that worker's death."""
-
-    def __init__(self) -> None:
-        self._batches: dict[int, tuple[ShardKey, list[int], float]] = {}
-        self._leaving: set[int] = set()
-
-    def report(self, number: int, key: ShardKey, rows: list[int]) -> None:
-        """Called by a worker before each batch, and without rows after the last one of a shard."""
-        if rows:
-            self._batches[number] = key, rows, time.monotonic()
-        else:
-            self._batches.pop(number, None)
-
-    def leave(self, number: int) -> None:
-        """Called by a worker whose machine is about to be taken away."""
-        self._leaving.add(number)
-
-    def take(self, number: int) -> tuple[ShardKey, list[int]] | None:
-        """The batch that a lost worker was at; forgotten then."""
-        key, rows, _ = self._batches.pop(number, (None, [], 0.0))
-        return (key, rows) if key else None
-
-    def news(self, batch_timeout_s: float) -> News:
-        """Workers that are at one batch for too long, and workers about to go."""
-        oldest = time.monotonic() - batch_timeout_s
-        return News([n for n, (_, _, since) in self._batches.items() if since < oldest], sorted(self._leaving))
-
-
 class ActorWorker:
-    """A ShardWorker as a Ray actor. It has a place at once; it loads when told to, which may fail, hang or kill it."""
+    """A ShardWorker as a Ray actor.
 
-    def __init__(self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory, board: Any, number: int) -> None:
+    Creating it is quick, so that it has a place at once. Its models are loaded by `load`, which may fail, hang or kill
+    the process.
+
+    Args:
+        spec: the job.
+        recipe: the resolved recipe.
+        load: loads the generator.
+        heartbeats: Ray's handle of the `Heartbeats` actor.
+        number: the number of this actor.
+    """
+
+    def __init__(self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory, heartbeats: Any, number: int) -> None:
         import ray
 
         logs.configure(spec.runtime.log_format)
 
         def report(key: ShardKey, rows: list[int]) -> None:
-            # Waited for: the report must be out before the batch can kill this process.
-            with contextlib.suppress(*deaths()):
+            # The call is waited for: the report must have arrived before the batch can kill this process.
+            with contextlib.suppress(*actor_lost_errors()):
                 ray.get(self._heartbeats.report.remote(number, key, rows))
 
-        self._heartbeats = board
+        self._heartbeats = heartbeats
         self._plans: dict[int, Plan] = {}
         self._worker: ShardWorker
-        self._make = partial(ShardWorker, spec, recipe, load, report, Metrics(spec.output, on_ray=True).stage)
-        notice.watch(spec.runtime.spot_notice, lambda: self._heartbeats.leave.remote(number))
+        self._make = partial(ShardWorker, spec, recipe, load, report, JobMetrics(spec.output, on_ray=True).stage)
+        preemption.watch(spec.runtime.spot_notice, lambda: self._heartbeats.report_preemption.remote(number))
 
     def place(self) -> Place:
-        """Answers once this process is there."""
+        """Return where this process runs. The answer also says that it runs."""
         import ray
 
         context = ray.get_runtime_context()
         return Place(context.get_node_id(), ",".join(context.get_accelerator_ids().get("GPU", [])))
 
-    def report_to(self, board: Any) -> None:
-        """The board was lost; this one takes its place."""
-        self._heartbeats = board
+    def use_heartbeats(self, heartbeats: Any) -> None:
+        """Report to another `Heartbeats` actor from now on: the former one was lost."""
+        self._heartbeats = heartbeats
 
     def load(self) -> None:
-        """Answers once the models are loaded. See ShardWorker for what it raises."""
+        """Load the models; returns when they are loaded. Raises what ShardWorker raises."""
         self._worker = self._make()
 
     def run(self, key: ShardKey, one_by_one: bool, quarantined: frozenset[int]) -> ShardRecord:
-        """See ShardWorker.run. The plan is read here: it may be long, and is the same for all its shards."""
+        """Make and commit one shard, as ShardWorker.run does.
+
+        The plan is read here and not sent: it may be long, and is the same for all shards of a generation.
+        """
         generation, shard = key
         if generation not in self._plans:
             self._plans[generation] = patient()(load_plan, self._worker.storage, generation)
         try:
             return self._worker.run(ShardTask(self._plans[generation], shard, one_by_one, quarantined))
         except DeviceLostError:
-            log.exception("leaving this process, for another to take its place")
+            log.exception("the GPU is lost to this process; it ends, and another one replaces it")
             os._exit(DeviceLostError.exit_code)

@@ -1,4 +1,4 @@
-"""Places where shard after shard fails while others do well: a GPU that has gone bad is left alone."""
+"""Places where shard after shard fails while other places succeed, as on a faulty GPU. They are excluded."""
 
 import logging
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from stereo_jobs.output.layout import ShardKey
 log = logging.getLogger(__name__)
 
 EXCLUDED_AFTER = 3
-"""Shards in a row that fail at one place, while others do well, before nothing is dealt to it any more."""
+"""Different shards that fail at a place, with none that succeeds between them, before the place is excluded."""
 
 
 class Blocklist:
-    """Remembers by place (node and GPU) which shards failed there since the last that did not."""
+    """Counts, for each place (node and GPU), the shards that failed there since the last one that succeeded."""
 
     def __init__(self) -> None:
         self._failed: dict[str, set[ShardKey]] = {}
@@ -22,13 +22,22 @@ class Blocklist:
         return place in self._excluded
 
     def succeeded(self, place: str) -> None:
-        """A shard was made there."""
+        """Record that a shard was made at a place."""
         self._failed.pop(place, None)
 
     def failed(self, place: str, key: ShardKey, serving: Iterable[str]) -> None:
-        """A shard failed there; `serving` are the places that have work now."""
+        """Record that a shard failed at a place, and exclude the place after `EXCLUDED_AFTER` of them.
+
+        Nothing is excluded while shards fail at every place: then the places are not the cause.
+
+        Args:
+            place: where the shard failed.
+            key: the shard.
+            serving: the places of all actors that take shards.
+        """
         self._failed.setdefault(place, set()).add(key)
-        others = any(other not in self._failed for other in serving)
-        if len(self._failed[place]) >= EXCLUDED_AFTER and others and place not in self._excluded:
-            log.error("%s: %d shards in a row failed there; going on without it", place, len(self._failed[place]))
+        others_succeed = any(other not in self._failed for other in serving)
+        count = len(self._failed[place])
+        if count >= EXCLUDED_AFTER and others_succeed and place not in self._excluded:
+            log.error("%s: %d shards in a row failed there; going on without it", place, count)
             self._excluded.add(place)

@@ -1,4 +1,4 @@
-"""The Ray cluster of a run: a private one, or one that is named; its head, its nodes, and room for actors on them."""
+"""The Ray cluster of a run: a private one, or an existing one; its head, its nodes, and what an actor needs."""
 
 import logging
 import os
@@ -14,18 +14,19 @@ from stereo_jobs.errors import ClusterError, InterruptedRunError
 from stereo_jobs.spec import ActorRange, JobSpec, Runtime
 
 HEAD_PATIENCE_S = 30.0
-"""How long the head may be away."""
+"""Seconds that the head of the cluster may not answer before the run ends."""
 
 
 def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]:
-    """Import and connect Ray: to a cluster if one is named, else to a private one on loopback.
+    """Import Ray and connect it: to an existing cluster if one is named, else to a private one on loopback.
 
     Args:
-        spec: `runtime` names the cluster, or says for how many actors a private one must have room.
-        gpus: of a private one; None counts them.
+        spec: the job. `runtime.ray_address` (or the environment's RAY_ADDRESS) names an existing cluster; without
+            it, a private one gets room for `runtime.actors`.
+        gpus: how many GPUs a private cluster has; None counts those of this machine.
 
     Returns:
-        The module, and whether this call connected it.
+        Ray's module, and whether this call connected it.
 
     Raises:
         ClusterError: the cluster does not answer.
@@ -34,9 +35,9 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     address = spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")
     if not address:
-        # Without this Ray puts its servers on the host's outside address.
+        # Without this Ray's servers listen on the host's external address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
-        # A token of this run alone, so that Ray neither runs open nor leaves one in the home folder.
+        # A token for this run only. Without one, Ray runs open to anybody or leaves a token in the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
@@ -44,7 +45,7 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
     if ray.is_initialized():
         return ray, False
     if not address:
-        # Ray read that setting when it was imported, which others in this process may have done before.
+        # Ray reads this setting when it is imported, which other code in this process may have done before.
         ray._private.ray_constants.ENABLE_RAY_CLUSTER = False
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     on_sigterm = signal.getsignal(signal.SIGTERM)
@@ -52,22 +53,27 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
         try:
             ray.init(address=address, **quiet)
         except ConnectionError as error:
-            raise ClusterError(f"{address}: no Ray cluster answers there ({error}); is its head up?") from None
+            raise ClusterError(
+                f"{address}: no Ray cluster answers ({error}); check the address, and that its head runs"
+            ) from None
     else:
         runtime = spec.runtime
         wanted = runtime.actors.max if isinstance(runtime.actors, ActorRange) else runtime.actors or 1
         cpus = max(os.cpu_count() or 1, round(wanted * runtime.cpus_per_actor + 0.5))
         room = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": 100 * 1024**2}
-        # Not without an address: Ray would take any cluster that happens to run on this machine.
+        # "local" is needed: without an address Ray would connect to any cluster that runs on this machine.
         ray.init(address="local", include_dashboard=False, **room, **quiet)
     if threading.current_thread() is threading.main_thread():
-        # Ray puts a handler of its own in the way of draining.
+        # Ray has replaced the handler of SIGTERM, on which draining depends.
         signal.signal(signal.SIGTERM, on_sigterm)
     return ray, True
 
 
 def actor_needs(runtime: Runtime) -> dict[str, float]:
-    """What Ray must have for one actor, as the cluster is now: GPUs only if they are asked for, or there are some."""
+    """Return the resources that Ray must have for one actor.
+
+    GPUs are among them if `runtime.device` asks for one, or is `auto` and the cluster has any now.
+    """
     import ray
 
     automatic = runtime.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
@@ -75,19 +81,25 @@ def actor_needs(runtime: Runtime) -> dict[str, float]:
     return {"num_cpus": runtime.cpus_per_actor, "num_gpus": gpus}
 
 
-def deaths() -> tuple[type[Exception], ...]:
-    """What a call to an actor raises that is dead or out of reach; if memory ran out for it, no RayActorError."""
+def actor_lost_errors() -> tuple[type[Exception], ...]:
+    """Return the exceptions of a call to an actor that is dead or out of reach.
+
+    The end of an actor by Ray's memory monitor is no RayActorError, so there are two.
+    """
     from ray import exceptions
 
     return exceptions.RayActorError, exceptions.OutOfMemoryError
 
 
 class RayCluster:
-    """What a pool asks of its cluster.
+    """The cluster as a pool sees it.
+
+    Args:
+        spec: the job; see `start_ray`.
 
     Attributes:
-        ray: the module, connected.
-        lost: the head is gone for good; there is nobody to tell anything.
+        ray: Ray's module, connected.
+        lost: the head has not answered for `HEAD_PATIENCE_S`; no call to Ray will return.
     """
 
     def __init__(self, spec: JobSpec) -> None:
@@ -97,10 +109,12 @@ class RayCluster:
         self._head_seen = time.monotonic()
 
     def answers(self) -> bool:
-        """Whether the head does; asked before Ray is, whose calls hang without it, and after a minute end this process.
+        """Whether the head of the cluster answers.
+
+        Ask this before any call to Ray: without the head such calls hang, and after a minute they end this process.
 
         Raises:
-            InterruptedRunError: it has not answered for too long.
+            InterruptedRunError: the head has not answered for `HEAD_PATIENCE_S`.
         """
         host, _, port = self._head.rpartition(":")
         try:
@@ -111,23 +125,23 @@ class RayCluster:
             self.lost = time.monotonic() > self._head_seen + HEAD_PATIENCE_S
             if self.lost:
                 raise InterruptedRunError(
-                    f"{self._head}: the head of the cluster does not answer for {HEAD_PATIENCE_S:g} s; what was "
-                    "made is kept: run again when it is back, or on another cluster"
+                    f"{self._head}: the head of the cluster has not answered for {HEAD_PATIENCE_S:g} s; committed "
+                    "shards are kept: run again when it is back, or on another cluster"
                 ) from None
             return False
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """Resources of the nodes that are alive, by their id."""
+        """Return the resources of each node that is alive, by node id."""
         return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
 
     def draining(self) -> set[str]:
-        """Nodes that Ray was told will go (`ray drain-node`)."""
+        """Return the ids of the nodes that are being drained (`ray drain-node`)."""
         try:
             return set(self.ray._private.state.state.get_draining_nodes())
-        except AttributeError:  # not a public part of Ray
+        except AttributeError:  # this is not a public part of Ray, and may go
             return set()
 
     def leave(self) -> None:
-        """Disconnect, if this object connected."""
+        """Disconnect from the cluster, if this object connected to it."""
         if self._owned and not self.lost:
             self.ray.shutdown()

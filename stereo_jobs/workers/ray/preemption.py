@@ -1,4 +1,4 @@
-"""Notices of clouds that a spot machine is about to be taken away, minutes before it is."""
+"""Preemption notices: a cloud announces, minutes before, that it takes a spot machine away."""
 
 import http.client
 import logging
@@ -10,36 +10,44 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 POLL_EVERY_S = 5.0
+"""Seconds between two looks for a notice."""
 _AWS = "http://169.254.169.254/latest"
 _GCP = "http://metadata.google.internal/computeMetadata/v1/instance/preempted"
 
 
-def watch(source: str | None, told: Callable[[], object]) -> None:
-    """Call `told` once the machine's end is announced.
+def watch(source: str | None, on_notice: Callable[[], object]) -> None:
+    """Start a thread that calls `on_notice` once this machine's preemption is announced.
 
     Args:
-        source: `aws` or `gcp`, whose metadata service is asked; a path, announced when a file is there; or None.
-        told: called in a thread of its own, once.
+        source: where notices appear: `aws` or `gcp` for that cloud's metadata service; a path, where a file appears
+            then; None for nowhere.
+        on_notice: called in that thread, at most once.
     """
     if source:
-        threading.Thread(target=_wait, args=(source, told), name="notice", daemon=True).start()
+        threading.Thread(target=_wait, args=(source, on_notice), name="preemption", daemon=True).start()
 
 
-def _wait(source: str, told: Callable[[], object]) -> None:
+def _wait(source: str, on_notice: Callable[[], object]) -> None:
     never = threading.Event()
     while not is_announced(source):
         never.wait(POLL_EVERY_S)
     log.warning("this machine is about to be taken away (%s)", source)
-    told()
+    on_notice()
 
 
 def is_announced(source: str, aws: str = _AWS, gcp: str = _GCP) -> bool:
-    """Whether the end of this machine is announced; a service that does not answer has announced nothing."""
+    """Whether this machine's preemption is announced. A service that does not answer announces nothing.
+
+    Args:
+        source: `aws`, `gcp`, or a path.
+        aws: base URL of the AWS metadata service.
+        gcp: URL of the GCP metadata value.
+    """
     try:
         if source == "aws":
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
             token = _ask(urllib.request.Request(f"{aws}/api/token", method="PUT", headers=headers))
-            # 404 until the end is near.
+            # The service answers 404 until a preemption is announced.
             url = f"{aws}/meta-data/spot/instance-action"
             return bool(_ask(urllib.request.Request(url, headers={"X-aws-ec2-metadata-token": token})))
         if source == "gcp":
