@@ -78,9 +78,9 @@ def board(console: Console) -> "Iterator[Callable[[OutputSnapshot], None]]":
 def snapshot_lines(sight: "OutputSnapshot") -> list[str]:
     """What one look at a job shows, for people."""
     lines = status_lines(sight.status)
-    if sight.pace:
-        pace = f"{sight.pace.pairs_per_s:.2f} pairs/s, {_workers(sight.pace.workers)}, ETA {_eta(sight.pace.eta_s)}"
-        lines.append(f"{pace}, as its run said at {sight.pace.at}")
+    if pace := sight.throughput:
+        speed = f"{pace.pairs_per_s:.2f} pairs/s, {_workers(pace.workers)}, ETA {_eta(pace.eta_s)}"
+        lines.append(f"{speed}, as its run said at {pace.at}")
     return [*lines, f"{sight.state}: {sight.note}"] if sight.note else lines
 
 

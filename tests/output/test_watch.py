@@ -68,7 +68,7 @@ def test_a_run_that_lives_and_stops(storage):
     ]
     seen = sights(storage, events)
     assert states(seen) == ["quiet", "running", "running", "running", "running", "stopped"]
-    assert [sight.pace for sight in seen] == [None, None, None, slow, slow, None]
+    assert [sight.throughput for sight in seen] == [None, None, None, slow, slow, None]
     assert seen[-1].exit_code == 75
 
 
@@ -78,7 +78,7 @@ def test_a_run_that_falls_silent(storage):
             storage, [lambda: progress.save(storage, progress.Totals(), progress.Throughput.now(1, 2, 3))], 12
         )
     assert states(seen) == ["quiet", "running", "running", "running", "stopped"]
-    assert "its run fell silent 15 s ago; 3 shards are missing" in seen[-1].note
+    assert "its run has shown no sign of life for 15 s; 3 shards are missing" in seen[-1].note
 
 
 def test_without_a_lease_progress_shows_life(storage):
