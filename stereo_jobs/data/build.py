@@ -10,6 +10,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from stereo_jobs.data.images import IMAGE_SUFFIXES
 from stereo_jobs.data.manifest import split_uri
 from stereo_jobs.data.storage import AlreadyExistsError
 from stereo_jobs.errors import ManifestError
@@ -18,8 +19,6 @@ from stereo_jobs.spec import StorageSpec
 
 ROW_GROUP_ROWS = 10_000
 """Rows per row group; small, because a shard reads only the row groups of its own rows."""
-
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
 
 
 def build(source: Path, target: str, settings: StorageSpec) -> int:
@@ -102,7 +101,7 @@ def _lines(source: Path) -> pa.Table:
 
 
 def _folder(source: Path) -> pa.Table:
-    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in _IMAGES]
+    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     return pa.table(
         {
             "id": pa.array(list(_distinct(_clean(path.stem) for path in paths)), pa.string()),

@@ -9,6 +9,9 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stereo_jobs.errors import StereoJobsError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+"""Endings of image files, in lower case."""
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
 """Formats that are accepted. Pillow reads many more, some of them by calling other programs."""
 

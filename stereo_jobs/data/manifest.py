@@ -159,7 +159,7 @@ def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFi
     try:
         _check_columns(schema, recipe)
         if file.metadata.num_rows == 0:
-            raise ValueError("has no rows")
+            raise ValueError("has no rows; add some, or leave the file out")
         carried = _carried(schema)
         _check_carried(carried)
     except ValueError as error:
@@ -179,10 +179,10 @@ def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
     for column in schema.names:
         # pyarrow finds no column by a name that two share.
         if schema.names.count(column) > 1:
-            raise ValueError(f"column {column!r} appears twice")
+            raise ValueError(f"column {column!r} appears twice; rename or drop one")
         kind = _KINDS.get(column)
         if kind and not _fits(schema.field(column).type, kind):
-            raise ValueError(f"column {column!r} must be {kind}, not {schema.field(column).type}")
+            raise ValueError(f"column {column!r} must be {kind}, not {schema.field(column).type}; cast it")
     if "scale_percent" in schema.names and recipe.variants.scale_percent:
         raise ValueError("has a column 'scale_percent', and recipe.variants.scale_percent is set too; drop one of them")
 

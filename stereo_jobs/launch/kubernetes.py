@@ -66,6 +66,35 @@ def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
         {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]},
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
     ]
+    spec = {
+        "schedule": options.schedule or NIGHTLY,
+        "timeZone": options.time_zone,
+        "concurrencyPolicy": "Forbid",
+        "startingDeadlineSeconds": 3600,
+        "successfulJobsHistoryLimit": 3,
+        "failedJobsHistoryLimit": 3,
+        "jobTemplate": {"spec": _waiting_job_spec(options, account)},
+    }
+    metadata = _metadata(options) | {"name": account}
+    return [
+        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
+        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules},
+        {
+            "apiVersion": "rbac.authorization.k8s.io/v1",
+            "kind": "RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
+            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": options.namespace}],
+        },
+        {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _metadata(options), "spec": spec},
+    ]
+
+
+# --- Parts ---
+
+
+def _waiting_job_spec(options: LaunchOptions, account: str) -> dict[str, Any]:
+    """Return the spec of the Job that creates a RayJob and waits for its end, run as the service account."""
     label = "metadata.labels['batch.kubernetes.io/job-name']"
     container = {
         "name": "wait",
@@ -92,37 +121,12 @@ def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
             {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         ]
     }
-    job = {
+    return {
         "backoffLimit": 6,
         "activeDeadlineSeconds": seconds,
         "podFailurePolicy": policy,
         "template": {"metadata": {"labels": _labels(options)}, "spec": pod},
     }
-    spec = {
-        "schedule": options.schedule or NIGHTLY,
-        "timeZone": options.time_zone,
-        "concurrencyPolicy": "Forbid",
-        "startingDeadlineSeconds": 3600,
-        "successfulJobsHistoryLimit": 3,
-        "failedJobsHistoryLimit": 3,
-        "jobTemplate": {"spec": job},
-    }
-    metadata = _metadata(options) | {"name": account}
-    return [
-        {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": metadata},
-        {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": metadata, "rules": rules},
-        {
-            "apiVersion": "rbac.authorization.k8s.io/v1",
-            "kind": "RoleBinding",
-            "metadata": metadata,
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": account},
-            "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": options.namespace}],
-        },
-        {"apiVersion": "batch/v1", "kind": "CronJob", "metadata": _metadata(options), "spec": spec},
-    ]
-
-
-# --- Parts ---
 
 
 def _ray_job_spec(options: LaunchOptions) -> dict[str, Any]:

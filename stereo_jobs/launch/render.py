@@ -117,13 +117,19 @@ def _kubernetes(portable: Portable, options: LaunchOptions) -> str:
 def _ray_up(path: str, portable: Portable, options: LaunchOptions) -> str:
     extra = ["runtime.ray_address=auto", *_placement(portable.spec, options)]
     command = run_command(portable, ON_AWS, extra, max_hours=options.max_hours)
+    head = template("ray-up.head.j2").render(options=options, command=command, variables=portable.variables)
+    return head + to_yaml(_aws_cluster(path, options))
+
+
+def _aws_cluster(path: str, options: LaunchOptions) -> dict[str, Any]:
+    """Return the configuration of Ray's cluster launcher on AWS; the spec at `path` is copied to all nodes."""
     machine: dict[str, Any] = {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200}}]}
     if options.instance_profile:
         machine["IamInstanceProfile"] = {"Arn": options.instance_profile}
     market = {"InstanceMarketOptions": {"MarketType": "spot"}} if options.spot else {}
     worker = {"InstanceType": options.gpu_type or "g6.xlarge", **market, **machine}
     start = "ulimit -n 65536; ray start"
-    cluster = {
+    return {
         "cluster_name": options.name,
         "max_workers": options.max_workers,
         "idle_timeout_minutes": 5,
@@ -162,8 +168,6 @@ def _ray_up(path: str, portable: Portable, options: LaunchOptions) -> str:
         ],
         "worker_start_ray_commands": ["ray stop", f"{start} --address=$RAY_HEAD_IP:6379"],
     }
-    head = template("ray-up.head.j2").render(options=options, command=command, variables=portable.variables)
-    return head + to_yaml(cluster)
 
 
 def _slurm(portable: Portable, options: LaunchOptions) -> str:

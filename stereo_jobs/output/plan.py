@@ -347,7 +347,10 @@ def _refuse_duplicates(
             "give the row a new id or drop it"
         )
     other, other_row = _locate(plan, first)
-    raise ManifestError(f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}")
+    raise ManifestError(
+        f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}; give one of the rows "
+        "another id"
+    )
 
 
 def _locate(plan: Plan, row: int) -> tuple[str, int]:
