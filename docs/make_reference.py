@@ -1,4 +1,4 @@
-"""Writes docs/spec.md from the models of the job spec; a test fails if the page is out of date.
+"""Writes docs/spec.md from the models of the job spec; a test fails if that page is out of date.
 
 python docs/make_reference.py
 """
@@ -14,27 +14,27 @@ from stereo_jobs.spec import JobSpec
 
 HEAD = """# The job spec
 
-One YAML or JSON file describes a job. `stereo-jobs spec FILE` prints it with all defaults, and
+One YAML or JSON file describes a job. `stereo-jobs spec FILE` prints it with all defaults filled in, and
 `stereo-jobs spec --schema` prints the JSON schema for editors. Any field can be set on the command line:
 `stereo-jobs run job.yaml --set recipe.scale_percent=6 --set runtime.batch_size=16`.
 
-`recipe` defines the rows. It is stored with the dataset; a run with another recipe on the same output is refused with
-the names of the fields that differ. `runtime` defines how the job is run; it may change between runs. Only there,
-`${NAME}` is replaced by an environment variable.
+`recipe` is everything that the rows depend on. It is stored with the dataset, and a run with another recipe on the same
+output is refused with the names of the changed fields. `runtime` says how the job is run; it may change between runs.
+`${NAME}` is replaced by an environment variable everywhere except in the recipe.
 
 *(made by `python docs/make_reference.py`)*
 """
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """The spec classes in an annotation."""
+    """Return the spec classes that an annotation mentions."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in models_in(part)]
 
 
 def name_of(annotation: Any) -> str:
-    """The name of a type for readers of YAML."""
+    """Name a type as a reader of YAML would."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
         return " or ".join(name_of(part) for part in parts)
@@ -51,7 +51,7 @@ def name_of(annotation: Any) -> str:
 
 
 def table(model: type[BaseModel], path: str) -> list[str]:
-    """Table rows of one class, then those of the classes in its fields."""
+    """Make the rows of one class, then those of the classes in its fields."""
     lines, below = [], []
     for name, field in model.model_fields.items():
         here = f"{path}.{name}" if path else name
@@ -72,7 +72,7 @@ def table(model: type[BaseModel], path: str) -> list[str]:
 
 
 def reference() -> str:
-    """The whole page."""
+    """Make the page."""
     rows = table(JobSpec, "")
     return HEAD + "\n| field | type | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
 

@@ -1,8 +1,23 @@
 """The exceptions that end a command, each with its exit code.
 
-A row that fails is data (`records.RowError`), a shard that fails is dealt again; only what is listed here
-ends a run. A message names the field, file or row, the rule, the value and the remedy; a password in that value is
-blotted out, since messages end up in logs and datasets.
+* StereoJobsError (1): base class; 1 is also the exit code of an unexpected internal error
+  + SpecError (2): the job spec breaks a rule
+  + ManifestError (2): a manifest file cannot be used
+  + ModelError (2): a model cannot be used
+  + StorageError (2): the object store or file system refuses
+    - StorageUnavailableError (75): the store does not answer at the moment
+  + ClusterError (2): a Ray cluster cannot be used
+  + DriftError (2): the output belongs to another recipe, manifest or model revision
+  + TooManyFailuresError (3): more rows failed than the spec allows
+  + OutputHeldError (5): another run is working on this output
+  + DeviceLostError (75): the GPU cannot be used again by this process
+  + InterruptedRunError (75): the run was stopped before its end
+
+Exit code 4 is no exception: `stereo-jobs verify` ends with it when its report finds a problem, which is the result of
+that command. A row that fails is data (`records.RowError`), and a shard that fails is retried; neither ends a run.
+
+A message names the field, file or row, the rule, the value and the remedy. A password in it is replaced by `***`,
+since messages end up in logs and datasets.
 """
 
 import re
@@ -11,12 +26,12 @@ _IN_URL = re.compile(r"(?<=://)[^\s/@]+@|(?<![\w/.%+-])[\w.%+-]+:[^\s/@:]+@")
 
 
 def hide_passwords(text: str) -> str:
-    """The same with `***@` in place of `user:password@` or `token@` of an address."""
+    """Replace `user:password@` and `token@` in addresses by `***@`."""
     return _IN_URL.sub("***@", text)
 
 
 class StereoJobsError(Exception):
-    """Base of every error this package raises on purpose."""
+    """Base of every error that this package raises on purpose. Passwords in its message are hidden."""
 
     exit_code = 1
 
@@ -37,7 +52,7 @@ class ManifestError(StereoJobsError):
 
 
 class ModelError(StereoJobsError):
-    """A model cannot be used: not found, pickle only, unknown family, unknown depth polarity."""
+    """A model cannot be used: not found, only available as a pickle file, unknown family, unknown depth polarity."""
 
     exit_code = 2
 
@@ -49,33 +64,27 @@ class StorageError(StereoJobsError):
 
 
 class StorageUnavailableError(StorageError):
-    """The store does not answer, or not now; may go away by itself, unlike the other storage errors."""
+    """The store does not answer at the moment. Unlike other storage errors, this one may pass by itself."""
 
     exit_code = 75
 
 
 class ClusterError(StereoJobsError):
-    """A Ray cluster cannot be used: not reached, no access, an id used before."""
+    """A Ray cluster cannot be used: not reachable, no access, a submission id that was used before."""
 
     exit_code = 2
 
 
 class DriftError(StereoJobsError):
-    """The output was begun with another recipe, manifest content or model revision."""
+    """The output was started with another recipe, manifest content or model revision."""
 
     exit_code = 2
 
 
 class TooManyFailuresError(StereoJobsError):
-    """More rows failed than `runtime.max_failure_ratio` allows; what was made is kept."""
+    """More rows failed than `runtime.max_failure_ratio` allows. Finished shards are kept."""
 
     exit_code = 3
-
-
-class VerifyError(StereoJobsError):
-    """`verify` found rows missing, doubled or corrupt."""
-
-    exit_code = 4
 
 
 class OutputHeldError(StereoJobsError):
@@ -85,12 +94,12 @@ class OutputHeldError(StereoJobsError):
 
 
 class DeviceLostError(StereoJobsError):
-    """The GPU gives errors for everything from now on; only a new process can use it again."""
+    """The GPU fails every call from now on; only a new process can use it again."""
 
     exit_code = 75
 
 
 class InterruptedRunError(StereoJobsError):
-    """A signal ended the run early; `run` again goes on where it stopped."""
+    """A run was stopped before its end; running it again resumes where it left off."""
 
     exit_code = 75

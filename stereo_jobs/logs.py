@@ -1,7 +1,7 @@
-"""Logs: lines for people, or JSON for collectors; either way each line knows its job, shard and row.
+"""Logs: lines of text for people, or JSON objects for log collectors, with the ids of their job, shard and row.
 
-Ids belong to the context, not to each call: whatever is logged inside `about(shard=...)` carries them, also lines of
-the pipeline, which knows of no shards. They follow work into another thread by `contextvars.copy_context().run`.
+Ids belong to the context, not to the single call: every line logged inside `about(shard=...)` carries them, even those
+of the pipeline, which knows nothing about shards. `contextvars.copy_context().run` takes them into another thread.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
 
 @contextlib.contextmanager
 def about(**ids: str) -> Iterator[None]:
-    """Put `job`, `shard` or `row` on all lines logged inside."""
+    """Add ids (`job`, `shard`, `row`) to all lines that are logged inside the `with` block."""
     token = _ids.set(_ids.get() | ids)
     try:
         yield
@@ -30,15 +30,15 @@ def about(**ids: str) -> Iterator[None]:
 
 
 def name_job(uri: str) -> None:
-    """Put `job` on all further lines of this context: an error that ends the run is told after the run."""
+    """Add `job` to all further lines of this context, also to the error that ends a run, which is logged after it."""
     _ids.set(_ids.get() | {"job": uri})
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (UTC), level, logger, message, ids, what `extra` gives, and the exception."""
+    """Formats a record as one line of JSON: time (UTC), level, logger, message, ids, fields of `extra`, exception."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """See logging.Formatter."""
+        """Return the record as one line of JSON."""
         line: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -53,12 +53,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(log_format: LogFormat, *, verbose: bool = False, handler: logging.Handler | None = None) -> None:
-    """Set up logging for this process; called again, it replaces what it set up before.
+    """Set up logging for this process. A second call replaces the setup of the first.
 
     Args:
-        log_format: json also tells of every shard, as `verbose` does.
-        verbose: from INFO on, instead of WARNING.
-        handler: for text; standard error by default.
+        log_format: `text` or `json`; JSON logs include level INFO, which has a line for each shard.
+        verbose: include level INFO in text logs, too; otherwise they start at WARNING.
+        handler: handler for text logs; standard error by default.
     """
     if log_format == "json":
         handler = logging.StreamHandler()
@@ -72,5 +72,5 @@ def configure(log_format: LogFormat, *, verbose: bool = False, handler: logging.
 
 
 def is_json() -> bool:
-    """Whether this process logs as JSON."""
+    """Return whether this process logs JSON."""
     return any(isinstance(handler.formatter, JsonFormatter) for handler in logging.getLogger().handlers)

@@ -1,7 +1,7 @@
-"""JobSpec: the one description of a job.
+"""JobSpec: the complete description of a job.
 
-`recipe` is what the rows depend on: it is hashed, stored in every plan, and may not change on an existing
-output. `runtime` is how the job is run: it is never hashed, never stored, and may change between runs.
+`recipe` is everything that the rows depend on. It is hashed and stored in every plan, and it may not change for an
+existing output. `runtime` says how the job is run. It is never hashed or stored, and it may change between runs.
 """
 
 import difflib
@@ -32,7 +32,10 @@ from stereo_jobs.stereo.config import MethodConfig
 
 SCHEMA_VERSION = 1
 DEMO = "demo"
-"""Name of the models embedded in the package."""
+"""Name of the models that are embedded in the package."""
+
+
+_REVISION = "Branch, tag or commit of a Hub id, as for recipe.models.stable_diffusion."
 
 
 class _Model(BaseModel):
@@ -40,7 +43,7 @@ class _Model(BaseModel):
 
 
 def check_scale_percent(value: float) -> float:
-    """Raise ValueError unless `value` is a usable disparity scale in percent of the width."""
+    """Return `value` if it is a usable disparity scale in percent of the width; raise ValueError otherwise."""
     if not 0.5 <= abs(value) <= 30:
         hint = f"; {value} looks like a fraction: write {value * 100:g}" if 0 < abs(value) < 0.5 else ""
         raise ValueError(f"must be a percentage of the image width from 0.5 to 30 (or -0.5 to -30){hint}")
@@ -57,62 +60,66 @@ class StableDiffusionSpec(_Model):
     )
     revision: str | None = Field(
         None,
-        description="Branch, tag or commit of a Hub id. Plans store the resolved commit; a folder resolves "
-        "to a digest of its content.",
+        description="Branch, tag or commit of a Hub id. Plans store the commit it resolves to; for a folder, a digest "
+        "of its content.",
     )
-    variant: str | None = Field(None, description="Weight file variant on the Hub, for example `fp16`.")
+    variant: str | None = Field(None, description="Variant of the weight files on the Hub, for example `fp16`.")
     dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="Precision of the network; latents are always kept in float32."
+        "float32", description="Precision of the networks; latents are always kept in float32."
     )
 
 
 class DepthSpec(_Model):
-    """Which depth estimator finds the disparity."""
+    """Which depth estimator the disparity is computed with."""
 
     path: str = Field(
         DEMO,
         min_length=1,
-        description="A folder in transformers format, a Hub id, or `demo`: the embedded estimator. It has seen "
-        "nothing but ToyScapes, so that another Stable Diffusion needs an estimator to be named.",
+        description="A folder in transformers format, a Hub id, or `demo`: the embedded estimator. It was trained on "
+        "ToyScapes only; name another one for any other Stable Diffusion checkpoint.",
     )
-    revision: str | None = Field(None, description="As for stable_diffusion.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision.")
+    revision: str | None = Field(None, description=_REVISION)
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the network.")
     polarity: Literal["auto", "inverse", "metric"] = Field(
         "auto",
         description="What the estimator returns: inverse depth (larger is nearer) or metric depth. `auto` "
-        "knows DPT, MiDaS, Depth Anything, ZoeDepth, GLPN; another family must be declared.",
+        "knows DPT, MiDaS, Depth Anything, ZoeDepth and GLPN; set it for any other family.",
     )
 
 
 class ClipSpec(_Model):
-    """Which CLIP model compares the views with the prompt."""
+    """Which CLIP model measures how well the views match the prompt."""
 
     path: str = Field(
         min_length=1,
         description="A folder in transformers format, or a Hub id, for example `openai/clip-vit-large-patch14`.",
     )
-    revision: str | None = Field(None, description="As for stable_diffusion.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision.")
+    revision: str | None = Field(None, description=_REVISION)
+    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the network.")
 
 
 class ModelsSpec(_Model):
     """The models of a job."""
 
-    stable_diffusion: StableDiffusionSpec = Field(default_factory=StableDiffusionSpec, description="Images.")
-    depth: DepthSpec = Field(default_factory=DepthSpec, description="Disparity.")
+    stable_diffusion: StableDiffusionSpec = Field(
+        default_factory=StableDiffusionSpec, description="Generates the images."
+    )
+    depth: DepthSpec = Field(default_factory=DepthSpec, description="Estimates depth, from which disparity follows.")
     clip: ClipSpec | None = Field(
-        None, description="Likeness of views and prompt, the columns `qc_clip_left` and `qc_clip_right`; null: none."
+        None,
+        description="Measures how well each view matches the prompt, for the columns `qc_clip_left` and "
+        "`qc_clip_right`; null: not measured.",
     )
     safety_checker: bool = Field(
-        False, description="Run the checkpoint's own safety checker on both views and fill the column `unsafe`."
+        False, description="Run the checkpoint's own safety checker on both views, and fill the column `unsafe`."
     )
 
 
 class ScaleRange(_Model):
-    """A range of `scale_percent`; each row draws its own value, fixed by its seed."""
+    """A range of `scale_percent`. Each row draws its own value, which its seed determines."""
 
-    min: float = Field(description="Smallest shift of the nearest point, percent of the width.")
-    max: float = Field(description="Largest shift of the nearest point, percent of the width.")
+    min: float = Field(description="Smallest shift of the nearest point, in percent of the width.")
+    max: float = Field(description="Largest shift of the nearest point, in percent of the width.")
 
     _units = field_validator("min", "max")(check_scale_percent)
 
@@ -124,11 +131,11 @@ class ScaleRange(_Model):
 
 
 class Variants(_Model):
-    """Multiplies every manifest row; variant k of row `x` has the id `x~k`."""
+    """Several pairs per manifest row; variant k of row `x` has the id `x~k`."""
 
-    seeds: PositiveInt = Field(1, le=10_000, description="Different seeds per row.")
+    seeds: PositiveInt = Field(1, le=10_000, description="Number of different seeds per row.")
     scale_percent: tuple[Annotated[float, Field(allow_inf_nan=False)], ...] = Field(
-        (), description="Several disparity scales per seed; they share the left image."
+        (), description="Several disparity scales per seed; their pairs share the left image."
     )
 
     @field_validator("scale_percent")
@@ -142,45 +149,49 @@ class Variants(_Model):
 
     @property
     def per_row(self) -> int:
-        """How many pairs one manifest row becomes."""
+        """Number of pairs that one manifest row becomes."""
         return self.seeds * max(1, len(self.scale_percent))
 
 
 class Size(_Model):
-    """Size of the generated images in pixels."""
+    """Size of the generated images."""
 
-    width: int = Field(ge=32, le=4096, description="Pixels; a multiple of the latent factor.")
-    height: int = Field(ge=32, le=4096, description="Pixels; a multiple of the latent factor.")
+    width: int = Field(ge=32, le=4096, description="Width in pixels; a multiple of the latent factor.")
+    height: int = Field(ge=32, le=4096, description="Height in pixels; a multiple of the latent factor.")
 
 
 Mode = Literal["text", "depth", "image", "inpaint"]
 
 
 class Recipe(_Model):
-    """What the rows depend on. Hashed: another recipe needs another output."""
+    """Everything that the rows depend on. It is hashed: another recipe needs another output."""
 
     mode: Mode = Field(
         "text",
-        description="text: a prompt becomes a pair. depth: a prompt and a depth map, or an image to take it from. "
-        "image: a photo becomes the left view. inpaint: a photo whose mask is filled first (Fig. 8).",
+        description="Input of a row. text: a prompt. depth: a prompt with a depth map, or with an image to estimate it "
+        "from. image: a photo, which becomes the left view. inpaint: a photo with a mask; the masked part is filled "
+        "first (Fig. 8).",
     )
-    models: ModelsSpec = Field(default_factory=ModelsSpec, description="Checkpoints and precision.")
+    models: ModelsSpec = Field(default_factory=ModelsSpec, description="Checkpoints and their precision.")
     method: MethodConfig = Field(
-        default_factory=MethodConfig, description="The StereoDiffusion method, a preset and its switches."
+        default_factory=MethodConfig,
+        description="Settings of the StereoDiffusion method: a preset, and switches that change it.",
     )
-    seed: int = Field(0, ge=0, lt=2**63, description="Job seed; a row's seed is a hash of it and the id.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, description="Seed of the job. A row without its own seed gets a hash of this one and its id."
+    )
     scale_percent: float | ScaleRange = Field(
-        8.0, description="Shift of the nearest point in percent of the width (the paper's s), or a range."
+        8.0, description="Shift of the nearest point in percent of the width (s in the paper), or a range {min, max}."
     )
     variants: Variants = Field(default_factory=Variants, description="Several pairs per manifest row.")
     size: Size | None = Field(
         None,
-        description="Size of the images; null: what the model was "
-        "trained on. Photos are worked on at the same area in their own shape, and come out at their own size.",
+        description="Size of generated images; null: the size the model was trained on. A photo keeps its shape and "
+        "size: it is processed at the same area, and the views are brought back to its size.",
     )
-    negative_prompt: str = Field("", max_length=2000, description="For rows that give none.")
+    negative_prompt: str = Field("", max_length=2000, description="Negative prompt of rows that have none.")
     quality: QualityConfig = Field(
-        default_factory=QualityConfig, description="Metrics and a verdict for every pair, without ground truth."
+        default_factory=QualityConfig, description="Metrics without ground truth, and a verdict, for every pair."
     )
     format: Literal["parquet"] = Field("parquet", description="Format of the shards.")
 
@@ -193,7 +204,7 @@ class Recipe(_Model):
     @model_validator(mode="after")
     def _given_to_photos(self) -> Self:
         if self.method.right_view == "given" and self.mode != "image":
-            raise ValueError(f"method.right_view given goes with photos: set mode to image, not {self.mode}")
+            raise ValueError(f"method.right_view given needs photos: set mode to image, not {self.mode}")
         return self
 
     @model_validator(mode="after")
@@ -208,16 +219,16 @@ class Recipe(_Model):
         return value if isinstance(value, ScaleRange) else check_scale_percent(value)
 
     def canonical(self) -> dict[str, Any]:
-        """The recipe as plain JSON values, with the versions that its rows also depend on."""
+        """Return the recipe as plain JSON values, with the versions that the rows also depend on."""
         versions = {"schema_version": SCHEMA_VERSION, "method_version": METHOD_VERSION}
         return self.model_dump(mode="json") | versions
 
 
 class ActorRange(_Model):
-    """How many actors; between the two as the cluster has room."""
+    """Smallest and largest number of actors; the cluster's free resources decide in between."""
 
-    min: PositiveInt = Field(description="Work starts when this many are ready.")
-    max: PositiveInt = Field(description="Never more than this.")
+    min: PositiveInt = Field(description="Work starts when this many actors are ready.")
+    max: PositiveInt = Field(description="Largest number of actors.")
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -227,86 +238,119 @@ class ActorRange(_Model):
 
 
 class StorageSpec(_Model):
-    """S3 access. What is left out comes from the usual AWS chain (environment, profile, instance role)."""
+    """S3 access. Missing credentials are resolved by the standard AWS chain (environment, profile, instance role)."""
 
     endpoint_url: str | None = Field(
-        None, pattern=r"^https?://[^\s/]+", description="For S3 servers other than AWS, with http:// or https://."
+        None, pattern=r"^https?://[^\s/]+", description="URL of an S3 server other than AWS, with http:// or https://."
     )
     region: str | None = Field(None, description="AWS region.")
-    profile: str | None = Field(None, description="Profile of the AWS configuration files.")
-    access_key_id: SecretStr | None = Field(None, description="Better left to the AWS chain; use ${ENV}.")
-    secret_access_key: SecretStr | None = Field(None, description="Better left to the AWS chain.")
+    profile: str | None = Field(None, description="Profile in the AWS configuration files.")
+    access_key_id: SecretStr | None = Field(
+        None, description="Access key, as ${ENV}; better leave it to the AWS credential chain."
+    )
+    secret_access_key: SecretStr | None = Field(
+        None, description="Secret key, as ${ENV}; better leave it to the AWS credential chain."
+    )
 
     @field_validator("endpoint_url")
     @classmethod
     def _no_password(cls, value: str | None) -> str | None:
         if value and "@" in value:
-            raise ValueError("the URL has a password in it, which S3 does not take; use access_key_id and its secret")
+            raise ValueError(
+                "the URL has a password in it, which S3 does not use; set access_key_id and secret_access_key instead"
+            )
         return value
 
     @model_validator(mode="after")
     def _both_keys(self) -> Self:
         if (self.access_key_id is None) != (self.secret_access_key is None):
-            raise ValueError("access_key_id and secret_access_key go together")
+            raise ValueError("access_key_id and secret_access_key go together; set both or neither")
         return self
 
 
 class Runtime(_Model):
-    """How the job is run. Never hashed: may change between runs of one output."""
+    """How the job is run. It is never hashed and may change between runs of one output."""
 
     actors: PositiveInt | ActorRange | None = Field(
         None,
-        description="Actors, each with its own models; null: one per GPU, or per CPU without GPUs, of the nodes that "
-        "are there at any moment. A number or {min, max} also makes a cluster grow that does so on demand.",
+        description="Number of actors, each with its own models. null: one per GPU of the present nodes, or one per "
+        "CPU if there are no GPUs. A number or {min, max} is also requested from an autoscaling cluster.",
     )
-    device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: CUDA where there is a GPU.")
-    gpus_per_actor: float = Field(1.0, gt=0, le=64, description="GPUs per actor; fractions share one GPU.")
-    cpus_per_actor: float = Field(1.0, ge=0, le=1024, description="CPUs Ray reserves per actor.")
-    batch_size: PositiveInt = Field(4, le=1024, description="Pairs denoised together; short batches are padded to it.")
+    device: Literal["auto", "cuda", "cpu"] = Field(
+        "auto", description="Device of the models; auto: CUDA if there is a GPU."
+    )
+    gpus_per_actor: float = Field(
+        1.0, gt=0, le=64, description="GPUs per actor; with a fraction, several actors share one GPU."
+    )
+    cpus_per_actor: float = Field(1.0, ge=0, le=1024, description="CPUs that Ray reserves per actor.")
+    batch_size: PositiveInt = Field(
+        4, le=1024, description="Pairs that are denoised together; shorter batches are padded to this size."
+    )
     shard_rows: PositiveInt = Field(
-        128, le=100_000, description="Rows per shard, the unit of recovery; for the next plan generation."
+        128,
+        le=100_000,
+        description="Rows per shard, the unit of recovery. A change applies to the next plan generation.",
     )
-    row_attempts: PositiveInt = Field(2, le=10, description="Tries of a row before it is recorded failed.")
-    shard_attempts: PositiveInt = Field(3, le=100, description="Tries of a shard before the run stops.")
-    shard_timeout_s: float = Field(3600.0, gt=0, description="A shard that takes longer is taken from its actor.")
+    row_attempts: PositiveInt = Field(2, le=10, description="Attempts at a row before it is recorded as failed.")
+    shard_attempts: PositiveInt = Field(3, le=100, description="Attempts at a shard before the run stops.")
+    shard_timeout_s: float = Field(
+        3600.0, gt=0, description="Maximum seconds per shard; then the actor is replaced and the shard is retried."
+    )
     batch_timeout_s: float = Field(
-        1800.0, gt=0, description="So is one with a batch that takes longer; a row named twice is recorded failed."
+        1800.0,
+        gt=0,
+        description="Maximum seconds per batch; then the actor is replaced. A row that causes this twice is "
+        "recorded as failed.",
     )
-    start_timeout_s: float = Field(900.0, gt=0, description="Time for the first actors to load models.")
+    start_timeout_s: float = Field(
+        900.0, gt=0, description="Maximum seconds for the first actors to load their models."
+    )
     spot_notice: str | None = Field(
         None,
-        description="Who announces that a machine will be taken away: `aws`, `gcp` (their metadata services), or the "
-        "path of a file that appears then. Nothing more is dealt to its actors.",
+        description="Source of preemption notices for spot machines: `aws` or `gcp` (their metadata services), or the "
+        "path of a file that appears before preemption. No more shards are dispatched to actors on such a machine.",
     )
     drain_timeout_s: float = Field(
-        30.0, ge=0, description="After SIGTERM, time for running shards to finish before they are left."
+        30.0, ge=0, description="Seconds after SIGTERM in which running shards may finish; then they are abandoned."
     )
     max_failure_ratio: float = Field(
-        0.1, ge=0, le=1, description="The run stops when more than this share of its rows failed."
+        0.1, ge=0, le=1, description="The run stops when a larger fraction of its rows than this has failed."
     )
     lease_ttl_s: float = Field(
-        60.0, ge=0, description="A holder silent for this long is taken over; 0 switches the lease off."
+        60.0,
+        ge=0,
+        description="Seconds without a sign of life from a run before another run may take over its output; 0 disables "
+        "the lease.",
     )
     allowed_prefixes: tuple[str, ...] | None = Field(
-        None, description="Where image URIs of a manifest may point; null: the manifest's own folder."
+        None,
+        description="Folders and prefixes that image URIs of a manifest may point to; null: the manifest's own folder.",
     )
-    max_image_bytes: PositiveInt = Field(64 * 1024**2, description="Larger inputs are refused unread.")
-    max_image_pixels: PositiveInt = Field(50_000_000, description="Larger inputs are refused undecoded.")
-    ray_address: str | None = Field(None, description="An existing Ray cluster; null: RAY_ADDRESS or local.")
+    max_image_bytes: PositiveInt = Field(
+        64 * 1024**2, description="Maximum size of an input in bytes; larger ones are rejected before download."
+    )
+    max_image_pixels: PositiveInt = Field(
+        50_000_000, description="Maximum number of pixels of an input; larger ones are rejected before decoding."
+    )
+    ray_address: str | None = Field(
+        None, description="Address of an existing Ray cluster; null: RAY_ADDRESS, or a local one."
+    )
     log_format: LogFormat = Field(
-        "text", description="Lines for people, or JSON objects with job, shard and row ids; also of the actors."
+        "text",
+        description="Format of the logs, also those of actors: text for people, or JSON objects with the ids of job, "
+        "shard and row.",
     )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
 
 
 class JobSpec(_Model):
-    """One job: which manifest becomes which dataset, by which recipe."""
+    """One job: a manifest becomes a dataset, following a recipe."""
 
     manifest: str | tuple[str, ...] = Field(
-        description="Parquet: a file, a glob or a folder (prefix), local or s3://; or a list of these."
+        description="Parquet files: a file, a glob or a folder (prefix), local or s3://; or a list of these."
     )
     output: str = Field(min_length=1, description="Folder or s3:// prefix of the dataset.")
-    recipe: Recipe = Field(default_factory=Recipe, description="What the rows depend on.")
+    recipe: Recipe = Field(default_factory=Recipe, description="Everything that the rows depend on.")
     runtime: Runtime = Field(default_factory=Runtime, description="How the job is run.")
 
     @field_validator("manifest")
@@ -323,7 +367,7 @@ class JobSpec(_Model):
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of a JSON value in canonical form, as hex."""
+    """Return the SHA-256 of a JSON value in canonical form, as hex."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -337,18 +381,22 @@ def load_spec(path: str | Path | None, overrides: list[str] | None = None, **fie
     """Read a job spec from YAML or JSON, apply `a.b=c` overrides, substitute `${ENV}`.
 
     Args:
-        path: the file; None starts from nothing, for specs given wholly by overrides and `fields`.
+        path: the file; None for specs that consist of overrides and `fields` only.
         overrides: `--set` arguments; values are YAML (`runtime.batch_size=8`, `recipe.size=null`).
-        fields: top-level fields set last.
+        fields: top-level fields; they take precedence over file and overrides.
 
     Raises:
-        SpecError: with the field's path, the rule and the value.
+        SpecError: the spec is not valid; the message names field, rule and value.
     """
     return parse_spec(spec_data(path, overrides) | fields)
 
 
 def spec_data(path: str | Path | None, overrides: list[str] | None = None) -> dict[str, Any]:
-    """The same as plain data, before anything is checked but its form. Raises SpecError."""
+    """Read a job spec as plain data, with overrides applied; only its form is checked.
+
+    Raises:
+        SpecError: the file cannot be read or is no mapping, or an override is malformed.
+    """
     data: Any = {}
     if path is not None:
         try:
@@ -365,7 +413,7 @@ def spec_data(path: str | Path | None, overrides: list[str] | None = None) -> di
 
 
 def parse_spec(data: dict[str, Any]) -> JobSpec:
-    """Validate plain data into a JobSpec; errors name the field's path, the rule and the value."""
+    """Substitute `${ENV}` and validate plain data. Raises SpecError, naming field, rule and value."""
     data = {key: value if key == "recipe" else _substitute(value, key) for key, value in data.items()}
     _refuse_env_in_recipe(data.get("recipe"), "recipe")
     try:
@@ -375,7 +423,7 @@ def parse_spec(data: dict[str, Any]) -> JobSpec:
 
 
 def parse_recipe(data: dict[str, Any]) -> Recipe:
-    """Validate plain data into a Recipe; errors name the field's path, the rule and the value."""
+    """Validate plain data as a recipe. Raises SpecError, naming field, rule and value."""
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
@@ -383,7 +431,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
 
 
 def parse_storage(**fields: Any) -> StorageSpec:
-    """Validate single fields of the storage settings; errors name the field and the rule."""
+    """Validate single fields of the storage settings. Raises SpecError, naming field and rule."""
     try:
         return StorageSpec.model_validate(fields)
     except ValidationError as error:
@@ -391,6 +439,7 @@ def parse_storage(**fields: Any) -> StorageSpec:
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
+    """Set the field that a `--set` argument names, in place."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
@@ -409,13 +458,14 @@ def _apply(data: dict[str, Any], override: str) -> None:
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
-    """What is wrong and where, without the text itself: it may hold secrets."""
+    """Say what is wrong and where, without quoting the text, which may hold secrets."""
     mark = getattr(error, "problem_mark", None)
     where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
     return f"{getattr(error, 'problem', None) or type(error).__name__}{where}"
 
 
 def _substitute(value: Any, path: str) -> Any:
+    """Replace `${NAME}` in all texts of `value` by environment variables; `path` is for messages."""
     if isinstance(value, dict):
         return {key: _substitute(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list):
@@ -443,12 +493,12 @@ def _refuse_env_in_recipe(value: Any, path: str) -> None:
 
 
 def _explain(error: ValidationError) -> list[str]:
-    """One line per broken rule. Of a union, only the alternative that the value was meant for is shown."""
+    """Make one line per broken rule. For a union, only the alternative that the value was meant for is shown."""
     paths: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
         path = ".".join(str(part) for part in item["loc"] if not _UNION_TAG.search(str(part)))
         message = item["msg"].removeprefix("Value error, ")
-        # Nothing of the credentials, nor of a mapping that may hold them.
+        # Never show credentials, nor a mapping that may hold them.
         hidden = _SECRET.search(path) or isinstance(item["input"], dict)
         shown = "" if hidden else f" (got {item['input']!r})"
         if item["type"] == "extra_forbidden":
@@ -461,7 +511,7 @@ def _explain(error: ValidationError) -> list[str]:
     return [lines[0] for path, lines in paths.items() if not any(other.startswith(f"{path}.") for other in paths)]
 
 
-# pydantic puts the tried alternative of a union into the location; users never wrote it.
+# pydantic adds the tried alternative of a union to the location; the user did not write it.
 _UNION_TAG = re.compile(r"^(float|int|str|constrained-int|[A-Z]\w*)$|[\[(]")
 
 
@@ -469,6 +519,7 @@ _SECRET = re.compile(r"secret|key|token|password|credential|storage|pass|auth")
 
 
 def _suggestion(location: tuple[int | str, ...]) -> str:
+    """Name the known field closest to an unknown one, or all known fields."""
     model: Any = JobSpec
     for part in location[:-1]:
         if _UNION_TAG.search(str(part)):

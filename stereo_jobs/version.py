@@ -1,3 +1,3 @@
-"""The version of this package; on its own, so that job code need not import the package root."""
+"""The version of this package, in a module of its own: code can read it without importing the package root."""
 
 __version__ = "0.1.0"

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.output import layout
 from stereo_jobs.output.plan import load_job
-from stereo_jobs.output.verify import Verdict, verify
+from stereo_jobs.output.verify import VerifyReport, verify
 from stereo_jobs.records import RUN_PREFIX, StereoPair
 from stereo_jobs.run.prepare import Prepared, prepare
 from stereo_jobs.spec import JobSpec
@@ -20,7 +20,7 @@ def prepared(spec: JobSpec, **options) -> Prepared:
     return prepare(spec, open_storage(spec.output, spec.runtime.storage), **options)
 
 
-def verdict(spec: JobSpec) -> Verdict:
+def verdict(spec: JobSpec) -> VerifyReport:
     storage = open_storage(spec.output, spec.runtime.storage)
     return verify(storage, load_job(storage), spec.runtime.storage)
 

@@ -14,6 +14,7 @@ from typer.main import get_command
 from stereo_jobs import cli, errors
 from stereo_jobs.evaluate.methods import METHODS, PROTOCOLS, TABLES
 from stereo_jobs.evaluate.tables.formats import METRICS as SCORES
+from stereo_jobs.output.verify import VerifyReport
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
 from stereo_jobs.spec import parse_spec
@@ -95,7 +96,7 @@ def test_tables_of_the_docs_are_filled_from_evaluations(tmp_path):
 def test_every_exit_code_is_in_readme_and_help():
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
     for text in (read("README.md").partition("Exit codes:")[2], cli.app.info.epilog):
-        for code in {kind.exit_code for kind in kinds}:
+        for code in {kind.exit_code for kind in kinds} | {VerifyReport(missing=1).exit_code}:
             assert re.search(rf"\b{code} [a-z]", text), code
 
 

@@ -13,13 +13,14 @@
 #SBATCH --open-mode=append
 #SBATCH --output=%x-%j.log
 
-# A Ray head on the first node, workers on the others, the run here. Its end is the end of the cluster.
+# Starts a Ray head on the first node, workers on the other nodes, and the run in this script. When the run ends, the
+# cluster is stopped.
 set -euo pipefail
 umask 077
 # shellcheck disable=SC1091
 source "$HOME/stereo-jobs/.venv/bin/activate"
 
-# A token of this job alone; srun hands it on in the environment, where `scontrol show job` does not look.
+# A token for this job only. srun passes it on in the environment, which `scontrol show job` does not show.
 if [ -z "${RAY_AUTH_TOKEN:-}" ]; then
   RAY_AUTH_TOKEN="$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')"
 fi
@@ -43,13 +44,13 @@ END_OF_JOB_SPEC
 
 nodes="$(scontrol show hostnames "$SLURM_JOB_NODELIST")"
 head="${nodes%%$'\n'*}"
-# Two jobs on one node do not meet: ports and folders are their own.
+# Each job has ports and folders of its own, so two jobs can share a node.
 port=$((20000 + SLURM_JOB_ID * 2 % 20000))
 start=(ray start --block --disable-usage-stats --num-cpus "$SLURM_CPUS_PER_TASK" --num-gpus 4)
 
-# shellcheck disable=SC2329  # by the trap
+# shellcheck disable=SC2329  # called by the trap
 cleanup() {
-  # Without a pattern or a name: only what was started here.
+  # By process id, so that only processes of this script are ended.
   kill "${steps[@]}" 2>/dev/null || true
   wait "${steps[@]}" 2>/dev/null || true
   rm -rf "$folder"
@@ -76,20 +77,20 @@ if ((SLURM_JOB_NUM_NODES > 1)); then
   steps+=($!)
 fi
 
-# Slurm sends TERM before the time is over and at preemption: the run drains and exits 75.
+# Slurm sends TERM before the time limit and at preemption: the run then drains and exits with code 75.
 stereo-jobs run "$folder/job.yaml" --set runtime.device=cuda --set 'runtime.actors={min: 4, max: 8}' --set runtime.start_timeout_s=3600 &
 run=$!
 stopped=0
 trap 'stopped=1; kill -TERM "$run" 2>/dev/null || true' TERM INT
 while true; do
   wait "$run" && code=0 || code=$?
-  # A signal ends `wait` early: then the run is still at work.
+  # A signal ends `wait` while the run is still draining: wait again.
   ((stopped)) || break
   stopped=0
 done
 
 if ((code == 75 && ${SLURM_RESTART_COUNT:-0} < 2)); then
-  echo "interrupted; queued again, to go on where it stopped"
+  echo "interrupted; queued again, to resume where it left off"
   scontrol requeue "$SLURM_JOB_ID" && exit 0
 fi
 exit "$code"

@@ -1,1 +1,13 @@
-"""What goes in and out: object storage, manifests, images, shards, the dataset card."""
+"""Files in and out: storage, manifests, images, shards and the dataset card. No view is generated or scored here.
+
+| module | what it does |
+|---|---|
+| `storage` | objects below one URI, local or on S3, with the writes that publish each shard exactly once |
+| `manifest` | Parquet files in, validated rows out |
+| `build` | makes a manifest from lines of text, a table or a folder of images |
+| `reader` | reads the images that a manifest points to, within limits |
+| `images` | decodes and encodes images |
+| `maps` | decodes depth maps, disparity maps and masks |
+| `shards` | one Parquet file of pairs, with failed rows and recipe in its footer |
+| `card` | the README.md of a dataset |
+"""

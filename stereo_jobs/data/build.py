@@ -1,4 +1,4 @@
-"""Makes a manifest from what people have: lines of text, tables, a folder of images."""
+"""Makes a manifest from lines of text, from a table, or from a folder of images."""
 
 import io
 import re
@@ -10,6 +10,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet as pq
 
+from stereo_jobs.data.images import IMAGE_SUFFIXES
 from stereo_jobs.data.manifest import split_uri
 from stereo_jobs.data.storage import AlreadyExistsError
 from stereo_jobs.errors import ManifestError
@@ -17,27 +18,25 @@ from stereo_jobs.records import ID_RULE, valid_id
 from stereo_jobs.spec import StorageSpec
 
 ROW_GROUP_ROWS = 10_000
-"""Small row groups: a shard reads only those its rows are in."""
-
-_IMAGES = {".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp"}
+"""Rows per row group; small, because a shard reads only the row groups of its own rows."""
 
 
 def build(source: Path, target: str, settings: StorageSpec) -> int:
     """Write a manifest; returns its number of rows. An existing one is never overwritten.
 
     Args:
-        source: .txt (a prompt per line), .csv or .jsonl (columns by name; `prompt` at least), or a folder of
-            images, whose names give the ids and, without their extension, nothing else.
+        source: a .txt file with one prompt per line; a .csv or .jsonl file with a column `prompt` or `image`; or a
+            folder of images, where the file names without extension become the ids.
         target: path or s3:// URI of the Parquet file.
         settings: S3 access.
 
     Raises:
-        ManifestError: the source is missing, empty, or of another kind; it names neither prompts nor images; an
-            id is not valid or appears twice.
+        ManifestError: the source is missing, empty or of another kind, has neither prompts nor images, or has an id
+            that is not valid or appears twice; or the target exists.
     """
     table = _read(source)
     if table.num_rows == 0:
-        raise ManifestError(f"{source}: nothing in it to make rows of")
+        raise ManifestError(f"{source}: has nothing in it that could become a row")
     if not {"prompt", "image"} & set(table.column_names):
         raise ManifestError(
             f"{source}: has neither a column 'prompt' nor 'image', but {', '.join(table.column_names)}; rename one"
@@ -86,6 +85,7 @@ def _read(source: Path) -> pa.Table:
 
 
 def _check_ids(source: Path, ids: pa.ChunkedArray) -> None:
+    """Check that ids are valid and differ. Raises ManifestError, naming the row (from 0)."""
     seen: set[str] = set()
     for row, value in enumerate(ids.to_pylist()):
         if value is None or not valid_id(value):
@@ -101,7 +101,7 @@ def _lines(source: Path) -> pa.Table:
 
 
 def _folder(source: Path) -> pa.Table:
-    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in _IMAGES]
+    paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
     return pa.table(
         {
             "id": pa.array(list(_distinct(_clean(path.stem) for path in paths)), pa.string()),
@@ -111,13 +111,12 @@ def _folder(source: Path) -> pa.Table:
 
 
 def _clean(name: str) -> str:
-    """A valid id close to a file name."""
-    cleaned = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:150] or "row"
-    assert valid_id(cleaned)
-    return cleaned
+    """Turn a file name into a valid id that is close to it."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".")[:150] or "row"
 
 
 def _distinct(names: Iterator[str]) -> Iterator[str]:
+    """Append a number to each name that appeared before."""
     seen: set[str] = set()
     for name in names:
         unique, count = name, 1

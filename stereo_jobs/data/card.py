@@ -1,4 +1,4 @@
-"""The dataset card: what a stranger needs to know who finds the folder."""
+"""The dataset card: what somebody who finds the folder needs to know about the dataset."""
 
 from importlib import resources
 
@@ -16,18 +16,18 @@ def render(
     failed: int = 0,
     rejected: int = 0,
 ) -> bytes:
-    """README.md of a dataset.
+    """Return the README.md of a dataset.
 
-    Counts stand in its prose and not in `dataset_info.splits`: there they would break loading as soon as
-    more shards land.
+    Numbers of pairs are in its text and not in `dataset_info.splits`: loading checks those, and would fail as soon as
+    more shards are added.
 
     Args:
-        recipe: resolved.
-        planned: pairs planned.
-        version: of this package.
-        made: pairs made, once the job is finished.
-        failed: rows that failed.
-        rejected: pairs left out for their verdict.
+        recipe: the resolved recipe.
+        planned: number of planned pairs.
+        version: version of this package.
+        made: number of pairs in data/; None until the job has finished.
+        failed: number of failed rows.
+        rejected: number of pairs that were left out for their verdict.
     """
     template = resources.files("stereo_jobs.data").joinpath("card.md.j2").read_text(encoding="utf-8")
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False, keep_trailing_newline=True)

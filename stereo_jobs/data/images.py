@@ -1,4 +1,4 @@
-"""Images in and out: hostile input is bounded before it is decoded, output is encoded losslessly."""
+"""Images in and out: untrusted input is checked for size before it is decoded, and output is encoded losslessly."""
 
 import io
 import warnings
@@ -9,19 +9,27 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from stereo_jobs.errors import StereoJobsError
 
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+"""Endings of image files, in lower case."""
+
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-"""Pillow reads far more, some with outside programs."""
+"""Formats that are accepted. Pillow reads many more, some of them by calling other programs."""
 
 
 class InputError(StereoJobsError):
-    """One input of one row cannot be used; becomes that row's RowError."""
+    """One input of one row cannot be used. It becomes the RowError of that row."""
 
 
 def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[np.uint8]:
-    """Decode an image to H,W,3 uint8, upright, refusing too many pixels before any is decoded.
+    """Decode an image to H,W,3 uint8, upright. The number of pixels is checked before any of them is decoded.
+
+    Args:
+        data: the file.
+        max_pixels: largest allowed width times height.
+        column: name of the input, for messages.
 
     Raises:
-        InputError: not an image, broken, or larger than `max_pixels`.
+        InputError: not an image, damaged, or larger than `max_pixels`.
     """
     try:
         return to_rgb(open_image(data, max_pixels, column))
@@ -30,7 +38,10 @@ def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[n
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Any mode to H,W,3 uint8, upright: 16 bits are scaled, not cut; transparent pixels lie on white."""
+    """Convert an image of any mode to H,W,3 uint8, upright.
+
+    16-bit values are scaled to [0,255], floats by their largest value; transparent pixels are put on white.
+    """
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
         values = np.asarray(image, np.float64)
@@ -39,16 +50,26 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         return np.repeat(grey[..., None], 3, axis=2)
     if "A" in image.getbands() or "transparency" in image.info:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.array(image.convert("RGB"))  # a copy: the arrays of Pillow cannot be written to
+    return np.array(image.convert("RGB"))  # a copy, since arrays of Pillow are read-only
 
 
 def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, JPEG, WebP, TIFF or BMP") -> Image.Image:
-    """An image of which nothing but the header is decoded yet; `formats` is the remedy where it is none."""
+    """Open an image and decode its header only.
+
+    Args:
+        data: the file.
+        max_pixels: largest allowed width times height.
+        column: name of the input, for messages.
+        formats: formats that the message recommends if this is not an image.
+
+    Raises:
+        InputError: not an image, or larger than `max_pixels`.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:  # whose text names an address in memory, another one in each run
+    except UnidentifiedImageError:  # its text has a memory address, which differs between runs
         raise InputError(f"{column}: not a readable image; use {formats}") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{column}: not a readable image ({error})") from None
@@ -59,17 +80,17 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, J
 
 
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
-    """PNG of an H,W,3 uint8 image, or 1-bit PNG of an H,W bool mask."""
+    """Encode an H,W,3 uint8 image as PNG, or an H,W bool mask as 1-bit PNG."""
     return _encode(Image.fromarray(pixels), "PNG")
 
 
 def encode_disparity(disparity: NDArray[np.float32]) -> bytes:
-    """Float32 TIFF (PIL mode F) of an H,W disparity in pixels; lossless, read back by PIL."""
+    """Encode an H,W disparity in pixels as float32 TIFF (PIL mode F), without loss."""
     return _encode(Image.fromarray(disparity.astype(np.float32, copy=False)), "TIFF", "tiff_adobe_deflate")
 
 
 def decode_disparity(data: bytes) -> NDArray[np.float32]:
-    """The H,W float32 disparity of `encode_disparity`."""
+    """Decode a disparity that `encode_disparity` has encoded, to H,W float32."""
     return np.asarray(Image.open(io.BytesIO(data)), dtype=np.float32)
 
 

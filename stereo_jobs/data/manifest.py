@@ -1,7 +1,7 @@
 """Manifests: Parquet files in, validated rows out.
 
-A manifest is checked whole before any model loads (`inspect`, `stream_ids`); what can only be seen in a single
-row (an empty prompt, a broken image) becomes that row's error and never stops the others.
+Columns and ids of all files are checked before any model is loaded (`inspect`, `stream_ids`). A rule that a single row
+breaks (an empty prompt, a damaged image) becomes the error of that row and never stops the others.
 """
 
 import fnmatch
@@ -30,7 +30,7 @@ REQUIRED = {
     "image": ("id", "image"),
     "inpaint": ("id", "image", "mask"),
 }
-"""Columns a mode cannot do without."""
+"""Columns that each mode needs."""
 
 INPUTS = {
     "text": (),
@@ -38,12 +38,12 @@ INPUTS = {
     "image": ("image", "depth", "disparity", "given_right", "true_right", "true_disparity"),
     "inpaint": ("image", "mask", "depth", "disparity"),
 }
-"""Image columns that a mode reads, where the row has them."""
+"""Image columns that each mode reads from the rows that have them."""
 
 _MAPS = ("depth", "disparity", "true_disparity")
 
 MAX_PROMPT = 2000
-"""Characters; CLIP reads about 300 of them."""
+"""Longest prompt in characters; CLIP reads about 300 of them."""
 
 _IMAGE_TYPES = "binary, struct<bytes, path> or string (a URI)"
 _KINDS = {
@@ -65,13 +65,13 @@ _KINDS = {
     "true_disparity": _IMAGE_TYPES,
     "true_nonocc_left": _IMAGE_TYPES,
 }
-"""Known columns and their types; all others are carried through as `src_*`."""
+"""Known columns and their types; all other columns are carried through as `src_*`."""
 
 _CACHED_GROUP_BYTES = 256 * 1024**2
 
 
 class ManifestFile(BaseModel):
-    """One Parquet file of a manifest, as a plan lists it."""
+    """One Parquet file of a manifest, as plans list it."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -82,7 +82,7 @@ class ManifestFile(BaseModel):
 
 
 def split_uri(uri: str, settings: StorageSpec) -> tuple[Storage, str]:
-    """The storage of an object's folder, and the object's name in it."""
+    """Split the URI of an object into the storage of its folder and its name there."""
     folder, _, name = uri.rpartition("/")
     return open_storage(folder or ("/" if uri.startswith("/") else "."), settings), name
 
@@ -91,21 +91,28 @@ def split_uri(uri: str, settings: StorageSpec) -> tuple[Storage, str]:
 
 
 def find(patterns: Sequence[str], settings: StorageSpec) -> list[str]:
-    """URIs of all Parquet files that the patterns (file, glob, folder or prefix) name, sorted, each once.
+    """Find the Parquet files of a manifest; returns their URIs, sorted, each once.
+
+    Args:
+        patterns: files, globs, folders or prefixes.
+        settings: S3 access.
 
     Raises:
-        ManifestError: a pattern matches nothing.
+        ManifestError: a pattern matches no file.
     """
     found: set[str] = set()
     for pattern in patterns:
         matches = _glob(pattern, settings) if any(c in pattern for c in "*?[") else _named(pattern, settings)
         if not matches:
-            raise ManifestError(f"manifest {pattern}: no Parquet file there")
+            raise ManifestError(
+                f"manifest {pattern}: no Parquet file there; name a Parquet file, a glob or a folder with such files"
+            )
         found.update(matches)
     return sorted(found)
 
 
 def _named(pattern: str, settings: StorageSpec) -> list[str]:
+    """Find the file of this name, or all Parquet files below the folder of this name."""
     storage, name = split_uri(pattern, settings)
     if name and storage.exists(name):
         return [storage.locate(name)]
@@ -117,6 +124,7 @@ def _named(pattern: str, settings: StorageSpec) -> list[str]:
 
 
 def _glob(pattern: str, settings: StorageSpec) -> list[str]:
+    """Find the files that match a glob; `*` and `?` do not match a slash."""
     fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)].rpartition("/")[0]
     storage = open_storage(fixed or ".", settings)
     wanted = pattern[len(fixed) :].lstrip("/").split("/")
@@ -140,49 +148,56 @@ def open_file(uri: str, settings: StorageSpec) -> pq.ParquetFile:
 
 
 def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFile, pa.Schema]:
-    """Check one file's columns and types; returns its listing and the schema of its carried columns.
+    """Check the columns of one file and their types; returns its listing and the schema of its carried columns.
 
     Raises:
-        ManifestError: naming the file, the column and the rule.
+        ManifestError: a rule is broken; the message names file, column and rule.
     """
     storage, name = split_uri(uri, settings)
     file = open_file(uri, settings)
     schema = file.schema_arrow
-    given = ("given_right",) if recipe.method.right_view == "given" else ()
-    for column in (*REQUIRED[recipe.mode], *given):
-        if column not in schema.names:
-            needing = "method.right_view given" if column in given else f"mode {recipe.mode}"
-            raise ManifestError(
-                f"manifest {uri}: {needing} needs the column {column!r}; it has {', '.join(schema.names) or 'none'}"
-            )
-    for column in schema.names:
-        # pyarrow finds no column by a name that two share.
-        if schema.names.count(column) > 1:
-            raise ManifestError(f"manifest {uri}: column {column!r} appears twice")
-        kind = _KINDS.get(column)
-        if kind and not _fits(schema.field(column).type, kind):
-            raise ManifestError(f"manifest {uri}: column {column!r} must be {kind}, not {schema.field(column).type}")
-    if "scale_percent" in schema.names and recipe.variants.scale_percent:
-        raise ManifestError(
-            f"manifest {uri}: has a column 'scale_percent', and recipe.variants.scale_percent is set too; "
-            "drop one of them"
-        )
-    if file.metadata.num_rows == 0:
-        raise ManifestError(f"manifest {uri}: has no rows")
-    carried = _carried(schema)
-    for field in carried:
-        try:
-            hub_feature(field.type)
-        except TypeError as error:
-            raise ManifestError(
-                f"manifest {uri}: column {field.name!r} cannot be carried through ({error}); drop or cast it"
-            ) from None
+    try:
+        _check_columns(schema, recipe)
+        if file.metadata.num_rows == 0:
+            raise ValueError("has no rows; add some, or leave the file out")
+        carried = _carried(schema)
+        _check_carried(carried)
+    except ValueError as error:
+        raise ManifestError(f"manifest {uri}: {error}") from None
     listing = ManifestFile(uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=file.metadata.num_rows)
     return listing, carried
 
 
+def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
+    """Check that the needed columns are there and the known ones have their types. Raises ValueError."""
+    needed = dict.fromkeys(REQUIRED[recipe.mode], f"mode {recipe.mode}")
+    if recipe.method.right_view == "given":
+        needed["given_right"] = "method.right_view given"
+    for column, why in needed.items():
+        if column not in schema.names:
+            raise ValueError(f"{why} needs the column {column!r}; it has {', '.join(schema.names) or 'none'}")
+    for column in schema.names:
+        # pyarrow finds no column by a name that two share.
+        if schema.names.count(column) > 1:
+            raise ValueError(f"column {column!r} appears twice; rename or drop one")
+        kind = _KINDS.get(column)
+        if kind and not _fits(schema.field(column).type, kind):
+            raise ValueError(f"column {column!r} must be {kind}, not {schema.field(column).type}; cast it")
+    if "scale_percent" in schema.names and recipe.variants.scale_percent:
+        raise ValueError("has a column 'scale_percent', and recipe.variants.scale_percent is set too; drop one of them")
+
+
+def _check_carried(carried: pa.Schema) -> None:
+    """Check that the dataset can hold the carried columns. Raises ValueError."""
+    for field in carried:
+        try:
+            hub_feature(field.type)
+        except TypeError as error:
+            raise ValueError(f"column {field.name!r} cannot be carried through ({error}); drop or cast it") from None
+
+
 def carried_schema(uri: str, settings: StorageSpec) -> pa.Schema:
-    """Names and types of the columns of a file that are carried through as `src_*`."""
+    """Return names and types of the columns of a file that are carried through as `src_*`."""
     return _carried(open_file(uri, settings).schema_arrow)
 
 
@@ -191,11 +206,13 @@ def _carried(schema: pa.Schema) -> pa.Schema:
 
 
 def _plain(field: pa.Field) -> pa.Field:
+    """Replace a dictionary-encoded type by the type of its values."""
     dtype = field.type
     return pa.field(field.name, dtype.value_type if pa.types.is_dictionary(dtype) else dtype)
 
 
 def _fits(dtype: pa.DataType, kind: str) -> bool:
+    """Return whether a column type is of one of the kinds in `_KINDS`."""
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type
     text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
@@ -214,10 +231,10 @@ def _fits(dtype: pa.DataType, kind: str) -> bool:
 
 
 def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
-    """All ids of a file, batch by batch, each checked.
+    """Read and check all ids of a file, batch by batch.
 
     Raises:
-        ManifestError: naming the file, the row (from 0) and the offending id.
+        ManifestError: an id is not valid; the message names file, row (from 0) and id.
     """
     parquet = open_file(file.uri, settings)
     start = 0
@@ -242,8 +259,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) -> StereoJobsError:
-    """What a read that failed means: the store is away or refuses, or the file is broken."""
-    if "AWS Error" in str(error):  # Arrow has no kinds of these; boto3 has
+    """Explain a failed read: the store does not answer or refuses, or the file is damaged."""
+    if "AWS Error" in str(error):  # Arrow does not tell S3 errors apart; boto3 does
         storage, name = split_uri(uri, settings)
         try:
             storage.exists(name)
@@ -257,7 +274,7 @@ def _unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) ->
 
 
 class ManifestReader:
-    """Reads single rows of manifest files; keeps the last row group, since shards follow one another."""
+    """Reads single rows of manifest files. The last row group is cached, since the next shard often continues in it."""
 
     def __init__(self, settings: StorageSpec) -> None:
         self.settings = settings
@@ -266,17 +283,21 @@ class ManifestReader:
         self._lock = threading.Lock()
 
     def read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Cells of the rows (indices into the file, ascending), in that order.
+        """Read rows of a file; returns one dictionary of cells per row.
+
+        Args:
+            uri: the manifest file.
+            rows: indices into the file, ascending.
 
         Raises:
             ManifestError: the file cannot be read.
-            StorageUnavailableError: not now.
+            StorageUnavailableError: the store does not answer at the moment.
         """
         with self._lock:
             try:
                 return self._read(uri, rows)
             except (ManifestError, StorageUnavailableError):
-                # The handle may have outlived its credentials or its connection: once more with a new one.
+                # The credentials or the connection of the open file may have expired: try once more with a new one.
                 self._file = self._group = None
                 return self._read(uri, rows)
 
@@ -294,7 +315,9 @@ class ManifestReader:
         except (pa.ArrowInvalid, OSError) as error:
             raise _unreadable(uri, self.settings, "cannot be read", error) from None
         if len(cells) != len(rows):
-            raise ManifestError(f"manifest {uri}: has {start} rows, fewer than when the job was planned")
+            raise ManifestError(
+                f"manifest {uri}: has {start} rows, fewer than when the job was planned; restore the file"
+            )
         return cells
 
     def _open(self, uri: str) -> pq.ParquetFile:
@@ -318,7 +341,7 @@ class ManifestReader:
 
 
 def _plain_cells(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
-    """Cells as plain values. In place of one that Python cannot hold stands its error, which fails only its row."""
+    """Convert cells to plain values. One that cannot be converted becomes its ValueError, which fails only its row."""
     try:
         return rows.to_pylist()  # type: ignore[no-any-return]
     except ValueError:
@@ -333,36 +356,27 @@ def _plain_cell(cell: pa.Scalar) -> Any:
 
 
 def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence[str], inputs: InputReader) -> Row:
-    """One Row from a manifest row's cells; a rule broken by this row alone becomes its `error`.
+    """Make one Row from the cells of a manifest row; a rule that this row breaks becomes its `error`.
 
     Args:
-        cells: column name to value.
+        cells: column name -> value.
         variant: k of `<id>~k`; 0 where the recipe has no variants.
-        recipe: gives seeds, scales and defaults.
+        recipe: seeds, scales and defaults come from it.
         wanted: image columns that the mode reads.
-        inputs: fetches them within bounds.
+        inputs: reads these images, within its limits.
     """
-    broken = [name for name, value in cells.items() if isinstance(value, ValueError)]
-    cells_as_read, cells = cells, cells | dict.fromkeys(broken)
-    scales = recipe.variants.scale_percent
-    seed_index, scale_index = divmod(variant, max(1, len(scales)))
+    unreadable = {name: value for name, value in cells.items() if isinstance(value, ValueError)}
+    cells = cells | dict.fromkeys(unreadable)
     row_id = str(cells["id"]) + (f"~{variant}" if recipe.variants.per_row > 1 else "")
-    seed = row_seed(recipe.seed, str(cells["id"]), cells.get("seed"), seed_index)
-    scale = cells.get("scale_percent")
-    if scale is None:
-        scale = scales[scale_index] if scales else draw_scale(recipe, seed)
+    seed, scale = _seed_and_scale(cells, variant, recipe)
     error: RowError | None = None
     images: dict[str, bytes] = {}
     try:
-        if broken:
-            why = cells_as_read[broken[0]]
-            raise ValueError(f"{broken[0]}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
-        _check_cells(cells, float(scale), recipe)
-        images = {
-            column: (inputs.read_map if column in _MAPS else inputs.read_image)(cells.get(column), column)
-            for column in wanted
-            if cells.get(column) is not None or column in REQUIRED[recipe.mode]
-        }
+        if unreadable:
+            name, why = next(iter(unreadable.items()))
+            raise ValueError(f"{name}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
+        _check_cells(cells, scale, recipe)
+        images = _read_images(cells, wanted, REQUIRED[recipe.mode], inputs)
     except (ValueError, InputError) as problem:
         error = RowError(row_id, "InvalidRow", str(problem))
     return Row(
@@ -370,16 +384,43 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
         prompt=cells.get("prompt") or "",
         negative_prompt=cells.get("negative_prompt") or recipe.negative_prompt,
         seed=seed,
-        scale_percent=float(scale),
+        scale_percent=scale,
         inputs=images,
         depth_kind=cells.get("depth_kind") or "inverse",
-        camera=Camera(*(cells.get(name) for name in ("focal_px", "baseline", "doffs_px"))),
+        camera=_camera(cells),
         carried={name: value for name, value in cells.items() if name not in _KINDS},
         error=error,
     )
 
 
+def _seed_and_scale(cells: dict[str, Any], variant: int, recipe: Recipe) -> tuple[int, float]:
+    """Return the seed and the scale of a variant: from the manifest row, else from the recipe."""
+    scales = recipe.variants.scale_percent
+    seed_index, scale_index = divmod(variant, max(1, len(scales)))
+    seed = row_seed(recipe.seed, str(cells["id"]), cells.get("seed"), seed_index)
+    scale = cells.get("scale_percent")
+    if scale is None:
+        scale = scales[scale_index] if scales else draw_scale(recipe, seed)
+    return seed, float(scale)
+
+
+def _read_images(
+    cells: dict[str, Any], wanted: Sequence[str], required: Sequence[str], inputs: InputReader
+) -> dict[str, bytes]:
+    """Read the wanted image columns that the row has. Raises InputError, also for a missing required one."""
+    return {
+        column: (inputs.read_map if column in _MAPS else inputs.read_image)(cells.get(column), column)
+        for column in wanted
+        if cells.get(column) is not None or column in required
+    }
+
+
+def _camera(cells: dict[str, Any]) -> Camera:
+    return Camera(*(cells.get(name) for name in ("focal_px", "baseline", "doffs_px")))
+
+
 def _check_cells(cells: dict[str, Any], scale: float, recipe: Recipe) -> None:
+    """Check the cells of one row, except its images. Raises ValueError or InputError, naming column and rule."""
     for column in ("prompt", "negative_prompt"):
         text = cells.get(column) or ""
         if column == "prompt" and column in REQUIRED[recipe.mode] and not text.strip():
@@ -394,39 +435,59 @@ def _check_cells(cells: dict[str, Any], scale: float, recipe: Recipe) -> None:
     if (kind := cells.get("depth_kind")) not in (None, "inverse", "metric"):
         raise ValueError(f"depth_kind: must be inverse or metric, got {kind!r}")
     if recipe.method.geometry == "metric":
-        _check_metric(cells, INPUTS[recipe.mode])
+        has_disparity = "disparity" in INPUTS[recipe.mode] and cells.get("disparity") is not None
+        has_depth = cells.get("depth") is not None
+        check_metric_inputs(has_disparity, has_depth, cells.get("depth_kind"), _camera(cells))
     try:
         check_scale_percent(scale)
     except ValueError as error:
         raise ValueError(f"scale_percent: {error}, got {scale:g}") from None
 
 
-def _check_metric(cells: dict[str, Any], reads: Sequence[str]) -> None:
-    """Metric geometry has to come from somewhere (Eq. 2), and the mode has to read it."""
-    if cells.get("disparity") is not None and "disparity" in reads:
+def check_metric_inputs(has_disparity: bool, has_depth: bool, depth_kind: str | None, camera: Camera) -> None:
+    """Check that a row determines its disparity in pixels (StereoDiffusion, Eq. 2), as metric geometry needs it.
+
+    Args:
+        has_disparity: whether the row has a disparity that its mode reads.
+        has_depth: whether the row has a depth map.
+        depth_kind: `inverse` or `metric`; None counts as inverse.
+        camera: focal length and baseline of the row, for a metric depth.
+
+    Raises:
+        InputError: the row has neither a disparity nor a metric depth with its camera, or that camera is impossible.
+    """
+    if has_disparity:
         return
-    missing = [name for name in ("depth", "focal_px", "baseline") if cells.get(name) is None]
-    if missing or cells.get("depth_kind") != "metric":
+    missing = [] if has_depth else ["depth"]
+    missing += [name for name in ("focal_px", "baseline") if getattr(camera, name) is None]
+    if missing or depth_kind != "metric":
         lacking = f"it lacks {', '.join(missing)}" if missing else "its depth_kind is not metric"
-        raise ValueError(
+        raise InputError(
             "disparity: geometry metric needs a disparity in pixels, or a metric depth with focal_px and baseline; "
             f"{lacking}"
         )
-    for name in ("focal_px", "baseline"):
-        if not (math.isfinite(cells[name]) and cells[name] > 0):
-            raise ValueError(f"{name}: must be above 0, got {cells[name]}")
-    if not math.isfinite(cells.get("doffs_px") or 0):
-        raise ValueError(f"doffs_px: must be finite, got {cells['doffs_px']}")
+    for name, value in (("focal_px", camera.focal_px), ("baseline", camera.baseline)):
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name}: must be above 0, got {value}")
+    if not math.isfinite(camera.doffs_px or 0):
+        raise InputError(f"doffs_px: must be finite, got {camera.doffs_px}")
 
 
 def row_seed(job_seed: int, row_id: str, given: int | None, index: int) -> int:
-    """The 63-bit seed of a row: the manifest's own, else a hash of job seed and id; `index` counts variants."""
+    """Return the 63-bit seed of a row.
+
+    Args:
+        job_seed: seed of the recipe.
+        row_id: id of the manifest row.
+        given: seed of the manifest row, which takes precedence over a hash of job seed and id.
+        index: 0 for the first seed of a row; each further index gives another seed.
+    """
     first = given if given is not None else _hash63(f"{job_seed}/{row_id}")
     return first & (2**63 - 1) if index == 0 else _hash63(f"{first}/{index}")
 
 
 def draw_scale(recipe: Recipe, seed: int) -> float:
-    """The scale of a row that gives none, in percent of the width: the recipe's, or drawn by the seed in its range."""
+    """Return the scale in percent of the width for a row that has none: that of the recipe, or drawn from its range."""
     scale = recipe.scale_percent
     if isinstance(scale, ScaleRange):
         return scale.min + (scale.max - scale.min) * (_hash63(f"{seed}/scale_percent") / 2**63)

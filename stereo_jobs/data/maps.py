@@ -1,4 +1,4 @@
-"""Depth, disparity and masks as files: decoded to arrays, bounded and checked before anything uses them."""
+"""Depth maps, disparity maps and masks as files: they are checked for size, decoded to arrays, and checked again."""
 
 import io
 import re
@@ -11,12 +11,12 @@ from stereo_jobs.data.images import InputError, open_image
 F32 = NDArray[np.float32]
 _PFM = re.compile(rb"\A(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s")
 _KITTI_STEP = 256.0
-_MAX_PIXELS = 2**31  # bounded already, when the bytes were fetched
+_MAX_PIXELS = 2**31  # the size was checked when the file was read
 FORMATS = "float TIFF, PFM, NPY, or 8- or 16-bit PNG"
 
 
 def check_map(data: bytes, max_pixels: int, column: str) -> None:
-    """Refuse what is no map, or has too many pixels, from its header alone. Raises InputError."""
+    """Check from the header alone that a file is a map of at most `max_pixels`. Raises InputError."""
     if _kind(data) == "image":
         open_image(data, max_pixels, column, FORMATS)
         return
@@ -26,10 +26,10 @@ def check_map(data: bytes, max_pixels: int, column: str) -> None:
 
 
 def decode_map(data: bytes, column: str) -> F32:
-    """A map H,W float32, as it stands in the file; not finite where the file says so.
+    """Decode a map to H,W float32, with the values as they are in the file; they may be infinite or NaN.
 
     Raises:
-        InputError: another format, more than one channel, or broken.
+        InputError: another format, more than one channel, or damaged.
     """
     kind = _kind(data)
     try:
@@ -40,25 +40,27 @@ def decode_map(data: bytes, column: str) -> F32:
         else:
             image = open_image(data, _MAX_PIXELS, column, FORMATS)
             if image.mode == "P":
-                image = image.convert("RGB")  # the numbers of a palette mean nothing; refused below
+                image = image.convert("RGB")  # the indices of a palette are no values; refused below
             values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
     except InputError:
         raise
-    except Exception as error:  # of Pillow, of numpy, of Python, which reads the header of NPY
+    except Exception as error:  # from Pillow, numpy, or Python's parser, which reads the header of NPY
         raise InputError(f"{column}: not a readable map ({str(error)[:80]}); use {FORMATS}") from None
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)):
         raise InputError(
             f"{column}: must have one channel of numbers, got shape {values.shape} of {values.dtype}; use {FORMATS}"
         )
-    with np.errstate(over="ignore"):  # what no float32 holds becomes infinite, and so unknown
+    with np.errstate(over="ignore"):  # a value outside of float32 becomes infinite, which means unknown
         return np.asarray(values, np.float32)
 
 
 def decode_disparity_px(data: bytes, column: str = "disparity") -> F32:
-    """Disparity in pixels, H,W float32, NaN where unknown; a 16-bit PNG counts 256ths and 0 is unknown (KITTI).
+    """Decode a disparity in pixels to H,W float32, NaN where unknown.
+
+    A 16-bit PNG holds 256ths of a pixel, and 0 means unknown (KITTI).
 
     Raises:
-        InputError: as `decode_map`, or no pixel is known.
+        InputError: not a map, see `decode_map`; or no pixel is known.
     """
     values = decode_map(data, column)
     if _is_16_bit_png(data):
@@ -70,10 +72,15 @@ def decode_disparity_px(data: bytes, column: str = "disparity") -> F32:
 
 
 def decode_depth(data: bytes, kind: str, column: str = "depth") -> F32:
-    """Depth H,W float32 as the row's `depth_kind` says, NaN where unknown (metric: also where not positive).
+    """Decode a depth map to H,W float32, NaN where unknown.
+
+    Args:
+        data: the file.
+        kind: `depth_kind` of the row; for `metric`, values that are not positive are unknown, too.
+        column: name of the input, for messages.
 
     Raises:
-        InputError: as `decode_map`, or no pixel is known.
+        InputError: not a map, see `decode_map`; or no pixel is known.
     """
     values = decode_map(data, column)
     unknown = ~np.isfinite(values)
@@ -85,15 +92,15 @@ def decode_depth(data: bytes, kind: str, column: str = "depth") -> F32:
 
 
 def decode_mask(data: bytes, size: tuple[int, int], column: str = "mask") -> NDArray[np.bool_]:
-    """A mask H,W bool, True (white) where it is to be filled.
+    """Decode a mask to H,W bool, True (white) where the photo is to be filled.
 
     Args:
-        data: image of one channel, or of several alike.
-        size: (height, width) that it must have.
-        column: for messages.
+        data: an image; colours are converted to grey, and white is 128 or more.
+        size: (height, width) that the mask must have.
+        column: name of the input, for messages.
 
     Raises:
-        InputError: broken, of another size, or empty or full.
+        InputError: not an image, damaged, of another size, all white or all black.
     """
     try:
         values = np.asarray(open_image(data, _MAX_PIXELS, column).convert("L")) >= 128
@@ -108,12 +115,13 @@ def decode_mask(data: bytes, size: tuple[int, int], column: str = "mask") -> NDA
 
 
 def encode_pfm(values: F32) -> bytes:
-    """PFM of an H,W map: rows from the bottom up, little-endian (scale -1)."""
+    """Encode an H,W map as PFM: rows from bottom to top, little-endian (scale -1)."""
     height, width = values.shape
     return f"Pf\n{width} {height}\n-1.0\n".encode() + np.flipud(values).astype("<f4").tobytes()
 
 
 def _decode_pfm(data: bytes) -> F32:
+    """Decode a PFM of one channel to H,W float32. Raises ValueError."""
     header = _PFM.match(data)
     if header is None or header.group(1) != b"Pf":
         raise ValueError("not a PFM of one channel")
@@ -124,6 +132,7 @@ def _decode_pfm(data: bytes) -> F32:
 
 
 def _header_size(data: bytes, column: str) -> tuple[int, int]:
+    """Return height and width of a PFM or NPY file. Raises InputError."""
     if header := _PFM.match(data):
         return int(header.group(3)), int(header.group(2))
     try:
@@ -131,7 +140,7 @@ def _header_size(data: bytes, column: str) -> tuple[int, int]:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, _ = read(stream)
-    except Exception as error:  # the header is Python: numpy lets through what its tokenizer raises
+    except Exception as error:  # the header is Python, and numpy does not catch what its parser raises
         raise InputError(f"{column}: not a readable map ({str(error)[:80]}); use {FORMATS}") from None
     if len(shape) != 2:
         raise InputError(f"{column}: must have one channel of numbers, got shape {shape}; use {FORMATS}")
@@ -145,4 +154,4 @@ def _kind(data: bytes) -> str:
 
 
 def _is_16_bit_png(data: bytes) -> bool:
-    return data.startswith(b"\x89PNG") and data[24:25] == b"\x10"  # bit depth, in the header chunk
+    return data.startswith(b"\x89PNG") and data[24:25] == b"\x10"  # the bit depth in the header chunk

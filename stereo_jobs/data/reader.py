@@ -1,4 +1,4 @@
-"""Fetches what a manifest points at: only from where it may, and never more than fits."""
+"""Reads the images that a manifest points to: only from allowed places, and within limits of size."""
 
 import urllib.parse
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from stereo_jobs.spec import StorageSpec
 
 
 class InputReader:
-    """Fetches the image columns of a manifest within fixed bounds.
+    """Reads the image columns of a manifest, within limits.
 
     Args:
-        allowed_prefixes: folders and s3:// prefixes below which URIs may point.
-        max_bytes: larger inputs are refused unread.
+        allowed_prefixes: folders and s3:// prefixes that URIs may point to.
+        max_bytes: largest size of an input; larger ones are rejected before download.
         settings: S3 access.
-        max_pixels: larger images are refused undecoded.
+        max_pixels: largest number of pixels; larger inputs are rejected before decoding.
     """
 
     def __init__(
@@ -30,23 +30,23 @@ class InputReader:
         self.max_pixels = max_pixels
 
     def read_image(self, value: object, column: str) -> bytes:
-        """As `read`, for a cell that must hold an image; only its header is decoded here."""
+        """Read a cell that must hold an image, as `read` does, and check its header."""
         data = self.read(value, column)
         open_image(data, self.max_pixels, column)
         return data
 
     def read_map(self, value: object, column: str) -> bytes:
-        """As `read`, for a cell that must hold a depth or disparity map."""
+        """Read a cell that must hold a depth or disparity map, as `read` does, and check its header."""
         data = self.read(value, column)
         check_map(data, self.max_pixels, column)
         return data
 
     def read(self, value: object, column: str) -> bytes:
-        """Bytes of one cell: inline bytes, `{bytes, path}`, or a URI below an allowed prefix.
+        """Read one cell: inline bytes, `{bytes, path}`, or a URI below an allowed prefix.
 
         Raises:
-            InputError: naming the column, the rule and the value.
-            StorageUnavailableError: the store is away.
+            InputError: the cell cannot be used; the message names column, rule and value.
+            StorageUnavailableError: the store does not answer at the moment.
         """
         if isinstance(value, dict):
             inline = value.get("bytes")
@@ -71,7 +71,7 @@ class InputReader:
         except NotFoundError:
             raise InputError(f"{column}: {value!r} does not exist") from None
         except StorageUnavailableError:
-            raise  # which is not the row's fault
+            raise  # not the fault of this row
         except StorageError as error:
             raise InputError(f"{column}: {error}") from None
 
@@ -82,7 +82,7 @@ class InputReader:
 
 
 def _normal(uri: str) -> str:
-    """One spelling per place, so that `..` and symbolic links cannot lead out of a prefix."""
+    """Return one spelling per place, so that `..` and symbolic links cannot lead out of a prefix. Raises InputError."""
     if uri.startswith("s3://"):
         key = uri.removeprefix("s3://").partition("/")[2]
         if ".." in urllib.parse.unquote(key).split("/"):

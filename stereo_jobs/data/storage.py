@@ -1,7 +1,8 @@
-"""Objects under one URI, local or S3: the few operations on which exactly-once rests.
+"""Objects under one URI, local or on S3. Publishing each shard exactly once depends on two of these operations.
 
-`create` writes an object only if its name is free, whole or not at all. `swap` replaces one only if it is
-still the version the caller saw. `replace` is for what may be rewritten (card, progress, report).
+`create` writes an object only if its name is free. `swap` replaces an object only if it is still the version that the
+caller has seen. `replace` is for objects that may be rewritten (card, progress, report). Each of them writes the
+complete object or nothing.
 """
 
 import contextlib
@@ -36,67 +37,67 @@ from stereo_jobs.spec import StorageSpec
 
 
 class AlreadyExistsError(Exception):
-    """`create` lost: the name is taken."""
+    """`create` wrote nothing: an object of this name exists."""
 
 
 class ChangedError(Exception):
-    """`swap` lost: the object is not the version that was seen."""
+    """`swap` wrote nothing: the object is no longer the version that the caller has seen."""
 
 
 class NotFoundError(Exception):
-    """No object of that name."""
+    """There is no object of this name."""
 
 
 class ObjectInfo(NamedTuple):
-    """One entry of a listing; `key` is relative to the storage's URI."""
+    """One entry of a listing: key, relative to the URI of the storage, and size in bytes."""
 
     key: str
     size: int
 
 
 class Storage(ABC):
-    """Objects below `uri`; keys are relative, with forward slashes."""
+    """Objects below `uri`; their keys are relative to it, with forward slashes."""
 
     uri: str
 
     @abstractmethod
     def read(self, key: str) -> bytes:
-        """Whole content. Raises NotFoundError."""
+        """Return the content of an object. Raises NotFoundError."""
 
     @abstractmethod
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """Whole content and the version tag that `swap` compares. Raises NotFoundError."""
+        """Return the content of an object and the version tag that `swap` compares. Raises NotFoundError."""
 
     @abstractmethod
     def content_tag(self, key: str) -> str:
-        """A tag that changes with the content, without fetching it where possible. Raises NotFoundError."""
+        """Return a tag that changes with the content, if possible without reading it. Raises NotFoundError."""
 
     @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """All objects whose key starts with `prefix`, in key order, without unfinished ones."""
+        """List all complete objects whose key starts with `prefix`, in key order."""
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> None:
-        """Write a new object, whole or not at all. Raises AlreadyExistsError."""
+        """Write a new object, completely or not at all. Raises AlreadyExistsError."""
 
     @abstractmethod
     def replace(self, key: str, data: bytes) -> None:
-        """Write an object, whole or not at all, whether or not it exists."""
+        """Write an object, completely or not at all; one that exists is overwritten."""
 
     @abstractmethod
     def swap(self, key: str, data: bytes, tag: str) -> str:
-        """Replace the version `tag` by `data`; returns the new tag. Raises ChangedError."""
+        """Replace the version `tag` of an object by `data`; returns the new tag. Raises ChangedError."""
 
     @abstractmethod
     def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """File system and path with which pyarrow opens the object."""
+        """Return the file system and the path with which pyarrow opens the object."""
 
     @abstractmethod
     def size(self, key: str) -> int:
-        """Size in bytes, without fetching it. Raises NotFoundError."""
+        """Return the size of an object in bytes, without reading it. Raises NotFoundError."""
 
     def exists(self, key: str) -> bool:
-        """Whether the object is there."""
+        """Return whether an object exists."""
         try:
             self.size(key)
         except NotFoundError:
@@ -104,14 +105,14 @@ class Storage(ABC):
         return True
 
     def locate(self, key: str) -> str:
-        """The full URI of an object, for messages."""
+        """Return the full URI of an object, for messages."""
         return f"{self.uri}/{key}"
 
     def probe(self, key: str) -> None:
-        """Prove that `create` and `swap` refuse as they must; a store that ignores conditions is refused.
+        """Check that `create` and `swap` do not overwrite what they must keep, by trying both on a probe object.
 
         Raises:
-            StorageError: the store cannot be written, or overwrote what it should have kept.
+            StorageError: the store cannot be written to, or it ignores the conditions of these operations.
         """
         with contextlib.suppress(AlreadyExistsError):
             self.create(key, b"create-if-absent probe")
@@ -122,20 +123,29 @@ class Storage(ABC):
         else:
             raise StorageError(
                 f"{self.uri}: the store ignores create-if-absent (IfNoneMatch) and would let two workers "
-                "overwrite each other; use AWS S3 or another store that honours it"
+                "overwrite each other's shards; use AWS S3 or another store that honours it"
             )
         try:
             self.swap(key, b"this must be refused too", '"00000000000000000000000000000000"')
         except ChangedError:
             return
         raise StorageError(
-            f"{self.uri}: the store ignores conditional overwrites (IfMatch), on which the lease rests; use "
+            f"{self.uri}: the store ignores conditional overwrites (IfMatch), which the lease needs; use "
             "AWS S3 or another store that honours it"
         )
 
 
 def open_storage(uri: str, settings: StorageSpec | None = None, patience_s: float = 60.0) -> Storage:
-    """The storage for a folder, a `file://` URI or an `s3://bucket/prefix`; `patience_s` is for S3 requests."""
+    """Open a local folder, a `file://` URI or an `s3://bucket/prefix`.
+
+    Args:
+        uri: where the objects are; the folder need not exist.
+        settings: S3 access; by default the standard AWS credential chain.
+        patience_s: seconds that one S3 request may take.
+
+    Raises:
+        StorageError: the URI has another form, or S3 cannot be set up with these settings.
+    """
     if uri.startswith("s3://"):
         return S3Storage(uri, settings or StorageSpec(), patience_s)
     if "://" in uri and not uri.startswith("file://"):
@@ -147,25 +157,25 @@ def open_storage(uri: str, settings: StorageSpec | None = None, patience_s: floa
 
 
 class LocalStorage(Storage):
-    """A folder. Unfinished files start with a dot and never appear under a final name."""
+    """A local folder. Files start with a dot until they are complete, and listings leave such files out."""
 
     def __init__(self, folder: str | Path) -> None:
-        # One spelling per place, without following links: plans compare file names.
+        # One spelling per place, without following symbolic links: plans compare file names.
         self.root = Path(os.path.normpath(Path(folder).expanduser().absolute()))
         self.uri = str(self.root)
 
     def read(self, key: str) -> bytes:
-        """See Storage."""
+        """Read a file. Raises NotFoundError."""
         with _local_errors(self.root / key):
             return (self.root / key).read_bytes()
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """See Storage."""
+        """Read a file and its SHA-256. Raises NotFoundError."""
         data = self.read(key)
         return data, hashlib.sha256(data).hexdigest()
 
     def size(self, key: str) -> int:
-        """See Storage. A folder is no object."""
+        """Return the size of a file in bytes. Raises NotFoundError; a folder is no object."""
         with _local_errors(self.root / key):
             path = self.root / key
             if path.is_dir():
@@ -173,12 +183,12 @@ class LocalStorage(Storage):
             return path.stat().st_size
 
     def content_tag(self, key: str) -> str:
-        """SHA-256 of the file."""
+        """Return the SHA-256 of a file. Raises NotFoundError."""
         with _local_errors(self.root / key), (self.root / key).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See Storage."""
+        """List all files below the folder whose key starts with `prefix`, in key order."""
         folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
         found = []
         with _local_errors(folder):
@@ -193,7 +203,7 @@ class LocalStorage(Storage):
         yield from sorted(found)
 
     def create(self, key: str, data: bytes) -> None:
-        """See Storage. A hard link gives the name, atomically, only if it is free."""
+        """Write a new file. A hard link gives it its final name, atomically and only if the name is free."""
         path = self.root / key
         with _local_errors(path), self._temporary(path, data) as temporary:
             try:
@@ -201,25 +211,25 @@ class LocalStorage(Storage):
             except FileExistsError:
                 raise AlreadyExistsError(key) from None
             except OSError as error:
-                # NFS may lose the reply to a link that was made: then the file has two names.
+                # NFS may lose the reply to a successful link: then the file has two names.
                 if temporary.stat().st_nlink != 2:
                     if error.errno in (errno.EPERM, errno.ENOTSUP, errno.EMLINK, errno.ENOSYS):
                         raise StorageError(
                             f"{path}: this file system has no hard links, without which two workers could "
-                            "overwrite each other; choose an output on another file system or on S3"
+                            "overwrite each other's shards; choose an output on another file system or on S3"
                         ) from error
                     raise
             _sync_folder(path.parent)
 
     def replace(self, key: str, data: bytes) -> None:
-        """See Storage."""
+        """Write a file and move it to its name, atomically."""
         path = self.root / key
         with _local_errors(path), self._temporary(path, data) as temporary:
             temporary.replace(path)
             _sync_folder(path.parent)
 
     def swap(self, key: str, data: bytes, tag: str) -> str:
-        """See Storage. Compared and replaced under a lock file, which the system frees with its holder."""
+        """Replace a version of a file, under a file lock that the system releases if its holder dies."""
         if not self.exists(key):
             raise ChangedError(key)
         with _local_errors(self.root / key), self._locked(key):
@@ -233,7 +243,7 @@ class LocalStorage(Storage):
             return hashlib.sha256(data).hexdigest()
 
     def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """See Storage."""
+        """Return pyarrow's local file system and the path."""
         return pyarrow.fs.LocalFileSystem(), str(self.root / key)
 
     @contextlib.contextmanager
@@ -241,7 +251,7 @@ class LocalStorage(Storage):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except FileNotFoundError:
-            raise StorageError(f"{path.parent}: this folder cannot be made; choose another output") from None
+            raise StorageError(f"{path.parent}: this folder cannot be created; choose another output") from None
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             with temporary.open("xb") as file:
@@ -262,7 +272,7 @@ class LocalStorage(Storage):
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    # Whoever stops inside this lock must not stop everyone else.
+                    # A process that is suspended while it holds the lock must not block all others.
                     if time.monotonic() > deadline:
                         raise ChangedError(key) from None
                     time.sleep(0.01)
@@ -285,9 +295,9 @@ def _local_errors(path: Path) -> Iterator[None]:
             errno.ENOSPC: "free space and run again; nothing written so far is lost",
             errno.EDQUOT: "free space or raise the quota and run again; nothing written so far is lost",
             errno.EROFS: "choose a writable output",
-            errno.EACCES: "choose a writable output or mend its permissions",
-            errno.EPERM: "choose a writable output or mend its permissions",
-        }.get(error.errno or 0, "mend it and run again")
+            errno.EACCES: "choose a writable output or fix its permissions",
+            errno.EPERM: "choose a writable output or fix its permissions",
+        }.get(error.errno or 0, "fix the cause and run again")
         raise StorageError(f"{path}: {error.strerror or error}; {remedy}") from error
 
 
@@ -302,13 +312,13 @@ def _sync_folder(folder: Path) -> None:
 # --- S3 ---
 
 _REMEDIES = {
-    "NoSuchBucket": "the bucket does not exist; create it or mend the URI",
+    "NoSuchBucket": "the bucket does not exist; create it or fix the URI",
     "InvalidAccessKeyId": "the access key is unknown; check the credentials",
     "SignatureDoesNotMatch": "the secret key is wrong; check the credentials",
     "AccessDenied": "access denied; check the credentials and the bucket policy",
     "403": "access denied; check the credentials and the bucket policy",
     "404": "no such bucket or object",
-    "EntityTooLarge": "more than one PUT takes (5 GB); lower runtime.shard_rows",
+    "EntityTooLarge": "larger than one PUT may be (5 GB); lower runtime.shard_rows and choose a new output",
     "ExpiredToken": "the session token has expired; renew the credentials",
 }
 _AWS_DEFAULT = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com")
@@ -319,20 +329,20 @@ _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 
 
 class _ConflictError(StorageError):
-    """409: another writer on the same key at the same time; ask again."""
+    """409: another writer used the same key at the same time; the request can be repeated."""
 
 
 class _BrokenReadError(StorageUnavailableError):
-    """The body of an answer ended early."""
+    """The body of a response ended early."""
 
 
 class S3Storage(Storage):
-    """An S3 prefix. Transient errors are retried with jitter by botocore, a bounded number of times.
+    """An S3 prefix. botocore retries requests after transient errors, with jitter and a bounded number of times.
 
     Args:
-        uri: s3://bucket/prefix.
+        uri: `s3://bucket/prefix`.
         settings: endpoint and credentials.
-        patience_s: how long one request may take; below a minute, few are tried.
+        patience_s: seconds that one request may take; below a minute, it is also retried fewer times.
     """
 
     def __init__(self, uri: str, settings: StorageSpec, patience_s: float = 60.0) -> None:
@@ -365,7 +375,7 @@ class S3Storage(Storage):
         return f"{self.prefix}/{key}" if self.prefix else key
 
     def read(self, key: str) -> bytes:
-        """See Storage."""
+        """Read an object. Raises NotFoundError."""
         return self.read_tagged(key)[0]
 
     @tenacity.retry(
@@ -375,26 +385,26 @@ class S3Storage(Storage):
         reraise=True,
     )
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """See Storage. botocore asks again until an answer begins; one that breaks off is asked for here."""
+        """Read an object and its ETag. botocore retries failed requests, but not a response that breaks off."""
         with self._errors(key):
             response = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
             try:
                 return response["Body"].read(), response["ETag"]
             except BotoCoreError as error:
-                raise _BrokenReadError(f"{self.locate(key)}: the answer broke off ({type(error).__name__})") from None
+                raise _BrokenReadError(f"{self.locate(key)}: the response broke off ({type(error).__name__})") from None
 
     def size(self, key: str) -> int:
-        """See Storage."""
+        """Return the size of an object in bytes. Raises NotFoundError."""
         with self._errors(key):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ContentLength"]
 
     def content_tag(self, key: str) -> str:
-        """The object's ETag."""
+        """Return the ETag of an object. Raises NotFoundError."""
         with self._errors(key):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ETag"].strip('"')
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """See Storage."""
+        """List all objects whose key starts with `prefix`, in key order."""
         skip = len(self._key(""))
         with self._errors(prefix):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
@@ -403,25 +413,25 @@ class S3Storage(Storage):
                     yield ObjectInfo(item["Key"][skip:], item["Size"])
 
     def create(self, key: str, data: bytes) -> None:
-        """See Storage."""
+        """Put a new object, with the condition `IfNoneMatch`. Raises AlreadyExistsError."""
         try:
             self._put(key, data, IfNoneMatch="*")
         except ChangedError:
             raise AlreadyExistsError(key) from None
 
     def replace(self, key: str, data: bytes) -> None:
-        """See Storage."""
+        """Put an object without a condition."""
         self._put(key, data)
 
     def swap(self, key: str, data: bytes, tag: str) -> str:
-        """See Storage."""
+        """Put an object, with the condition `IfMatch` on its ETag. Raises ChangedError."""
         try:
             return self._put(key, data, IfMatch=tag)
         except NotFoundError:
             raise ChangedError(key) from None
 
     def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """See Storage. Credentials and endpoint are those that boto3 found."""
+        """Return pyarrow's S3 file system, with the credentials and endpoint that boto3 found, and the path."""
         endpoint = self._client.meta.endpoint_url
         credentials = self._session.get_credentials()
         frozen = credentials.get_frozen_credentials() if credentials else None
@@ -441,7 +451,7 @@ class S3Storage(Storage):
 
     @functools.cache  # noqa: B019  (a process opens few storages, and keeps them)
     def _region(self) -> str:
-        """Where the bucket is: boto3 follows redirects between AWS regions, Arrow does not."""
+        """Find the region of the bucket: boto3 follows redirects between AWS regions, Arrow does not."""
         if _AWS_DEFAULT.fullmatch(self._client.meta.endpoint_url):
             with contextlib.suppress(ClientError, BotoCoreError):
                 return self._client.head_bucket(Bucket=self.bucket)["BucketRegion"]
@@ -455,7 +465,7 @@ class S3Storage(Storage):
     )
     def _put(self, key: str, data: bytes, **conditions: Any) -> str:
         with self._errors(key):
-            # One PUT, one object: a body that breaks off leaves nothing. S3 takes up to 5 GB this way.
+            # One PUT per object: a body that breaks off leaves nothing. S3 accepts up to 5 GB this way.
             response = self._client.put_object(Bucket=self.bucket, Key=self._key(key), Body=data, **conditions)
             return response["ETag"]
 
@@ -478,13 +488,13 @@ class S3Storage(Storage):
             kind = StorageUnavailableError if code in _PASSING or (status or 0) >= 500 else StorageError
             raise kind(f"{where}: {reason}") from None
         except BotoCoreError as error:
-            # Never the request itself: it may hold credentials.
+            # Never show the request itself: it may hold credentials.
             hint = {
-                "NoCredentialsError": "no credentials; set them the usual AWS way (environment, profile, role)",
+                "NoCredentialsError": "no credentials; the standard AWS chain found none (environment, profile, role)",
                 "EndpointConnectionError": "the endpoint cannot be reached; check endpoint_url and the network",
                 "ConnectTimeoutError": "the endpoint does not answer; check endpoint_url and the network",
                 "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
-                "ParamValidationError": "not a valid bucket or object name; mend the URI",
+                "ParamValidationError": "not a valid bucket or object name; fix the URI",
             }.get(type(error).__name__, type(error).__name__)
             kind = StorageError if isinstance(error, _PERMANENT) else StorageUnavailableError
             raise kind(f"{where}: {hint}") from None

@@ -1,4 +1,4 @@
-"""KubeRay resources (ray.io/v1) and the CronJob that stands in for RayCronJob, as plain dictionaries."""
+"""KubeRay resources (ray.io/v1), and a CronJob that can replace a RayCronJob, as plain dictionaries."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from stereo_jobs.launch.options import NIGHTLY, LaunchOptions
 CONFIG = "job"
 MOUNT = {"name": CONFIG, "mountPath": "/etc/stereo-jobs", "readOnly": True}
 USER = 1000
-"""Of the image."""
+"""User id in the container image."""
 
 METRICS_PORT = 8080
-"""Where KubeRay has every node of a cluster export Ray's metrics; by its name a PodMonitor finds it."""
+"""Port where KubeRay lets every node of a cluster export Ray's metrics; a PodMonitor finds it by its name."""
 
 WAIT_FOR_MACHINES_S = 3600
 GRACE_S = 300
@@ -22,7 +22,7 @@ SPOT_LABEL = {
     "generic": ("node.kubernetes.io/lifecycle", "spot"),
 }
 SPOT_NOTICE = {"gke": "gcp", "eks": "aws"}
-"""Whose metadata service tells a pod that its machine is about to go, where pods may ask it."""
+"""Providers whose metadata service announces preemption and can be reached from pods."""
 GPU_LABEL = {
     "gke": "cloud.google.com/gke-accelerator",
     "eks": "karpenter.k8s.aws/instance-gpu-name",
@@ -31,17 +31,17 @@ GPU_LABEL = {
 
 
 def config_map(options: LaunchOptions, files: dict[str, str]) -> dict[str, Any]:
-    """The spec and the scripts. Never a secret: those come by reference."""
+    """Return a ConfigMap with the spec and the scripts. Secrets are never in it; pods refer to them by name."""
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(options), "data": files}
 
 
 def ray_job(options: LaunchOptions, name: str, owner: str | None = None) -> dict[str, Any]:
-    """A RayJob: its own cluster, the run on it, and the end of both.
+    """Return a RayJob: it creates a cluster, runs the job on it, and deletes the cluster.
 
     Args:
-        options: of the launch file.
-        name: of the resource.
-        owner: uid of the Kubernetes Job, also called `name`, with which it is to be deleted.
+        options: options of the launch file.
+        name: name of the resource.
+        owner: uid of the Kubernetes Job of the same name; the RayJob is deleted together with it.
     """
     metadata = _metadata(options) | {"name": name}
     if owner:
@@ -50,7 +50,7 @@ def ray_job(options: LaunchOptions, name: str, owner: str | None = None) -> dict
 
 
 def ray_cron_job(options: LaunchOptions) -> dict[str, Any]:
-    """A RayCronJob. It knows no concurrencyPolicy: the output's lease ends the second of two runs."""
+    """Return a RayCronJob. It has no concurrencyPolicy; the lease of the output ends the second of two runs."""
     spec = {
         "schedule": options.schedule or NIGHTLY,
         "timeZone": options.time_zone,
@@ -60,44 +60,12 @@ def ray_cron_job(options: LaunchOptions) -> dict[str, Any]:
 
 
 def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
-    """A plain CronJob that creates the RayJob and waits for it, with the rights that this takes and no more."""
+    """Return a plain CronJob that creates the RayJob and waits for it, with the permissions it needs."""
     account = f"{options.name}-cron"
     rules = [
         {"apiGroups": ["ray.io"], "resources": ["rayjobs"], "verbs": ["create", "get"]},
         {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["get"]},
     ]
-    label = "metadata.labels['batch.kubernetes.io/job-name']"
-    container = {
-        "name": "wait",
-        "image": options.kubectl_image,
-        "command": ["sh", f"{MOUNT['mountPath']}/wait.sh"],
-        "env": [{"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}}],
-        "resources": _resources("100m", "128Mi"),
-        "securityContext": _confined(),
-        "volumeMounts": [MOUNT],
-    }
-    pod = {
-        "serviceAccountName": account,
-        "restartPolicy": "Never",
-        "securityContext": _pod_security(),
-        "containers": [container],
-        "volumes": [_volume(options)],
-    }
-    # What the RayJob may take with all its retries, and an hour.
-    seconds = _deadline_s(options) * (options.retries + 1) + 3600
-    # Exit 1 says that the RayJob failed: it has had its own retries. A lost pod is made again and waits on.
-    policy = {
-        "rules": [
-            {"action": "FailJob", "onExitCodes": {"containerName": "wait", "operator": "In", "values": [1]}},
-            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-        ]
-    }
-    job = {
-        "backoffLimit": 6,
-        "activeDeadlineSeconds": seconds,
-        "podFailurePolicy": policy,
-        "template": {"metadata": {"labels": _labels(options)}, "spec": pod},
-    }
     spec = {
         "schedule": options.schedule or NIGHTLY,
         "timeZone": options.time_zone,
@@ -105,7 +73,7 @@ def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
         "startingDeadlineSeconds": 3600,
         "successfulJobsHistoryLimit": 3,
         "failedJobsHistoryLimit": 3,
-        "jobTemplate": {"spec": job},
+        "jobTemplate": {"spec": _waiting_job_spec(options, account)},
     }
     metadata = _metadata(options) | {"name": account}
     return [
@@ -125,6 +93,42 @@ def cron_job(options: LaunchOptions) -> list[dict[str, Any]]:
 # --- Parts ---
 
 
+def _waiting_job_spec(options: LaunchOptions, account: str) -> dict[str, Any]:
+    """Return the spec of the Job that creates a RayJob and waits for its end, run as the service account."""
+    label = "metadata.labels['batch.kubernetes.io/job-name']"
+    container = {
+        "name": "wait",
+        "image": options.kubectl_image,
+        "command": ["sh", f"{MOUNT['mountPath']}/wait.sh"],
+        "env": [{"name": "JOB_NAME", "valueFrom": {"fieldRef": {"fieldPath": label}}}],
+        "resources": _resources("100m", "128Mi"),
+        "securityContext": _confined(),
+        "volumeMounts": [MOUNT],
+    }
+    pod = {
+        "serviceAccountName": account,
+        "restartPolicy": "Never",
+        "securityContext": _pod_security(),
+        "containers": [container],
+        "volumes": [_volume(options)],
+    }
+    # The longest time of the RayJob with all its retries, and an hour.
+    seconds = _deadline_s(options) * (options.retries + 1) + 3600
+    # Exit code 1 means that the RayJob failed after its own retries. A lost pod is replaced, and continues to wait.
+    policy = {
+        "rules": [
+            {"action": "FailJob", "onExitCodes": {"containerName": "wait", "operator": "In", "values": [1]}},
+            {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+        ]
+    }
+    return {
+        "backoffLimit": 6,
+        "activeDeadlineSeconds": seconds,
+        "podFailurePolicy": policy,
+        "template": {"metadata": {"labels": _labels(options)}, "spec": pod},
+    }
+
+
 def _ray_job_spec(options: LaunchOptions) -> dict[str, Any]:
     return {
         "entrypoint": f"sh {MOUNT['mountPath']}/run.sh",
@@ -139,7 +143,7 @@ def _ray_job_spec(options: LaunchOptions) -> dict[str, Any]:
 
 
 def _deadline_s(options: LaunchOptions) -> int:
-    """When KubeRay kills a try. The run ends before by itself (`--max-hours`), so this is for one that hangs."""
+    """Return the seconds after which KubeRay kills an attempt. A run ends earlier (`--max-hours`) unless it hangs."""
     return WAIT_FOR_MACHINES_S + options.max_seconds + GRACE_S
 
 
@@ -162,7 +166,7 @@ def _ray_cluster(options: LaunchOptions) -> dict[str, Any]:
         "enableInTreeAutoscaling": True,
         "autoscalerOptions": {"version": "v2", "idleTimeoutSeconds": 300},
         "headGroupSpec": {
-            # No actor may land on the head: it is small, and the driver lives there.
+            # No actor may run on the head: it is small, and the driver runs there.
             "rayStartParams": {"num-cpus": "0"},
             "template": {"metadata": {"labels": _labels(options), "annotations": _stay()}, "spec": head},
         },
@@ -189,7 +193,7 @@ def _pod(options: LaunchOptions, resources: dict[str, Any], *, worker: bool) -> 
         "ports": [{"name": "metrics", "containerPort": METRICS_PORT}],
         "env": [
             {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"},
-            # A stopped job gets this long to drain; Ray's own 3 s cut every shard off.
+            # Seconds that a stopped job has to drain; with Ray's default of 3 s no shard would finish.
             {"name": "RAY_JOB_STOP_WAIT_TIME_S", "value": "60"},
         ],
         "resources": resources,
@@ -212,7 +216,7 @@ def _pod(options: LaunchOptions, resources: dict[str, Any], *, worker: bool) -> 
 
 
 def _worker_placement(options: LaunchOptions) -> dict[str, Any]:
-    """Node selectors and tolerations, by the labels of the provider."""
+    """Return node selectors and tolerations, with the labels of the provider."""
     selector: dict[str, str] = {}
     tolerations: list[dict[str, str]] = []
     if options.gpus:
@@ -234,7 +238,7 @@ def _worker_placement(options: LaunchOptions) -> dict[str, Any]:
 
 
 def _stay() -> dict[str, str]:
-    """Annotations that keep node autoscalers from moving the head."""
+    """Return annotations that keep node autoscalers from moving the head."""
     return {"cluster-autoscaler.kubernetes.io/safe-to-evict": "false", "karpenter.sh/do-not-disrupt": "true"}
 
 

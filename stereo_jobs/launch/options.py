@@ -1,4 +1,4 @@
-"""What a launch file needs to know besides the job spec."""
+"""Options of a launch file: everything that it needs besides the job spec."""
 
 import importlib.metadata
 import re
@@ -15,8 +15,9 @@ ON_KUBERNETES: tuple[Kind, ...] = ("kuberay", *SCHEDULED)
 
 MAX_RAYJOB_NAME = 47
 MAX_CRON_NAME = 36
-"""Both are KubeRay's: it appends to these names, and 63 characters is all that Kubernetes takes."""
+"""Limits of KubeRay, in characters: it appends to these names, and Kubernetes allows 63."""
 NIGHTLY = "0 1 * * *"
+"""Schedule of scheduled jobs that name none."""
 
 _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _CRON_FIELD = re.compile(r"[0-9A-Za-z*/,?-]+")
@@ -25,41 +26,52 @@ KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$
 
 
 class LaunchOptions(BaseModel):
-    """Validated options of one launch file; everything has a default but `kind`, and `image` where one is needed."""
+    """Options of one launch file. All have defaults except `kind` and, for every kind but slurm, `image`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Kind = Field(description="Which launch file.")
-    name: str = Field("stereo-jobs", description="Of the job or cluster: a-z, 0-9 and -, starting with a letter.")
-    image: str | None = Field(None, pattern=r"^\S+$", description="Container image that has stereo-jobs.")
+    kind: Kind = Field(description="Kind of launch file.")
+    name: str = Field("stereo-jobs", description="Name of the job or cluster: a-z, 0-9 and -, starting with a letter.")
+    image: str | None = Field(None, pattern=r"^\S+$", description="Container image with stereo-jobs.")
     namespace: KubernetesName = Field("default", description="Kubernetes namespace.")
-    schedule: str | None = Field(None, description="Five cron fields; for kuberay-cron, cronjob and slurm.")
-    time_zone: str = Field("Etc/UTC", pattern=r"^[A-Za-z]+(/[A-Za-z0-9_+-]+)*$", description="Of the schedule.")
-    provider: Literal["eks", "gke", "generic"] = Field("generic", description="Whose node labels to use.")
+    schedule: str | None = Field(None, description="Schedule as five cron fields; for kuberay-cron, cronjob and slurm.")
+    time_zone: str = Field(
+        "Etc/UTC", pattern=r"^[A-Za-z]+(/[A-Za-z0-9_+-]+)*$", description="Time zone of the schedule."
+    )
+    provider: Literal["eks", "gke", "generic"] = Field("generic", description="Provider whose node labels are used.")
     gpu_type: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9._-]+$", description="Name of the GPU, or AWS instance type for ray-up."
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Name of the GPU in node labels, or AWS instance type for ray-up.",
     )
     gpus: int = Field(1, ge=0, le=64, description="GPUs per worker; 0 for CPU only.")
     cpus: PositiveInt = Field(4, description="CPUs per worker.")
-    memory_gib: PositiveInt = Field(24, description="Memory per worker.")
-    min_workers: int = Field(0, ge=0, description="Workers kept; work starts with one more than none.")
-    max_workers: PositiveInt = Field(4, description="Never more workers than this.")
-    spot: bool = Field(True, description="Workers on spot machines; the head never is.")
-    service_account: KubernetesName | None = Field(None, description="Of head and workers; must exist.")
-    env_secrets: tuple[KubernetesName, ...] = Field((), description="Secrets whose keys become variables.")
+    memory_gib: PositiveInt = Field(24, description="Memory per worker in GiB.")
+    min_workers: int = Field(0, ge=0, description="Smallest number of workers; with 0, work starts when there is one.")
+    max_workers: PositiveInt = Field(4, description="Largest number of workers.")
+    spot: bool = Field(True, description="Run workers on spot machines; the head always runs on demand.")
+    service_account: KubernetesName | None = Field(
+        None, description="Service account of head and workers; it must exist."
+    )
+    env_secrets: tuple[KubernetesName, ...] = Field((), description="Secrets whose keys become environment variables.")
     token_secret: KubernetesName | None = Field(
-        None, description="Secret with the cluster's token in `auth_token`; null: KubeRay makes one per cluster."
+        None,
+        description="Secret that holds the token of the cluster in `auth_token`; null: KubeRay makes one per cluster.",
     )
-    max_hours: float = Field(24.0, ge=0.001, le=24 * 30, description="A run ends by then, in order.")
-    retries: int = Field(2, ge=0, le=20, description="Fresh starts after a failure or an interruption.")
+    max_hours: float = Field(
+        24.0, ge=0.001, le=24 * 30, description="Maximum hours of a run; it then drains and ends normally."
+    )
+    retries: int = Field(2, ge=0, le=20, description="Restarts on a new cluster after a failure or an interruption.")
     kubectl_image: str = Field(
-        "alpine/kubectl:1.34.1", pattern=r"^\S+$", description="With sh and kubectl, for cronjob."
+        "alpine/kubectl:1.34.1", pattern=r"^\S+$", description="Container image with sh and kubectl, for cronjob."
     )
-    ray_version: str = Field(default_factory=lambda: importlib.metadata.version("ray"), description="In the image.")
+    ray_version: str = Field(
+        default_factory=lambda: importlib.metadata.version("ray"), description="Ray version in the image."
+    )
     region: str = Field("us-east-1", pattern=r"^[a-z0-9-]+$", description="AWS region, for ray-up.")
     instance_profile: str | None = Field(None, description="IAM instance profile (ARN), for ray-up.")
     partition: str | None = Field(None, pattern=r"^[\w,.-]+$", description="Slurm partition.")
-    setup: str | None = Field(None, description="Shell line that puts stereo-jobs on PATH, for slurm.")
+    setup: str | None = Field(None, description="Line of shell that puts stereo-jobs on PATH, for slurm.")
 
     @field_validator("schedule")
     @classmethod
@@ -81,8 +93,8 @@ class LaunchOptions(BaseModel):
         limit = MAX_CRON_NAME if self.kind in SCHEDULED else MAX_RAYJOB_NAME
         if len(self.name) > limit or not _NAME.fullmatch(self.name):
             raise ValueError(
-                f"name must be at most {limit} characters of a-z, 0-9 and -, from a letter to a letter or digit; "
-                f"got {self.name!r} with {len(self.name)}"
+                f"name must be at most {limit} characters of a-z, 0-9 and -, start with a letter and end with a letter "
+                f"or digit; got {self.name!r} with {len(self.name)}"
             )
         if self.min_workers > self.max_workers:
             raise ValueError(f"needs min_workers <= max_workers, got {self.min_workers} and {self.max_workers}")
@@ -94,22 +106,22 @@ class LaunchOptions(BaseModel):
 
     @property
     def actors(self) -> tuple[int, int]:
-        """Workers between which the run begins and stays, counting one actor per GPU (or per worker without)."""
+        """Smallest and largest number of actors, with one actor per GPU, or per worker without GPUs."""
         return max(1, self.min_workers) * max(1, self.gpus), self.max_workers * max(1, self.gpus)
 
     @property
     def max_seconds(self) -> int:
-        """Of one run."""
+        """Maximum seconds of one run."""
         return round(self.max_hours * 3600)
 
     @property
     def scheduled(self) -> bool:
-        """Whether it comes back by itself: then new manifest files are taken in, and a held output is no failure."""
+        """Whether the job runs on a schedule: then it adds new manifest files, and an output in use is no failure."""
         return self.kind in SCHEDULED or self.schedule is not None
 
 
 def make_options(**values: Any) -> LaunchOptions:
-    """Options from plain values, None meaning the default. Raises SpecError with the rule and the value."""
+    """Make options from plain values; None means the default. Raises SpecError, naming rule and value."""
     try:
         return LaunchOptions(**{name: value for name, value in values.items() if value is not None})
     except ValidationError as error:

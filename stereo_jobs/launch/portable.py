@@ -1,6 +1,7 @@
-"""A job spec that travels: its own text, checked here, read on the cluster.
+"""Job specs that are sent to another machine: their text is checked here, and read there.
 
-`${ENV}` is left as it is, so that secrets stay where they are; a spec that holds one in clear is refused.
+`${ENV}` is not substituted here, so that secrets never leave their machine; a spec with a secret in plain text is
+refused.
 """
 
 import os
@@ -21,13 +22,13 @@ _USER_IN_URL = re.compile(r"://[^/\s:@]+:[^/\s@]+@")
 
 
 class Portable(NamedTuple):
-    """A spec that can be sent.
+    """A job spec that can be sent to another machine.
 
     Attributes:
-        text: of the file, unchanged.
-        spec: what it means, with placeholders for variables that are only set on the cluster.
-        variables: names of the `${ENV}` it uses.
-        overrides: `--set` arguments to be given where it runs.
+        text: the text of its file, unchanged.
+        spec: the validated spec, with placeholders for variables that are only set on the cluster.
+        variables: names of the environment variables it uses.
+        overrides: `--set` arguments for the command that runs it.
     """
 
     text: str
@@ -37,15 +38,15 @@ class Portable(NamedTuple):
 
 
 def read_portable(path: str | Path, overrides: Sequence[str] = (), *, local_paths: bool) -> Portable:
-    """Check a spec that will run elsewhere.
+    """Read and check a spec that will run on another machine.
 
     Args:
-        path: of the spec, YAML or JSON.
-        overrides: `a.b=c`; they travel beside the text.
-        local_paths: whether absolute paths mean the same there (a file system that all nodes share).
+        path: the spec, YAML or JSON.
+        overrides: `a.b=c` arguments that will be sent along.
+        local_paths: whether absolute paths are allowed, because the machines share a file system.
 
     Raises:
-        SpecError: it is not valid, holds a secret in clear, or names files that are only here.
+        SpecError: the spec is not valid, has a secret in plain text, or names files that only exist here.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -67,7 +68,15 @@ def run_command(
     extend: bool = False,
     max_hours: float | None = None,
 ) -> str:
-    """The shell command that runs it; `where` is the path of the spec there, `extra` are more `--set` arguments."""
+    """Return the shell command that runs a spec.
+
+    Args:
+        portable: the spec.
+        where: path of the spec on the machine that runs it.
+        extra: further `--set` arguments; those of `portable` come last and win.
+        extend: also plan new manifest files.
+        max_hours: maximum hours of the run.
+    """
     words = ["stereo-jobs", "run", where, *(["--extend"] if extend else [])]
     words += [f"--max-hours={max_hours:g}"] if max_hours else []
     for override in (*extra, *portable.overrides):
@@ -76,10 +85,10 @@ def run_command(
 
 
 def _load(path: str | Path, overrides: Sequence[str], names: Sequence[str]) -> JobSpec:
-    """Validate with placeholders for what is not set here."""
+    """Validate a spec, with placeholders for the variables that are not set here."""
     missing = [name for name in names if name not in os.environ]
     try:
-        # A URL passes every rule that a text of a runtime field may have.
+        # A URL passes the rules of all text fields in `runtime`.
         os.environ.update(dict.fromkeys(missing, "https://set-on-the-cluster"))
         return load_spec(path, list(overrides))
     finally:
@@ -88,18 +97,20 @@ def _load(path: str | Path, overrides: Sequence[str], names: Sequence[str]) -> J
 
 
 def _refuse_secrets(text: str, overrides: Sequence[str]) -> None:
+    """Check that no field holds a secret in plain text. Raises SpecError without showing it."""
     fields = [*_leaves(yaml.safe_load(text), ""), *(tuple(item.split("=", 1)) for item in overrides)]
     for field, value in fields:
         if value and _SECRET_FIELD.search(field.rpartition(".")[2]) and not _ENV.fullmatch(str(value).strip()):
             raise SpecError(
-                f"{field}: a secret in clear would travel with the spec; write ${{NAME}}, and set NAME on the cluster "
-                "from a secret, or leave it out to use the machine's own role"
+                f"{field}: a secret in plain text would be sent with the spec; write ${{NAME}} and set NAME on the "
+                "cluster from a secret, or leave the field out to use the role of the machine"
             )
         if _USER_IN_URL.search(str(value)):
-            raise SpecError(f"{field}: the URL has a password in it, which would travel with the spec; use ${{NAME}}")
+            raise SpecError(f"{field}: the URL has a password in it, which would be sent with the spec; use ${{NAME}}")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Iterate over all single values of nested data, with their paths."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield from _leaves(item, f"{path}.{key}" if path else str(key))
@@ -113,5 +124,5 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _refuse_paths_of_here(field: str, value: str, local_paths: bool) -> None:
     if "://" in value or (local_paths and value.startswith("/")):
         return
-    rule = "s3://, or an absolute path that every node sees" if local_paths else "s3://"
+    rule = "s3://, or an absolute path on a file system that all nodes share" if local_paths else "s3://"
     raise SpecError(f"{field}: the job runs on other machines, so it must be {rule} (got {value!r})")

@@ -1,4 +1,4 @@
-"""Spec and options in, text of a launch file out."""
+"""Writes the text of a launch file, from a job spec and options."""
 
 import functools
 import math
@@ -17,17 +17,27 @@ from stereo_jobs.launch.portable import Portable, read_portable, run_command
 from stereo_jobs.spec import JobSpec
 
 MOUNTED = "/etc/stereo-jobs"
-"""Where the ConfigMap appears in the head's container."""
+"""Folder of the ConfigMap in the container of the head."""
 ON_AWS = "/home/ray/job.yaml"
+"""Path of the job spec on the head, for ray-up."""
 
 START_TIMEOUT_S = 3600
-"""Spot machines take their time, and so does the first pull of a large image."""
+"""Seconds to wait for the first actors: spot machines, and the first pull of a large image, take long."""
 SLURM_NOTICE_S = 180
-"""Slurm's SIGTERM comes so long before the time is over, or a minute earlier."""
+"""Seconds between Slurm's SIGTERM and the end of the time limit; Slurm may send it a minute earlier."""
 
 
 def render(path: str, options: LaunchOptions, overrides: Sequence[str] = ()) -> str:
-    """The launch file for the job spec at `path`. Raises SpecError when the spec cannot travel."""
+    """Return the launch file for a job spec.
+
+    Args:
+        path: the job spec, YAML or JSON.
+        options: options of the launch file.
+        overrides: `--set` arguments of the run.
+
+    Raises:
+        SpecError: the spec is not valid, or cannot be sent to another machine.
+    """
     portable = read_portable(path, overrides, local_paths=options.kind == "slurm")
     if options.kind in ON_KUBERNETES:
         return _kubernetes(portable, options)
@@ -37,13 +47,13 @@ def render(path: str, options: LaunchOptions, overrides: Sequence[str] = ()) -> 
 
 
 def _placement(spec: JobSpec, options: LaunchOptions) -> list[str]:
-    """`--set` arguments that fit the run to the cluster: how many actors, on what, how long to wait for machines."""
+    """Return `--set` arguments that adapt the run to the cluster: device, number of actors, time to wait for them."""
     low, high = options.actors
     share = spec.runtime.gpus_per_actor if options.gpus else 1.0
     actors = [max(1, math.floor(count / share)) for count in (low, high)]
     timeout_s = max(START_TIMEOUT_S, round(spec.runtime.start_timeout_s))
     return [
-        # A cluster that the spec names is another one than this.
+        # A cluster that the spec names is not this one.
         *(["runtime.ray_address=null"] if spec.runtime.ray_address and options.kind != "ray-up" else []),
         f"runtime.device={'cuda' if options.gpus else 'cpu'}",
         f"runtime.actors={{min: {actors[0]}, max: {actors[1]}}}",
@@ -53,14 +63,14 @@ def _placement(spec: JobSpec, options: LaunchOptions) -> list[str]:
 
 
 def _spot_notice(spec: JobSpec, options: LaunchOptions) -> list[str]:
-    """Whom workers ask whether their machine is about to go, unless the spec says so."""
+    """Return the `--set` argument with the source of preemption notices, unless the spec names one."""
     source = {"ray-up": "aws", "slurm": None}.get(options.kind, kubernetes.SPOT_NOTICE.get(options.provider))
     wanted = source and options.spot and not spec.runtime.spot_notice
     return [f"runtime.spot_notice={source}"] if wanted else []
 
 
 def _time_is_over_s(spec: JobSpec, options: LaunchOptions) -> int:
-    """Seconds of the run's script after which exit 75 means that the time was over, and not an interruption."""
+    """Return the seconds after which exit code 75 of a run means that its time was over, not an interruption."""
     if options.kind == "slurm":  # counted from the start of the batch script, which may be a minute late
         return _slurm_seconds(options) - SLURM_NOTICE_S - 120
     limit_s = options.max_seconds
@@ -107,13 +117,19 @@ def _kubernetes(portable: Portable, options: LaunchOptions) -> str:
 def _ray_up(path: str, portable: Portable, options: LaunchOptions) -> str:
     extra = ["runtime.ray_address=auto", *_placement(portable.spec, options)]
     command = run_command(portable, ON_AWS, extra, max_hours=options.max_hours)
+    head = template("ray-up.head.j2").render(options=options, command=command, variables=portable.variables)
+    return head + to_yaml(_aws_cluster(path, options))
+
+
+def _aws_cluster(path: str, options: LaunchOptions) -> dict[str, Any]:
+    """Return the configuration of Ray's cluster launcher on AWS; the spec at `path` is copied to all nodes."""
     machine: dict[str, Any] = {"BlockDeviceMappings": [{"DeviceName": "/dev/sda1", "Ebs": {"VolumeSize": 200}}]}
     if options.instance_profile:
         machine["IamInstanceProfile"] = {"Arn": options.instance_profile}
     market = {"InstanceMarketOptions": {"MarketType": "spot"}} if options.spot else {}
     worker = {"InstanceType": options.gpu_type or "g6.xlarge", **market, **machine}
     start = "ulimit -n 65536; ray start"
-    cluster = {
+    return {
         "cluster_name": options.name,
         "max_workers": options.max_workers,
         "idle_timeout_minutes": 5,
@@ -152,8 +168,6 @@ def _ray_up(path: str, portable: Portable, options: LaunchOptions) -> str:
         ],
         "worker_start_ray_commands": ["ray stop", f"{start} --address=$RAY_HEAD_IP:6379"],
     }
-    head = template("ray-up.head.j2").render(options=options, command=command, variables=portable.variables)
-    return head + to_yaml(cluster)
 
 
 def _slurm(portable: Portable, options: LaunchOptions) -> str:
@@ -185,7 +199,7 @@ def _slurm_time(seconds: int) -> str:
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-    """A template of this package; shell and comments, so nothing is escaped, and nothing may be undefined."""
+    """Load a template of this package. Nothing is escaped, since it is shell text; undefined variables are errors."""
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -194,7 +208,7 @@ def template(name: str) -> jinja2.Template:
 
 
 class _Dumper(yaml.SafeDumper):
-    """YAML as people write it: no aliases, several lines as a block."""
+    """Writes YAML as people do: without aliases, and texts of several lines as blocks."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -212,5 +226,5 @@ _represent(str, _text)
 
 
 def to_yaml(document: dict[str, Any]) -> str:
-    """One YAML document."""
+    """Write one YAML document."""
     return yaml.dump(document, Dumper=_Dumper, sort_keys=False, width=110)

@@ -1,8 +1,8 @@
-"""Jobs on a Ray cluster that is already there, over Ray's Jobs API: submit, follow, stop.
+"""Jobs on an existing Ray cluster, with Ray's Jobs API: submit, follow, stop.
 
-The spec travels as the job's working directory, as it is written; `${ENV}` is read on the cluster. The driver runs
-on the head, so this machine may go away. A submission has an id made from what the job is: while it is under way a
-second submission joins it, afterwards the next one goes on from the output.
+The unchanged spec is sent as the working directory of the job, and `${ENV}` is read on the cluster. The driver runs on
+the head, so this machine may be switched off meanwhile. The id of a submission is made from output, recipe and
+manifests: while such a job runs, a second submission joins it; afterwards, the next one resumes from the output.
 """
 
 import asyncio
@@ -24,25 +24,25 @@ log = logging.getLogger(__name__)
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 MAX_RUNS = 1000
-"""Of one job on one cluster."""
+"""Largest number of runs of one job on one cluster."""
 SPEC_FILE = "job.yaml"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
 _ADDRESS_VARIABLES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 _TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 PATIENCE_S = 60.0
-"""How long a head may not answer, or not know the job, while it is followed."""
+"""Seconds that a head may not answer, or not know the job, while the job is followed."""
 
 
 class Ticket(NamedTuple):
-    """A submitted job, and whether it was under way before."""
+    """A submitted job: its id, and whether it was already running."""
 
     id: str
     joined: bool
 
 
 class End(NamedTuple):
-    """How a job ended: Ray's word for it, the exit code of `stereo-jobs run`, and one line for people."""
+    """End of a job: its status as Ray names it, the exit code of `stereo-jobs run`, and one line for people."""
 
     status: str
     exit_code: int
@@ -51,12 +51,12 @@ class End(NamedTuple):
 
 @contextlib.contextmanager
 def connect(address: str) -> Iterator["Cluster"]:
-    """A cluster by the URL of its dashboard.
+    """Connect to the cluster with this dashboard URL.
 
-    The token comes from RAY_AUTH_TOKEN, or with RAY_AUTH_MODE=token from where else Ray looks for it.
+    The token is read from RAY_AUTH_TOKEN. Without it, and with RAY_AUTH_MODE=token, Ray looks for its token file.
 
     Raises:
-        ClusterError: it cannot be reached, or takes neither this token nor none.
+        ClusterError: the cluster cannot be reached, or refuses access.
     """
     if not re.fullmatch(r"https?://[^\s/@]+/?", address):
         raise ClusterError(f"--address: write it as http://HOST:8265, the dashboard of the Ray head (got {address!r})")
@@ -65,7 +65,7 @@ def connect(address: str) -> Iterator["Cluster"]:
 
 
 class Cluster:
-    """Jobs of one cluster; made by `connect`, which explains what goes wrong."""
+    """Jobs of one cluster. Use `connect` to make one: it turns Ray's exceptions into messages with a remedy."""
 
     def __init__(self, address: str) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -76,10 +76,10 @@ class Cluster:
             logging.getLogger(name).setLevel(logging.WARNING)
         token = os.environ.get("RAY_AUTH_TOKEN")
         headers = {"Authorization": f"Bearer {token.strip()}"} if token else None
-        with _without(_ADDRESS_VARIABLES):  # Ray would take these instead of the address it is given.
+        with _without(_ADDRESS_VARIABLES):  # Ray would prefer these to the address it is given.
             self._client: Any = JobSubmissionClient(address, headers=headers)
+        # Jobs that the cluster has known: if it does not know one of them any more, it has lost it.
         self._seen: set[str] = set()
-        """Jobs that this cluster knew: one that it knows no more, it has lost."""
 
     def submit(
         self,
@@ -90,18 +90,18 @@ class Cluster:
         extend: bool = False,
         max_hours: float | None = None,
     ) -> Ticket:
-        """Submit the job spec at `path`, or join the same job if it is under way.
+        """Submit a job spec, or join the same job if it is already running.
 
         Args:
-            path: of the spec.
+            path: the spec.
             overrides: `--set` arguments of the run.
-            job_id: instead of one made from what the job is; never used again on this cluster.
-            extend: also make rows of new manifest files.
-            max_hours: the run ends by then, with exit code 75 if work is left.
+            job_id: id of the submission, instead of a generated one; a cluster accepts each id once.
+            extend: also plan new manifest files.
+            max_hours: maximum hours of the run, which ends with exit code 75 if work is left.
 
         Raises:
-            SpecError: the spec is not valid, or cannot travel.
-            ClusterError: `job_id` was used before, for a job that ended or for another one.
+            SpecError: the spec is not valid, or cannot be sent to another machine.
+            ClusterError: `job_id` was used before, by a job that has ended or by another job.
         """
         portable = read_portable(path, overrides, local_paths=True)
         mark = fingerprint(portable, extend=extend)
@@ -118,23 +118,23 @@ class Cluster:
             return self._submit(send, mark, job_id)
 
     def follow(self, job_id: str, write: Callable[[str], None]) -> End:
-        """Hand everything the job prints to `write` until it ends; then say how.
+        """Pass everything that the job prints to `write` until it ends; returns how it ended.
 
         Raises:
             ClusterError: there is no such job.
-            InterruptedRunError: for a minute the head has not answered, or not known the job any more.
+            InterruptedRunError: for `PATIENCE_S`, the head has not answered, or has not known the job any more.
         """
         if job_id not in self._seen:
             self._info(job_id)
         return _end(asyncio.run(self._follow(job_id, write)))
 
     def logs(self, job_id: str) -> str:
-        """All that the job has printed."""
+        """Return everything that the job has printed so far."""
         self._info(job_id)
         return str(self._client.get_job_logs(job_id))
 
     def stop(self, job_id: str) -> bool:
-        """Ask the job to drain and end; False if it had ended."""
+        """Ask the job to drain and end; returns False if it had ended before."""
         self._info(job_id)
         return bool(self._client.stop_job(job_id))
 
@@ -154,20 +154,22 @@ class Cluster:
                 except RuntimeError as error:
                     if "already exists" not in str(error):
                         raise
-                before = self._info(candidate)  # another submission was quicker
+                before = self._info(candidate)  # another submission came first
             same = (before.metadata or {}).get("stereo_jobs") == mark
             if same and str(before.status) not in ENDED:
                 return Ticket(candidate, True)
             if job_id:
                 reason = f"a job that ended ({before.status})" if same else "another job"
                 raise ClusterError(
-                    f"--id {job_id}: this cluster has used it for {reason}, and Ray takes an id once; give another "
-                    "one, or none"
+                    f"--id {job_id}: this cluster has used it for {reason}, and Ray accepts an id once; give another "
+                    "--id, or none to get a new one"
                 )
-        raise ClusterError(f"{self.address}: this job was run {MAX_RUNS} times here; give an --id of its own")
+        raise ClusterError(
+            f"{self.address}: this job was run {MAX_RUNS} times here, so no generated id is left; give an --id"
+        )
 
     def _info(self, job_id: str) -> Any:
-        """Raises ClusterError if there never was such a job, and RuntimeError if the cluster has lost it."""
+        """Ask for a job. Raises ClusterError if there never was such a job, RuntimeError if the cluster has lost it."""
         try:
             info = self._client.get_job_info(job_id)
             self._seen.add(job_id)
@@ -178,11 +180,11 @@ class Cluster:
             raise
 
     async def _follow(self, job_id: str, write: Callable[[str], None]) -> Any:
-        """Returns what the cluster knows of the job once it has ended."""
+        """Follow a job until it ends; returns what the cluster then knows about it."""
         seen, silent_since = 0, None
         while True:
             try:
-                at = 0  # a new connection begins at the beginning
+                at = 0  # a new connection sends the log from its beginning
                 async for text in self._tail(job_id):
                     fresh = text[max(0, seen - at) :]
                     at += len(text)
@@ -198,8 +200,8 @@ class Cluster:
                 if time.monotonic() > silent_since + PATIENCE_S:
                     raise InterruptedRunError(
                         f"{self.address}: nothing was heard of {job_id} for {PATIENCE_S:g} s "
-                        f"({_first_line(error)}); what was made is kept: submit again, there or to a new cluster, to "
-                        "go on"
+                        f"({_first_line(error)}); finished shards are kept: submit again, to this or to a new "
+                        "cluster, to resume"
                     ) from None
                 log.info("lost the log of %s, trying again: %s", job_id, _first_line(error))
             await asyncio.sleep(1.0)
@@ -215,35 +217,35 @@ class Cluster:
 
 
 def fingerprint(portable: Portable, *, extend: bool) -> str:
-    """What makes two submissions the same job: output, recipe and manifests, not how it is run."""
+    """Return a mark of a job: same output, recipe and manifests give the same mark, whatever the runtime settings."""
     spec = portable.spec
     parts = {"output": spec.output, "recipe": spec.recipe.canonical(), "manifest": list(spec.manifests)}
     return digest(parts | {"extend": extend})[:12]
 
 
 def _end(info: Any) -> End:
-    """How a job ended. Ray's own command line turns every failure into 1; the code is in the details."""
+    """Find out how a job ended. Ray's command line turns every failure into exit code 1; its details have the code."""
     status, message = str(info.status), str(info.message or "")
     if status == "SUCCEEDED":
         return End(status, 0, "done")
     if status == "STOPPED":
-        return End(status, InterruptedRunError.exit_code, "stopped; submit again to go on")
+        return End(status, InterruptedRunError.exit_code, "stopped; submit again to resume")
     code = getattr(info, "driver_exit_code", None)
     if code is None and (found := _EXIT_CODE.search(message)):
         code = int(found.group(1))
     if code is None:
-        # The head lost it, or never started it.
+        # The head has lost the job, or never started it.
         lost = "SUPERVISOR" in str(info.error_type or "").upper() or "died" in message
-        what = "the cluster lost the job; submit again to go on" if lost else "the cluster could not start the job"
+        what = "the cluster lost the job; submit again to resume" if lost else "the cluster could not start the job"
         return End(status, InterruptedRunError.exit_code if lost else 1, f"{what} ({_first_line(message)})")
     if code < 0:
-        return End(status, 128 - code, f"killed by signal {-code}; submit again to go on")
+        return End(status, 128 - code, f"killed by signal {-code}; submit again to resume")
     return End(status, code, f"ended with exit code {code}")
 
 
 @contextlib.contextmanager
 def _explained(address: str) -> Iterator[None]:
-    """Turn what Ray's client raises into one line with a remedy."""
+    """Turn exceptions of Ray's client into one line with a remedy."""
     try:
         yield
     except ImportError as error:
@@ -272,6 +274,7 @@ def _explained(address: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without(names: Sequence[str]) -> Iterator[None]:
+    """Remove environment variables inside the `with` block."""
     kept = {name: os.environ.pop(name) for name in names if name in os.environ}
     try:
         yield

@@ -1,7 +1,8 @@
-"""A shard object, created only if its name is free, IS the commit; all else here is a cache of its footer.
+"""Commits of shards. A shard object, created only if its name is free, IS the commit; the rest can be rebuilt from it.
 
-A process may die between any two of the writes below: whoever comes next finds the object and makes the
-record and the errors file again from it.
+Per shard there are also a record and, if rows failed, an errors file: both are copies of what the footer of the shard
+object says. A process may die between any two of these writes. The next run finds the object and writes the missing
+ones again.
 """
 
 import hashlib
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def commit(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardRecord:
-    """Publish one finished shard; returns the record of whichever attempt won.
+    """Publish one finished shard; returns the record of the attempt that was first.
 
     Raises:
-        DriftError: the name is taken by a shard of another plan.
+        DriftError: a shard of another plan has this name.
     """
     key = (plan.generation, shard)
     try:
@@ -41,7 +42,7 @@ def commit(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardRecord
 
 
 def complete(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardRecord:
-    """Make sure that errors file and record of a committed object exist. Safe to repeat at any time.
+    """Write the errors file and the record of a committed object, unless they exist. Safe to repeat at any time.
 
     Raises:
         DriftError: the object is not this shard of this plan.
@@ -56,14 +57,14 @@ def complete(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardReco
         storage.create(layout.record(key), content)
     except AlreadyExistsError:
         if storage.read(layout.record(key)) != content:
-            # The object was damaged or lost, moved away, and made again: the record follows the object.
-            log.warning("record %s was of another object; replacing it", key)
+            # The object was lost or moved away, and generated again: the record follows the object.
+            log.warning("record %s described another object; replacing it", key)
             storage.replace(layout.record(key), content)
     return record
 
 
 def record_of(footer: Footer, data: bytes) -> ShardRecord:
-    """The record of an object: its footer's, with checksum and size."""
+    """Return the record in an object's footer, with checksum and size of the object added."""
     return footer.record.model_copy(update={"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)})
 
 
@@ -72,7 +73,7 @@ def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Foot
     try:
         footer = read_footer(data)
     except ValueError as error:
-        raise DriftError(f"{where}: {error}; move it away and run again") from None
+        raise DriftError(f"{where}: {error}; move it away and run again: the shard is then generated again") from None
     record = footer.record
     if record.fingerprint != plan.fingerprint or (record.generation, record.shard) != key:
         raise DriftError(
@@ -83,17 +84,17 @@ def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Foot
 
 
 def committed(storage: Storage) -> tuple[ShardSet, ShardSet]:
-    """Shards whose object exists, and shards whose record exists."""
+    """List the shards whose object exists, and those whose record exists."""
     return _listed(storage, layout.DATA_PREFIX), _listed(storage, layout.RECORDS_PREFIX)
 
 
 def keys_with_errors(storage: Storage) -> ShardSet:
-    """Shards with failed rows, among those whose record exists."""
+    """List the shards that have an errors file, which are those with failed or rejected rows."""
     return _listed(storage, layout.ERRORS_PREFIX)
 
 
 def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord]:
-    """Records by key, fetched side by side; those that vanished meanwhile are left out."""
+    """Read records by key, 16 at a time; those that were removed meanwhile are left out."""
 
     def read(key: ShardKey) -> ShardRecord | None:
         try:
@@ -106,7 +107,7 @@ def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord
 
 
 def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[ShardKey, list[RowError]]]:
-    """The failed rows of shards, from their footers alone, side by side."""
+    """Read the failed rows of shards from their footers alone, 16 shards at a time."""
 
     def read(key: ShardKey) -> tuple[ShardKey, list[RowError]]:
         filesystem, path = storage.for_pyarrow(layout.data(key))
@@ -118,19 +119,20 @@ def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[Sh
 
 
 def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
-    """Complete what kills left half done; returns all committed shards.
+    """Complete the commits that were interrupted; returns all committed shards.
 
     Raises:
-        DriftError: an object of another plan lies in data/.
+        DriftError: data/ has an object that belongs to none of the plans.
     """
     objects, records = committed(storage)
     for key in objects.without(records):
         generation, shard = key
         if generation >= len(plans) or shard >= plans[generation].shards:
             raise DriftError(
-                f"{storage.locate(layout.data(key))}: no plan of this output has such a shard; move it away"
+                f"{storage.locate(layout.data(key))}: no plan of this output has such a shard; move it away and run "
+                "again"
             )
-        log.info("shard %s has no record yet; making it from the object", key)
+        log.info("shard %s has no record yet; writing it from the object", key)
         complete(storage, plans[generation], shard, storage.read(layout.data(key)))
     return objects
 

@@ -1,4 +1,4 @@
-"""128-bit hashes of ids: what planning and verification compare, 16 bytes an id whatever its length."""
+"""128-bit hashes of ids. Planning and verification compare these: 16 bytes an id, however long it is."""
 
 import hashlib
 
@@ -8,17 +8,20 @@ from numpy.typing import NDArray
 
 
 def hash_ids(ids: pa.Array) -> NDArray[np.uint64]:
-    """N,2 uint64, in the order of `ids`."""
+    """Hash each id with BLAKE2b to 128 bits: N,2 uint64, in the order of `ids`."""
     blake2b = hashlib.blake2b
     joined = b"".join(blake2b(value.encode(), digest_size=16).digest() for value in ids.to_pylist())
     return np.frombuffer(joined, dtype=">u8").astype(np.uint64).reshape(-1, 2)
 
 
 def find_duplicate(hashes: NDArray[np.uint64]) -> tuple[int, int] | None:
-    """Positions of two equal hashes, the earlier first; of several, the pair whose later one comes first."""
+    """Find two equal hashes among N,2 uint64; returns their positions, the earlier first, or None.
+
+    If there are several such pairs, it is the one whose second position is lowest.
+    """
     order = np.lexsort((hashes[:, 1], hashes[:, 0]))  # stable: equal hashes stay in position order
     high = hashes[order, 0]
-    equal = np.flatnonzero(high[1:] == high[:-1])  # few, if any: only for these the lower half is looked at
+    equal = np.flatnonzero(high[1:] == high[:-1])  # usually none: the lower halves are compared only for these
     equal = equal[hashes[order[equal], 1] == hashes[order[equal + 1], 1]]
     if not len(equal):
         return None

@@ -1,4 +1,4 @@
-"""Names of all objects below an output, and nothing else."""
+"""Names of all objects below an output. Nothing else builds such a name."""
 
 import re
 
@@ -15,47 +15,47 @@ ERRORS_PREFIX = "_job/errors/"
 PLANS_PREFIX = "_job/plan-"
 
 ShardKey = tuple[int, int]
-"""Generation and shard number."""
+"""Generation and shard number, both from 0."""
 
 _SHARD = re.compile(r"(?:data/train-|_job/commits/|_job/errors/)(\d{4})-(\d{7})\.(?:parquet|json)")
 
 
 def plan(generation: int) -> str:
-    """The plan of one generation."""
+    """Name of the plan of one generation."""
     return f"{PLANS_PREFIX}{generation:04d}.json"
 
 
 def ids(generation: int) -> str:
-    """Sorted hashes of the ids of one generation."""
+    """Name of the file with the sorted hashes of the ids of one generation."""
     return f"_job/ids-{generation:04d}.parquet"
 
 
 def shard_name(key: ShardKey) -> str:
-    """What a shard is called in the names of its objects, and in logs."""
+    """Return the part that names a shard in its object names and in logs, for example `0000-0000012`."""
     return f"{key[0]:04d}-{key[1]:07d}"
 
 
 def data(key: ShardKey) -> str:
-    """A shard: the object whose existence is the commit."""
+    """Name of a shard object. Its existence is the commit of the shard."""
     return f"{DATA_PREFIX}train-{shard_name(key)}.parquet"
 
 
 def record(key: ShardKey) -> str:
-    """What is known of a committed shard; a cache of its footer."""
+    """Name of a committed shard's record: a copy of the record in its footer."""
     return f"{RECORDS_PREFIX}{shard_name(key)}.json"
 
 
 def errors(key: ShardKey) -> str:
-    """The failed rows of a shard; a cache of its footer."""
+    """Name of the file of a shard's failed rows: a copy of those in its footer."""
     return f"{ERRORS_PREFIX}{shard_name(key)}.parquet"
 
 
 def success(generation: int) -> str:
-    """Marks a finished generation."""
+    """Name of the object that marks a generation as finished."""
     return f"_job/SUCCESS-{generation:04d}"
 
 
 def shard_key(name: str) -> ShardKey | None:
-    """The shard that a data object, record or errors file belongs to, or None for a stranger."""
+    """Return the shard that a data object, record or errors file belongs to; None for any other name."""
     match = _SHARD.fullmatch(name)
     return (int(match[1]), int(match[2])) if match else None

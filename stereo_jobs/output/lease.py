@@ -1,7 +1,9 @@
-"""The lease keeps two runs off one output. Exactly-once never rests on it: `commits` holds without.
+"""The lease keeps two runs from working on one output at the same time.
 
-The lease is an object that its holder rewrites all the time. It is stale when its version has not changed for
-`ttl_s` on the OBSERVER's own monotonic clock; no two clocks are ever compared.
+It saves wasted work only: without it, `commits` still publishes each shard exactly once.
+
+The lease is an object that its holder rewrites at short intervals. It is stale when its version has not changed for
+`ttl_s` on the OBSERVER's own monotonic clock; clocks of two machines are never compared.
 """
 
 import contextlib
@@ -22,15 +24,18 @@ log = logging.getLogger(__name__)
 
 
 class Lease:
-    """Held between `with` and its end; renewed by a thread of its own.
+    """The lease of one output, held inside a `with` block and renewed by a background thread.
 
     Args:
-        storage: of the output.
-        ttl_s: seconds of silence after which another run may take over; 0 holds nothing.
-        patience_s: seconds without a renewal after which a holder gives up, though nobody has taken over.
+        storage: storage of the output.
+        ttl_s: seconds without a renewal after which another run may take over; 0 disables the lease.
+        patience_s: seconds without a renewal after which the holder gives up, even if no other run has taken over.
+
+    Attributes:
+        taken: once the lease is lost: True if another run has taken over, False if it could not be renewed.
 
     Raises:
-        OutputHeldError: on entry, when another run is alive.
+        OutputHeldError: on entry, if another run is alive.
     """
 
     def __init__(self, storage: Storage, ttl_s: float, patience_s: float = math.inf) -> None:
@@ -41,11 +46,9 @@ class Lease:
         self._tag = ""
         self._count = 0
         self._renewed = 0.0
-        self._failing = False
-        """Whether the store refused the last renewal."""
+        self._failing = False  # whether the store refused the last renewal
         self._lost = ""
         self.taken = False
-        """Once lost: whether it went to another run, or just could not be kept."""
         self._end = threading.Event()
         self._thread = threading.Thread(target=copy_context().run, args=(self._keep,), name="lease", daemon=True)
 
@@ -65,18 +68,18 @@ class Lease:
                 try:
                     self.storage.swap(layout.LEASE, self._content(free=True), self._tag)
                 except (ChangedError, StorageError) as problem:
-                    log.debug("the lease could not be given back: %s", problem)
+                    log.debug("the lease could not be released: %s", problem)
 
     def fresh(self) -> bool:
-        """Whether this run may deal shards now. Asked before every deal.
+        """Return whether this run may dispatch shards now; call it before each dispatch.
 
-        A holder that was frozen, or whose store is away, sees here, on its own clock, that it did not renew in time.
-        Once it has renewed, nobody has taken over, and it goes on.
+        A holder that was suspended, or whose store does not answer, sees here on its own clock that it did not renew
+        in time. After a successful renewal it may continue: that renewal proves that no other run has taken over.
         """
         return not self.ttl_s or (not self._lost and time.monotonic() <= self._renewed + self.ttl_s / 2)
 
     def lost(self) -> str | None:
-        """Why this run will never deal shards again, or None."""
+        """Return why this run may never dispatch shards again, or None while it may."""
         return self._lost or None
 
     def _acquire(self) -> None:
@@ -88,17 +91,19 @@ class Lease:
             self._take_over()
 
     def _take_over(self) -> None:
-        """Watch the other's lease until it changes (held) or was silent for `ttl_s` (stale)."""
+        """Watch the lease of another run until it changes (held) or has not changed for `ttl_s` (stale)."""
         data, tag = self.storage.read_tagged(layout.LEASE)
         seen = time.monotonic()
         told = False
         while not _is_free(data) and not _is_held_by(data, self.holder):
             waited = time.monotonic() - seen
             if waited >= self.ttl_s:
-                log.warning("the run that held this output is silent for %.0f s: taking over", waited)
+                log.warning("the run that holds this output has shown no sign of life for %.0f s: taking over", waited)
                 break
             if not told:
-                log.warning("this output was held by another run; watching up to %g s for life", self.ttl_s)
+                log.warning(
+                    "this output was held by another run; watching for up to %g s whether that run is alive", self.ttl_s
+                )
                 told = True
             time.sleep(min(self.ttl_s / 20, 2.0))
             try:
@@ -107,14 +112,16 @@ class Lease:
                 break
             if current != tag and not _is_free(data):
                 raise OutputHeldError(
-                    f"{self.storage.uri}: another run is at work here; wait for it, or choose another output"
+                    f"{self.storage.uri}: another run is at work here; wait until it ends, or choose another output"
                 )
             tag = current
         self._renewed = time.monotonic()
         try:
             self._tag = self.storage.swap(layout.LEASE, self._content(), tag)
         except ChangedError:
-            raise OutputHeldError(f"{self.storage.uri}: another run has just started here; wait for it") from None
+            raise OutputHeldError(
+                f"{self.storage.uri}: another run has just started here; wait until it ends, or choose another output"
+            ) from None
 
     def _keep(self) -> None:
         usual = pause = self.ttl_s / 8
@@ -127,12 +134,12 @@ class Lease:
                 return
 
     def _renew(self) -> bool:
-        """Try once; whether that went well. Notices that another run has taken over."""
+        """Try to renew once; returns whether it succeeded. Detects that another run has taken over."""
         started = time.monotonic()
         try:
             self._tag = self.storage.swap(layout.LEASE, self._content(), self._tag)
         except ChangedError:
-            # A write whose reply was lost also changes the tag: it is ours if it names us.
+            # A write whose reply was lost also changes the tag: the lease is still ours if it names us.
             with contextlib.suppress(NotFoundError, StorageError):
                 data, self._tag = self.storage.read_tagged(layout.LEASE)
                 self.taken = not _is_held_by(data, self.holder)
@@ -154,9 +161,9 @@ class Lease:
 
 
 def look(storage: Storage) -> tuple[bool | None, str]:
-    """Whether a run holds the output (None: no run has ever held it), and a tag that every renewal changes.
+    """Return whether a run holds the output (None: no run ever held it), and a tag that every renewal changes.
 
-    A holder that died still holds; only a tag that stands still for long shows it.
+    A run that was killed still holds its lease: only a tag that does not change for a long time reveals this.
     """
     try:
         data, tag = storage.read_tagged(layout.LEASE)

@@ -1,7 +1,8 @@
-"""Plan generations: immutable, small, arithmetic. Shard n of a plan is rows n*shard_rows to (n+1)*shard_rows.
+"""Plans: which pairs are in which shard. Pairs n*shard_rows to (n+1)*shard_rows - 1 of a plan are its shard n.
 
-Generation 0 is the manifest as it was first seen; `--extend` adds a generation with the new files,
-`retry-failed` one with the failed rows. Planning reads footers and streams the `id` column once.
+A plan is small and never changes; a job has several generations of them. Generation 0 is the manifest when it was
+first planned, `--extend` adds a generation with the new files, and `retry-failed` one with the failed rows. Planning
+reads the footers of the manifest files and streams their `id` columns once.
 """
 
 import io
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 
 
 class RowRef(NamedTuple):
-    """Where one planned pair comes from."""
+    """Origin of one planned pair: manifest file, row in it (from 0), and variant of that row."""
 
     uri: str
     row: int
@@ -40,10 +41,7 @@ class RowRef(NamedTuple):
 
 
 class Plan(BaseModel):
-    """One generation of a job. Created once, never changed.
-
-    Attributes are listed with their meaning in docs/dataset.md.
-    """
+    """One generation of a job. It is written once and never changed; docs/dataset.md describes its fields."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -58,27 +56,27 @@ class Plan(BaseModel):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Identity of the plan; stands in every shard it makes."""
+        """SHA-256 of the plan, as hex. Every shard carries the fingerprint of its plan."""
         return digest(self.model_dump(mode="json"))
 
     @cached_property
     def pairs(self) -> int:
-        """How many pairs this generation makes."""
+        """Number of pairs in this generation."""
         if self.kind == "retry":
             return len(self.retry)
         return sum(file.rows for file in self.files) * self.variants
 
     @property
     def shards(self) -> int:
-        """How many shards that is."""
+        """Number of shards in this generation."""
         return -(-self.pairs // self.shard_rows)
 
     def pairs_in(self, shard: int) -> int:
-        """How many pairs one shard plans."""
+        """Return the number of pairs in one shard; the last shard may have fewer than `shard_rows`."""
         return min(self.shard_rows, self.pairs - shard * self.shard_rows)
 
     def refs(self, shard: int) -> list[RowRef]:
-        """Where the pairs of one shard come from, in order."""
+        """Return the origin of each pair of one shard, in order."""
         span = range(shard * self.shard_rows, shard * self.shard_rows + self.pairs_in(shard))
         return [self._ref(self.retry[i] if self.kind == "retry" else i) for i in span]
 
@@ -94,24 +92,28 @@ class Plan(BaseModel):
 
 @dataclass(frozen=True)
 class Job:
-    """All plan generations of one output, and the settings to read their manifests."""
+    """All plan generations of one output, in order."""
 
     plans: tuple[Plan, ...]
 
     @property
     def pairs(self) -> int:
-        """Planned pairs, each id counted once (a retry repeats ids)."""
+        """Number of planned pairs; an id that a retry generation repeats is counted once."""
         return sum(plan.pairs for plan in self.plans if plan.kind == "manifest")
 
     def shard_keys(self) -> Iterator[layout.ShardKey]:
-        """Every planned shard."""
+        """Iterate over the keys of all planned shards."""
         for plan in self.plans:
             for shard in range(plan.shards):
                 yield plan.generation, shard
 
 
 def load_job(storage: Storage) -> Job:
-    """All plans of an output; none for a fresh one. Raises StorageError for a gap or a broken plan."""
+    """Read all plans of an output; a new output has none.
+
+    Raises:
+        StorageError: a plan is missing or cannot be read.
+    """
     try:
         names = sorted(info.key for info in storage.list(layout.PLANS_PREFIX))
     except NotFoundError:
@@ -119,18 +121,23 @@ def load_job(storage: Storage) -> Job:
     plans = []
     for generation, name in enumerate(names):
         if name != layout.plan(generation):
-            raise StorageError(f"{storage.locate(layout.plan(generation))}: missing, though later plans exist")
+            raise StorageError(
+                f"{storage.locate(layout.plan(generation))}: missing, although later plans exist; restore it from "
+                "a backup, or choose another output"
+            )
         plans.append(load_plan(storage, generation))
     return Job(tuple(plans))
 
 
 def load_plan(storage: Storage, generation: int) -> Plan:
-    """One plan of an output. Raises StorageError for a broken one."""
+    """Read one plan of an output. Raises StorageError if it is not a valid plan."""
     name = layout.plan(generation)
     try:
         return Plan.model_validate_json(storage.read(name))
     except ValueError as error:
-        raise StorageError(f"{storage.locate(name)}: not a plan of this version ({error})") from None
+        raise StorageError(
+            f"{storage.locate(name)}: not a plan that this version of stereo-jobs can read ({error})"
+        ) from None
 
 
 # --- Making plans ---
@@ -139,19 +146,19 @@ def load_plan(storage: Storage, generation: int) -> Plan:
 def make_plan(
     spec: JobSpec, recipe: Recipe, files: Iterable[str], earlier: Job, storage: Storage
 ) -> tuple[Plan, NDArray[np.uint64]]:
-    """Check the manifest files and make the next generation from them, without writing anything.
+    """Check the manifest files and make the next generation from them; writes nothing.
 
     Returns the plan and the hashes of its ids.
 
     Args:
-        spec: for `shard_rows` and storage settings.
-        recipe: resolved.
-        files: URIs not in any earlier generation.
-        earlier: ids of its generations may not come again.
-        storage: of the output; ids of earlier generations are read from there.
+        spec: the job spec; `shard_rows` and the storage settings are used.
+        recipe: the resolved recipe.
+        files: URIs of manifest files that are in no earlier generation.
+        earlier: earlier generations; their ids may not appear again.
+        storage: storage of the output; hashes of earlier ids are read from it.
 
     Raises:
-        ManifestError: with file, row and rule.
+        ManifestError: a file breaks a rule; the message names file, row and rule.
     """
     settings = spec.runtime.storage
     listings: list[ManifestFile] = []
@@ -161,7 +168,7 @@ def make_plan(
         these = {field.name: str(field.type) for field in carried}
         if columns is not None and these != columns:
             raise ManifestError(
-                f"manifest {uri}: its further columns {these} differ from {columns} of the files before it; "
+                f"manifest {uri}: its further columns {these} differ from those of the files before it, {columns}; "
                 "all shards of a dataset must have the same columns"
             )
         columns = these
@@ -180,10 +187,10 @@ def make_plan(
 
 
 def publish(storage: Storage, plan: Plan, hashes: NDArray[np.uint64] | None = None) -> Plan:
-    """Write a plan, unless another run has just written the same one. Its existence is the commit.
+    """Write a plan, unless another run has just written the same one. The plan counts once its object exists.
 
     Raises:
-        DriftError: the generation exists and is another plan.
+        DriftError: another run has written a different plan for this generation.
     """
     if hashes is not None:
         storage.replace(layout.ids(plan.generation), _ids_file(plan, hashes))
@@ -193,19 +200,19 @@ def publish(storage: Storage, plan: Plan, hashes: NDArray[np.uint64] | None = No
         there = load_job(storage).plans[plan.generation]
         if there.fingerprint != plan.fingerprint:
             raise DriftError(
-                f"{storage.uri}: another run has just planned generation {plan.generation} from other input; "
-                "look at its manifest with `stereo-jobs status` and run again"
+                f"{storage.uri}: another run has just planned generation {plan.generation} from other input; compare "
+                f"`recipe` and `files` in {layout.plan(plan.generation)} with your spec and manifest, then run again"
             ) from None
     return plan
 
 
 def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | None:
-    """The next generation, over the rows whose latest state is failed; None without any.
+    """Make the next generation from the rows whose latest state is failed; None if there are none.
 
     Args:
-        spec: for `shard_rows`.
-        job: all plans so far, the retries among them finished.
-        failed: generation -> positions of failed pairs in it.
+        spec: the job spec; `shard_rows` is used.
+        job: all plans so far; retry generations among them must be finished.
+        failed: generation -> positions of its failed pairs, from 0.
     """
     first = job.plans[0]
     pending: set[int] = set()
@@ -236,22 +243,25 @@ def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | 
 
 
 def refuse_drift(job: Job, recipe: Recipe) -> None:
-    """Compare the recipe with the one the output was begun with. Raises DriftError naming the fields."""
+    """Check that the recipe is the one the output was started with. Raises DriftError with the changed fields."""
     changed = list(_differences(job.plans[0].recipe, recipe.canonical(), "recipe"))
     if changed:
         raise DriftError(
-            "this output was begun with another recipe; choose a new output or restore:\n"
+            "this output was started with another recipe; choose a new output, or restore these fields:\n"
             + "\n".join(f"  {line}" for line in changed)
         )
 
 
 def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int]) -> None:
-    """Refuse manifest files whose content is no longer the planned one. Raises DriftError naming them.
+    """Check that the content of the manifest files has not changed since they were planned.
 
     Args:
-        job: the plans.
+        job: all plans of the output.
         settings: S3 access.
-        unfinished: generations that still need their files; others may miss theirs.
+        unfinished: generations that still need their files; files of other generations may be gone.
+
+    Raises:
+        DriftError: a file has changed, or is gone but still needed; the message names it.
     """
     seen: set[str] = set()
     for plan in job.plans:
@@ -264,10 +274,11 @@ def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int]) 
                 same = storage.content_tag(name) == file.tag
             except NotFoundError:
                 if plan.generation not in unfinished:
-                    log.warning("manifest %s is gone; its rows are done, going on", file.uri)
+                    log.warning("manifest %s is gone; all its rows are done, so the run continues", file.uri)
                     continue
                 raise DriftError(
-                    f"manifest {file.uri}: planned in generation {plan.generation} and still needed, but gone"
+                    f"manifest {file.uri}: planned in generation {plan.generation} and still needed, but gone; "
+                    "restore it and run again"
                 ) from None
             if not same:
                 raise DriftError(
@@ -288,13 +299,17 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
 
 
 def planned_hashes(plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
-    """Hashes of a plan's manifest ids, N,2 uint64, in manifest order."""
+    """Hash the manifest ids of a plan: N,2 uint64, in manifest order."""
     parts = [hash_ids(ids) for file in plan.files for ids in manifest.stream_ids(file, settings)]
     return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
 
 
 def known_hashes(storage: Storage, plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
-    """The same, sorted, from the output's ids file; from the manifest where that is missing or stale."""
+    """Return the hashes of a plan's manifest ids, N,2 uint64.
+
+    They are read from the ids file of the output, sorted. If that is missing or belongs to another plan, they are
+    computed from the manifest, in manifest order.
+    """
     try:
         table = read_table(storage.read(layout.ids(plan.generation)))
         if (table.schema.metadata or {}).get(b"fingerprint") == plan.fingerprint.encode():
@@ -310,7 +325,7 @@ def _ids_file(plan: Plan, hashes: NDArray[np.uint64]) -> bytes:
         {"high": hashes[order, 0], "low": hashes[order, 1]},
     ).replace_schema_metadata({"fingerprint": plan.fingerprint})
     buffer = io.BytesIO()
-    # Hashes neither repeat nor compress.
+    # Hashes do not repeat and do not compress: dictionaries and compression would only cost time.
     pq.write_table(table, buffer, row_group_size=100_000, use_dictionary=False, compression="none")
     return buffer.getvalue()
 
@@ -332,7 +347,10 @@ def _refuse_duplicates(
             "give the row a new id or drop it"
         )
     other, other_row = _locate(plan, first)
-    raise ManifestError(f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}")
+    raise ManifestError(
+        f"manifest {uri} row {row}: id {value!r} appears twice, first in {other} row {other_row}; give one of the rows "
+        "another id"
+    )
 
 
 def _locate(plan: Plan, row: int) -> tuple[str, int]:

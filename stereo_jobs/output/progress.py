@@ -1,7 +1,7 @@
-"""How far a job is, from its records alone: works from anywhere, while the job runs and after.
+"""Progress of a job, from its records alone: it can be read from anywhere, during the run and after it.
 
-`progress.json` sums up the records a driver has seen and says which they are, so that whoever asks reads only
-the newer ones.
+`progress.json` holds the sums over all records that a driver has seen, and the set of their shards. Readers therefore
+fetch only the records that are newer.
 """
 
 import json
@@ -20,23 +20,34 @@ from stereo_jobs.records import QualitySummary, ShardRecord
 
 @dataclass
 class Totals:
-    """Sums over records, apart for manifest and retry generations where they mean different things."""
+    """Sums over the records of a job.
+
+    Attributes:
+        succeeded: pairs in data/.
+        failed: rows that failed in a manifest generation.
+        retried: earlier failures that a retry generation settled: the pair was made, or it was rejected.
+        rejected: pairs that were made and left out for their verdict.
+        quality: verdicts, and means of the metrics.
+        bytes: size of the shard objects.
+        seconds: worker time for these shards.
+        wasted_seconds: worker time for shards that had to be dispatched again, as far as a driver has seen it.
+        unet_evaluations: evaluations of the diffusion network.
+        shards: the shards that are summed up here.
+    """
 
     succeeded: int = 0
     failed: int = 0
     retried: int = 0
-    """Earlier failures that a retry generation settled: made good, or rejected for their verdict."""
     rejected: int = 0
     quality: QualitySummary = field(default_factory=QualitySummary)
     bytes: int = 0
     seconds: float = 0.0
     wasted_seconds: float = 0.0
-    """Of workers at shards that then had to be dealt again, as far as a driver has seen it."""
     unet_evaluations: int = 0
     shards: ShardSet = field(default_factory=ShardSet)
 
     def add(self, record: ShardRecord, is_retry: bool) -> None:
-        """Add one shard; a second time it is ignored."""
+        """Add the record of one shard; adding it twice changes nothing."""
         key = (record.generation, record.shard)
         if key in self.shards:
             return
@@ -54,19 +65,19 @@ class Totals:
 
     @property
     def failing(self) -> int:
-        """Ids whose latest state is failed."""
+        """Number of ids whose latest state is failed."""
         return self.failed - self.retried
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """How a run was going when its driver last said so; a run that ends in order takes it back.
+    """Speed of a run when its driver last reported it. A run that ends normally removes its report.
 
     Attributes:
-        at: time on the driver's clock, ISO 8601: for people to read, never compared.
-        pairs_per_s: of this run so far.
-        eta_s: seconds to go at this rate.
-        workers: that were ready.
+        at: time of the report on the driver's clock, ISO 8601; for people to read, never compared.
+        pairs_per_s: pairs per second of this run so far.
+        eta_s: seconds left at this rate; None if unknown.
+        workers: number of ready workers.
     """
 
     at: str
@@ -76,13 +87,22 @@ class Throughput:
 
     @classmethod
     def now(cls, pairs_per_s: float, eta_s: float | None, workers: int) -> Self:
-        """What the driver has to say at this moment."""
+        """Make a report with the present time."""
         return cls(datetime.now(UTC).isoformat(timespec="seconds"), pairs_per_s, eta_s, workers)
 
 
 @dataclass(frozen=True)
 class Status:
-    """What `stereo-jobs status` shows."""
+    """Progress of a job, as `stereo-jobs status` shows it; the counts are explained at `Totals`.
+
+    Attributes:
+        planned: number of planned pairs.
+        failed: ids whose latest state is failed.
+        shards_planned: number of shards in all generations.
+        shards_done: number of committed shards.
+        generations: number of plan generations.
+        complete: whether all shards are committed.
+    """
 
     planned: int
     succeeded: int
@@ -98,12 +118,12 @@ class Status:
     quality: QualitySummary
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the fields as plain JSON values."""
         return vars(self) | {"quality": self.quality.model_dump()}
 
 
 def totals(storage: Storage, job: Job) -> Totals:
-    """Sum of all records, from the roll-up and the records newer than it."""
+    """Sum up all records: those in `progress.json`, and the newer ones one by one."""
     sums = _load(storage)
     _, keys = committed(storage)
     add(sums, job, read_records(storage, keys.without(sums.shards)))
@@ -111,13 +131,13 @@ def totals(storage: Storage, job: Job) -> Totals:
 
 
 def add(sums: Totals, job: Job, records: Iterable[ShardRecord]) -> None:
-    """Add records of this job."""
+    """Add records of this job to the sums."""
     for record in records:
         sums.add(record, job.plans[record.generation].kind == "retry")
 
 
 def status(job: Job, sums: Totals) -> Status:
-    """How far the job is."""
+    """Compute the progress of a job from its sums."""
     shards = sum(plan.shards for plan in job.plans)
     return Status(
         planned=job.pairs,
@@ -135,14 +155,18 @@ def status(job: Job, sums: Totals) -> Status:
     )
 
 
-def save(storage: Storage, sums: Totals, pace: Throughput | None = None) -> None:
-    """Write the roll-up; any reader makes do without it."""
-    packed = {"shards": sums.shards.pack(), "quality": sums.quality.model_dump(), "pace": pace and asdict(pace)}
+def save(storage: Storage, sums: Totals, throughput: Throughput | None = None) -> None:
+    """Write `progress.json`. It only saves readers time; they also work without it."""
+    packed = {
+        "shards": sums.shards.pack(),
+        "quality": sums.quality.model_dump(),
+        "pace": throughput and asdict(throughput),
+    }
     storage.replace(layout.PROGRESS, json.dumps(vars(sums) | packed).encode())
 
 
-def pace(storage: Storage) -> Throughput | None:
-    """What the last run said of itself, unless it ended in order; it may have died since."""
+def throughput(storage: Storage) -> Throughput | None:
+    """Return the last report of a run that has not ended normally: it works still, or was killed since."""
     try:
         return Throughput(**json.loads(storage.read(layout.PROGRESS))["pace"])
     except (NotFoundError, ValueError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""Sets of shards as bitmaps: a million shards take 125 kB, whatever is in them."""
+"""Sets of shards as bitmaps: a million shards take 125 kB in memory."""
 
 import base64
 import zlib
@@ -8,7 +8,7 @@ from stereo_jobs.output.layout import ShardKey
 
 
 class ShardSet:
-    """A set of shard keys (generation, shard), iterated in order."""
+    """A set of shard keys (generation, shard), iterated in ascending order."""
 
     def __init__(self, keys: Iterable[ShardKey] = ()) -> None:
         self._bitmaps: dict[int, bytearray] = {}
@@ -17,12 +17,12 @@ class ShardSet:
             self.add(key)
 
     def add(self, key: ShardKey) -> None:
-        """Add one; a second time changes nothing."""
+        """Add a key; adding it twice changes nothing."""
         generation, shard = key
         bitmap = self._bitmaps.setdefault(generation, bytearray())
         byte, bit = shard >> 3, 1 << (shard & 7)
         if byte >= len(bitmap):
-            bitmap.extend(bytes(max(byte + 1 - len(bitmap), len(bitmap))))  # doubled, so that growing is cheap
+            bitmap.extend(bytes(max(byte + 1 - len(bitmap), len(bitmap))))  # at least doubled, to keep growing cheap
         if not bitmap[byte] & bit:
             bitmap[byte] |= bit
             self._count += 1
@@ -48,11 +48,11 @@ class ShardSet:
     __hash__ = None  # type: ignore[assignment]
 
     def without(self, other: "ShardSet") -> Iterator[ShardKey]:
-        """Those that are not in the other set, in order."""
+        """Iterate over the keys that are not in the other set, in ascending order."""
         return (key for key in self if key not in other)
 
     def pack(self) -> dict[str, str]:
-        """As JSON values, by generation: compressed, a few kilobytes for a million shards."""
+        """Compress to JSON values, one per generation; a few kilobytes for a million consecutive shards."""
         return {
             str(generation): base64.b64encode(zlib.compress(bytes(bitmap).rstrip(b"\0"))).decode()
             for generation, bitmap in self._bitmaps.items()
@@ -60,7 +60,7 @@ class ShardSet:
 
     @classmethod
     def unpack(cls, packed: dict[str, str]) -> "ShardSet":
-        """From what `pack` made. Raises ValueError where it is broken."""
+        """Restore a set from the result of `pack`. Raises ValueError if that is damaged."""
         result = cls()
         for generation, text in packed.items():
             try:

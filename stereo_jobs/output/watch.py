@@ -1,11 +1,11 @@
-"""Watching a job from anywhere: what its output shows, again and again, until the job ends.
+"""Watching a job from anywhere: look at its output again and again, until the job ends.
 
-Whether a run is alive is seen as the lease sees it: its objects change. No clock of another machine is read.
+A run is alive while its objects change; the lease decides by the same rule. The clock of another machine is never read.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stereo_jobs.data.storage import Storage
@@ -15,43 +15,50 @@ from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.progress import Status, Throughput
 
 EVERY_S = 5.0
+"""Seconds between two looks."""
+
 PATIENCE_S = 60.0
-"""Without a change for so long, no run is alive: as long as a lease holds by default."""
+"""Seconds without a change after which no run is alive; as long as a lease holds by default."""
 
 State = Literal["done", "running", "quiet", "stopped", "unreachable"]
-"""quiet: nothing has changed since the watch began, which does not yet say much. stopped: no run is at work."""
+"""State of a job.
+
+quiet: nothing has changed since the watch began, so a run may be alive or not. stopped: no run is at work.
+unreachable: the store did not answer.
+"""
 
 
 @dataclass(frozen=True)
 class OutputSnapshot:
-    """What one look at the output shows.
+    """Result of one look at the output.
 
     Attributes:
-        state: see `State`.
-        status: how far the job is.
-        pace: how fast, if a run is at work.
-        note: what to know or do beyond that, for people.
+        state: whether the job is done, and whether a run is at work.
+        status: progress of the job.
+        throughput: last reported speed of the run, if one is at work.
+        note: what else to know or do, for people.
     """
 
     state: State
     status: Status
-    pace: Throughput | None = None
+    throughput: Throughput | None = None
     note: str = ""
 
     @property
     def exit_code(self) -> int | None:
-        """Of a watch that ends with this; None: it goes on."""
+        """Exit code of a watch that ends with this snapshot; None if the watch continues."""
         return {"done": 0, "stopped": InterruptedRunError.exit_code}.get(self.state)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain values."""
-        return self.status.as_json() | {"state": self.state, "pace": self.pace and vars(self.pace), "note": self.note}
+        """Return the status and the other fields as plain JSON values; the key of `throughput` is `pace`."""
+        pace = self.throughput and vars(self.throughput)
+        return self.status.as_json() | {"state": self.state, "pace": pace, "note": self.note}
 
 
 def look(storage: Storage) -> OutputSnapshot:
-    """One look. Whether a run that holds the output is alive takes two: then the state is `quiet`."""
-    sight, _ = _look(storage)
-    return sight
+    """Look once. Whether a run that holds the output is alive needs two looks: until then the state is `quiet`."""
+    snapshot, _ = _look(storage)
+    return snapshot
 
 
 def watch(
@@ -62,61 +69,69 @@ def watch(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[OutputSnapshot]:
-    """Look until the job is done or no run is at work on it any more; the last sight has an exit code.
+    """Look repeatedly, until the job is done or no run works on it any more; the last snapshot has an exit code.
 
     Args:
-        storage: of the output.
-        every_s: between two looks.
-        patience_s: how long nothing may change before the run counts as dead, or as never begun.
-        sleep: waits.
-        clock: monotonic seconds of this machine.
+        storage: storage of the output.
+        every_s: seconds between two looks.
+        patience_s: seconds without a change after which the run counts as dead, or as never started.
+        sleep: function that waits for some seconds.
+        clock: function that returns monotonic seconds of this machine.
     """
     before, changed, alive = "", clock(), False
-    sight: OutputSnapshot | None = None
+    snapshot: OutputSnapshot | None = None
     while True:
         try:
-            sight, pulse = _look(storage)
+            snapshot, pulse = _look(storage)
         except StorageUnavailableError as error:
-            if sight is None:
+            if snapshot is None:
                 raise
             changed = clock()  # a store that does not answer says nothing about the run
-            yield OutputSnapshot("unreachable", sight.status, note=f"trying again: {error}")
+            yield OutputSnapshot("unreachable", snapshot.status, note=f"trying again: {error}")
             sleep(every_s)
             continue
         if before and pulse != before:
             changed, alive = clock(), True
         before = pulse
-        if sight.state == "stopped" and not alive and clock() - changed < patience_s:
-            sight = OutputSnapshot("quiet", sight.status, note="no run is at work; waiting for one")
-        elif sight.state == "quiet" and clock() - changed >= patience_s:
-            sight = _stopped(sight.status, f"its run fell silent {clock() - changed:.0f} s ago")
-        elif sight.state == "quiet" and alive:
-            sight = OutputSnapshot("running", sight.status, sight.pace)
-        yield sight
-        if sight.exit_code is not None:
+        snapshot = _judged(snapshot, alive, unchanged_s=clock() - changed, patience_s=patience_s)
+        yield snapshot
+        if snapshot.exit_code is not None:
             return
         sleep(every_s)
 
 
+def _judged(snapshot: OutputSnapshot, alive: bool, unchanged_s: float, patience_s: float) -> OutputSnapshot:
+    """Refine the state of a single look by what earlier looks have shown."""
+    if snapshot.state == "stopped" and not alive and unchanged_s < patience_s:
+        return OutputSnapshot("quiet", snapshot.status, note="no run is at work; waiting for one")
+    if snapshot.state == "quiet" and unchanged_s >= patience_s:
+        return _stopped(snapshot.status, f"its run has shown no sign of life for {unchanged_s:.0f} s")
+    if snapshot.state == "quiet" and alive:
+        return replace(snapshot, state="running", note="")
+    return snapshot
+
+
 def _look(storage: Storage) -> tuple[OutputSnapshot, str]:
-    """A sight, and a text that is another one whenever a run has done something."""
+    """Return a snapshot, and a text that differs from the last one whenever a run has done something."""
     job = load_job(storage)
     status = progress.status(job, progress.totals(storage, job))
     held, tag = lease.look(storage)
-    pace = progress.pace(storage) if held is not False else None
-    pulse = f"{tag} {status.shards_done} {status.shards_planned} {pace}"
+    throughput = progress.throughput(storage) if held is not False else None
+    pulse = f"{tag} {status.shards_done} {status.shards_planned} {throughput}"
     if status.complete and all(storage.exists(layout.success(plan.generation)) for plan in job.plans):
         return OutputSnapshot("done", status), pulse
-    if held or pace:
-        return OutputSnapshot("quiet", status, pace, "it cannot be told from one look whether its run is alive"), pulse
+    if held or throughput:
+        note = "one look cannot show whether its run is alive; --watch can"
+        return OutputSnapshot("quiet", status, throughput, note), pulse
     return _stopped(status, "no run is at work"), pulse
 
 
 def _stopped(status: Status, why: str) -> OutputSnapshot:
     missing = status.shards_planned - status.shards_done
-    todo = (
+    remedy = (
         f"{missing} shards are missing: run again to go on"
         if missing
-        else "all shards are there, but not marked as done: too many rows failed, or it was killed; run again to see"
+        else "all shards are there, but the job is not marked as done: too many rows failed, or the run was killed at "
+        "its end; run again to see which"
     )
-    return OutputSnapshot("stopped", status, note=f"{why}; {todo}")
+    return OutputSnapshot("stopped", status, note=f"{why}; {remedy}")

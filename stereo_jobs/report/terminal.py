@@ -92,7 +92,7 @@ def watch_display(console: Console) -> "Iterator[Callable[[OutputSnapshot], None
 def snapshot_lines(snapshot: "OutputSnapshot") -> list[str]:
     """A snapshot of an output as lines of text."""
     lines = status_lines(snapshot.status)
-    throughput = snapshot.pace
+    throughput = snapshot.throughput
     if throughput:
         speed = f"{throughput.pairs_per_s:.2f} pairs/s, {_workers(throughput.workers)}, ETA {_eta(throughput.eta_s)}"
         lines.append(f"{speed}, as its run said at {throughput.at}")

@@ -85,9 +85,9 @@ def test_an_unknown_kind_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("p.txt", "", "nothing in it"),
-        ("p.txt", "\n  \n", "nothing in it"),
-        ("p.csv", "id,prompt\n", "nothing in it"),
+        ("p.txt", "", "has nothing in it"),
+        ("p.txt", "\n  \n", "has nothing in it"),
+        ("p.csv", "id,prompt\n", "has nothing in it"),
         ("p.csv", "", "cannot be read"),
         ("p.jsonl", "{broken", "cannot be read"),
         ("p.txt", b"\xff\xfe", "cannot be read"),
@@ -118,7 +118,7 @@ def test_a_table_no_plan_would_take_is_refused(tmp_path, content, words):
 
 def test_an_empty_folder_and_a_missing_file_are_refused(tmp_path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ManifestError, match="nothing in it"):
+    with pytest.raises(ManifestError, match="has nothing in it"):
         build(tmp_path / "empty", f"{tmp_path}/out.parquet", LOCAL)
     with pytest.raises(ManifestError, match="no such file"):
         build(tmp_path / "gone.txt", f"{tmp_path}/out.parquet", LOCAL)

@@ -183,7 +183,7 @@ def test_locate_names_the_object_in_full(storage):
     [
         ("fsync", errno.ENOSPC, "free space and run again"),
         ("fsync", errno.EDQUOT, "free space or raise the quota"),
-        ("fsync", errno.EIO, "mend it and run again"),
+        ("fsync", errno.EIO, "fix the cause and run again"),
     ],
 )
 def test_a_write_that_breaks_off_leaves_nothing(local, monkeypatch, write, call, code, remedy):
@@ -325,7 +325,7 @@ def test_an_unknown_access_key_is_named(s3_server):
 
 def test_a_missing_bucket_is_named(s3_server):
     said = refusal("s3://no-such-bucket/x", endpoint_url=s3_server)
-    assert "the bucket does not exist; create it or mend the URI" in said[0]
+    assert "the bucket does not exist; create it or fix the URI" in said[0]
 
 
 def test_an_impossible_bucket_name_is_named(s3_server):
@@ -335,7 +335,7 @@ def test_an_impossible_bucket_name_is_named(s3_server):
 def test_missing_credentials_are_named(s3_server, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID")
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-    assert "no credentials; set them the usual AWS way" in refusal("s3://jobs/x", endpoint_url=s3_server)[0]
+    assert "no credentials; the standard AWS chain found none" in refusal("s3://jobs/x", endpoint_url=s3_server)[0]
 
 
 def test_a_missing_profile_is_named():

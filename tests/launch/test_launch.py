@@ -250,10 +250,10 @@ def test_secrets_come_by_reference(kind, spec_file, monkeypatch):
 
 def test_a_secret_in_clear_is_refused(spec_file):
     keys = {"access_key_id": "AKIA", "secret_access_key": "planted-secret"}
-    with pytest.raises(SpecError, match=r"runtime.storage.access_key_id: a secret in clear") as refusal:
+    with pytest.raises(SpecError, match=r"runtime.storage.access_key_id: a secret in plain text") as refusal:
         launch("kuberay", spec_file(runtime={"storage": keys}))
     assert "planted-secret" not in str(refusal.value)
-    with pytest.raises(SpecError, match="a secret in clear"):
+    with pytest.raises(SpecError, match="a secret in plain text"):
         overrides = ["runtime.storage.access_key_id=${A}", "runtime.storage.secret_access_key=planted-secret"]
         launch("kuberay", spec_file(), overrides)
 
@@ -454,7 +454,7 @@ def test_slurm_by_schedule_leaves_the_rest_to_the_next_night(minutes, again, spe
     process = slurm(tmp_path, commands, spec_file(), "exit 75", elapsed_s=310, **options)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0, said
-    assert ("scontrol requeue 4711" in commands.calls(), b"the next night" in said) == (again, not again), said
+    assert ("scontrol requeue 4711" in commands.calls(), b"the next scheduled run" in said) == (again, not again), said
 
 
 def test_slurm_drains_when_its_time_is_over(spec_file, tmp_path, commands):

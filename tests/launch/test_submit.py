@@ -232,8 +232,8 @@ def test_something_else_answers(tmp_path):
 @pytest.mark.parametrize(
     ("parts", "complaint"),
     [
-        ({"runtime": {"storage": {"access_key_id": "${KEY}", "secret_access_key": "hush"}}}, "a secret in clear"),
-        ({"output": "out"}, "an absolute path that every node sees"),
+        ({"runtime": {"storage": {"access_key_id": "${KEY}", "secret_access_key": "hush"}}}, "a secret in plain text"),
+        ({"output": "out"}, "an absolute path on a file system that all nodes share"),
         ({"runtime": {"storage": {"endpoint_url": "http://me:hush@s3"}}}, "has a password in it"),
     ],
 )

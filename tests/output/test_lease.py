@@ -7,7 +7,6 @@ import threading
 import time
 
 import pytest
-from stereo_jobs.workers.task import ShardTask
 
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import OutputHeldError, StorageUnavailableError
@@ -19,6 +18,7 @@ from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import StorageSpec
+from stereo_jobs.workers.task import ShardTask
 from stereo_jobs.workers.worker import ShardWorker
 from tests import standin
 from tests.datasets import rows, verdict
@@ -55,13 +55,13 @@ def test_a_lease_that_was_given_back_is_free_at_once(storage):
 
 def test_a_silent_holder_is_taken_over_and_notices(storage, monkeypatch):
     first = Lease(storage, TTL)
-    # As good as frozen: it holds the lease, and its thread never renews it.
+    # It behaves like a suspended process: it holds the lease, and its thread never renews it.
     monkeypatch.setattr(first, "_keep", lambda: None)
     first._thread = threading.Thread(target=first._keep)
     with first, Lease(storage, TTL) as second:
         assert second.fresh()
         assert not first.fresh()
-        # Leaving does not give back what is no longer its own.
+        # Leaving the block does not release a lease that is no longer its own.
 
 
 def test_only_one_of_many_takes_a_stale_lease(storage):
@@ -140,7 +140,7 @@ def test_nor_for_ever(tmp_path, away):
         assert not lease.taken
 
 
-def test_while_the_lease_cannot_be_renewed_nothing_is_dealt(make_spec, make_manifest, tmp_path, away):
+def test_while_the_lease_cannot_be_renewed_nothing_is_dispatched(make_spec, make_manifest, tmp_path, away):
     told, ticks = tmp_path / "told", []
     spec = make_spec(make_manifest(rows=12, prompt=[f"told:{told} slow"] * 12), lease_ttl_s=2.0, shard_rows=1)
 
@@ -154,7 +154,7 @@ def test_while_the_lease_cannot_be_renewed_nothing_is_dealt(make_spec, make_mani
 
     status = run(spec, local=True, load=standin.load, watch=watch)
     assert (status.complete, status.wasted_seconds) == (True, 0)
-    assert any(tick.queued and not tick.running for tick in ticks), "it was dealt without a lease"
+    assert any(tick.queued and not tick.running for tick in ticks), "a shard was dispatched without a lease"
     assert len(told.read_text().split()) == 12
 
 

@@ -25,7 +25,7 @@ def storage(make_spec):
     return prepared(make_spec()).storage
 
 
-def sights(storage, between=(), patience_s=60.0):
+def snapshots(storage, between=(), patience_s=60.0):
     """All looks; 5 s pass between two of them, and one of `between` happens."""
     now = [0.0]
     events = iter(between)
@@ -38,18 +38,18 @@ def sights(storage, between=(), patience_s=60.0):
 
 
 def states(seen):
-    return [sight.state for sight in seen]
+    return [snapshot.state for snapshot in seen]
 
 
 def test_a_job_that_ends_well(make_spec, storage):
     spec = make_spec()
-    seen = sights(storage, [lambda: run(spec, local=True, load=standin.load)])
+    seen = snapshots(storage, [lambda: run(spec, local=True, load=standin.load)])
     assert states(seen) == ["quiet", "done"]
     assert (seen[-1].exit_code, seen[-1].status.succeeded) == (0, 8)
 
 
 def test_nobody_comes(storage):
-    seen = sights(storage, patience_s=12)
+    seen = snapshots(storage, patience_s=12)
     assert states(seen) == ["quiet"] * 3 + ["stopped"]
     assert seen[0].note == "no run is at work; waiting for one"
     assert (seen[-1].exit_code, seen[-1].note) == (75, "no run is at work; 3 shards are missing: run again to go on")
@@ -66,26 +66,26 @@ def test_a_run_that_lives_and_stops(storage):
         lambda: None,
         lambda: lease.__exit__(None, None, None),
     ]
-    seen = sights(storage, events)
+    seen = snapshots(storage, events)
     assert states(seen) == ["quiet", "running", "running", "running", "running", "stopped"]
-    assert [sight.pace for sight in seen] == [None, None, None, slow, slow, None]
+    assert [snapshot.throughput for snapshot in seen] == [None, None, None, slow, slow, None]
     assert seen[-1].exit_code == 75
 
 
 def test_a_run_that_falls_silent(storage):
     with Lease(storage, 60.0):
-        seen = sights(
+        seen = snapshots(
             storage, [lambda: progress.save(storage, progress.Totals(), progress.Throughput.now(1, 2, 3))], 12
         )
     assert states(seen) == ["quiet", "running", "running", "running", "stopped"]
-    assert "its run fell silent 15 s ago; 3 shards are missing" in seen[-1].note
+    assert "its run has shown no sign of life for 15 s; 3 shards are missing" in seen[-1].note
 
 
 def test_without_a_lease_progress_shows_life(storage):
     beats = [
         lambda n=n: progress.save(storage, progress.Totals(), progress.Throughput("then", n, None, 1)) for n in range(4)
     ]
-    seen = sights(storage, beats, patience_s=8)
+    seen = snapshots(storage, beats, patience_s=8)
     assert states(seen) == ["quiet", *["running"] * 5, "stopped"]
 
 
@@ -93,7 +93,7 @@ def test_all_shards_without_the_mark(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=3, prompt=["boom"] * 3), max_failure_ratio=0.5, lease_ttl_s=0)  # one shard
     with pytest.raises(TooManyFailuresError):
         run(spec, local=True, load=standin.load)
-    seen = sights(open_storage(spec.output), patience_s=4)
+    seen = snapshots(open_storage(spec.output), patience_s=4)
     assert (seen[-1].state, seen[-1].exit_code) == ("stopped", 75)
     assert "too many rows failed" in seen[-1].note
 
@@ -110,7 +110,7 @@ def test_a_store_that_goes_away_for_a_while(storage, monkeypatch):
     def come():
         monkeypatch.setattr(watch, "load_job", real)
 
-    seen = sights(storage, [go, lambda: None, come], patience_s=12)
+    seen = snapshots(storage, [go, lambda: None, come], patience_s=12)
     assert states(seen)[:4] == ["quiet", "unreachable", "unreachable", "quiet"]
     assert seen[1].note == "trying again: S3 says SlowDown"
     assert seen[-1].state == "stopped"
