@@ -184,5 +184,5 @@ def test_without_truth_there_are_no_true_columns(loaded, view):
 
 
 def test_given_goes_with_photos_only():
-    with pytest.raises(ValueError, match="right_view given goes with photos"):
+    with pytest.raises(ValueError, match="right_view given needs photos"):
         Recipe(mode="text", method={"right_view": "given"})

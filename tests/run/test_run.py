@@ -99,7 +99,7 @@ def test_a_finished_job_does_not_need_its_manifest(make_spec, caplog):
     local(spec)
     Path(spec.manifest).unlink()
     assert local(spec).complete
-    assert "is gone; its rows are done" in caplog.text
+    assert "is gone; all its rows are done" in caplog.text
 
 
 def test_an_unfinished_job_does_need_its_manifest(make_spec):
