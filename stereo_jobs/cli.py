@@ -218,16 +218,16 @@ def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = Fals
     from stereo_jobs.output.verify import verify as check
 
     settings, storage, job = _locate(output, endpoint_url)
-    verdict = check(storage, job, settings)
-    facts = verdict.as_json()
-    head = "ok" if verdict.ok else "NOT OK"
+    found = check(storage, job, settings)
+    facts = found.as_json()
+    head = "ok" if found.ok else "NOT OK"
     counts = ", ".join(
         f"{name} {facts[name]}"
         for name in ("planned", "succeeded", "failed", "rejected", "missing", "duplicated", "corrupt")
     )
-    _print(facts, [f"{head}: {counts}", *(f"  {problem}" for problem in verdict.problems)], as_json)
-    if not verdict.ok:
-        raise typer.Exit(4)
+    _print(facts, [f"{head}: {counts}", *(f"  {problem}" for problem in found.problems)], as_json)
+    if not found.ok:
+        raise typer.Exit(found.exit_code)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stereo_jobs.data.images import encode_disparity, encode_png
+from stereo_jobs.data.images import IMAGE_SUFFIXES, encode_disparity, encode_png
 from stereo_jobs.data.storage import AlreadyExistsError, Storage
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.evaluate.datasets import Dataset, DatasetError, PreparedScene, Problem
@@ -31,7 +31,6 @@ COLUMNS = pa.schema(
         ("level", pa.string()),
     ]
 )
-_IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _GROUP_ROWS = 32
 
 
@@ -156,7 +155,7 @@ def _row(scene: PreparedScene, rights: dict[str, Path]) -> dict[str, Any]:
 
 def _listing(folder: Path, ids: Iterable[str]) -> dict[str, Path]:
     """The images of a folder by the scene id that names each. Raises DatasetError for a folder without any."""
-    found = {i: path for i in ids for path in (folder / f"{i}{suffix}" for suffix in _IMAGES) if path.is_file()}
+    found = {i: path for i in ids for path in (folder / f"{i}{suffix}" for suffix in IMAGE_SUFFIXES) if path.is_file()}
     if not found:
         raise DatasetError(f"{folder}: no image in it is named by the id of a scene, such as {next(iter(ids))}.png")
     return found
