@@ -103,7 +103,7 @@ def s3_server() -> Iterator[str]:
 LONGEST_FIRST = (
     "workers/test_ray.py",
     "cluster/test_chaos.py",
-    "workers/test_ray_startup.py",
+    "workers/test_ray_loading.py",
     "output/test_lease.py",
     "pipeline/test_modes.py",
     "run/test_kill.py",

@@ -15,38 +15,16 @@ import pytest
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import (
-    ClusterError,
-    InterruptedRunError,
-    ModelError,
-    SpecError,
     StereoJobsError,
-    StorageUnavailableError,
 )
 from stereo_jobs.output.commits import read_records
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.records import RowError
-from stereo_jobs.run import estimate
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import parse_spec
-from stereo_jobs.workers.ray.cluster import start_ray
 from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
-from tests.datasets import prepared, rows, verdict
-from tests.output.test_lease import wait_until
+from tests.datasets import rows, verdict
 from tests.run import killed
-
-
-@pytest.fixture(scope="module")
-def pids(tmp_path_factory):
-    """A private Ray for this module; its workers leave files named by their process ids in this folder."""
-    folder = tmp_path_factory.mktemp("pids")
-    os.environ["PID_FOLDER"] = str(folder)
-    os.environ["KILL_IN"] = "worker"
-    # Two GPUs that do not exist: Ray only counts them and tells each actor which it may see.
-    ray = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 4}}), gpus=2)[0]
-    yield folder
-    ray.shutdown()
-    del os.environ["PID_FOLDER"], os.environ["KILL_IN"]
 
 
 @pytest.fixture
@@ -134,23 +112,6 @@ def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifes
     assert (found.ok, found.succeeded, found.failed) == (True, 4, 2)
 
 
-@pytest.fixture(params=[False, True], ids=["killed", "out of memory"])
-def monitored(request, pids, monkeypatch):
-    """Runs a test twice: an actor's death raises what it does, or what it does if Ray's memory monitor is the cause."""
-    import ray
-
-    real = ray.get
-
-    def get(refs, **options):
-        try:
-            return real(refs, **options)
-        except ray.exceptions.ActorDiedError as error:
-            raise ray.exceptions.OutOfMemoryError(str(error)) from None
-
-    if request.param:
-        monkeypatch.setattr(ray, "get", get)
-
-
 def test_a_row_that_kills_its_worker_is_quarantined(pids, monitored, make_spec, make_manifest):
     prompts = ["fine", "fine", "poison", "fine", "fine", "fine"]
     spec = make_spec(make_manifest(rows=6, prompt=prompts), max_failure_ratio=0.5, actors=1)
@@ -196,109 +157,6 @@ def test_an_actor_over_its_shard_timeout_is_discarded(pids, make_spec, make_mani
     spec = make_spec(make_manifest(rows=1, prompt=["hang"]), shard_timeout_s=2, shard_attempts=2)
     with pytest.raises(StereoJobsError, match="failed 2 times, last: the shard took more than 2 s"):
         run(spec, load=killed.load_armed)
-
-
-def load_dying_once(recipe, device, batch_size):
-    mark = Path(os.environ["PID_FOLDER"], "died-loading")
-    if not mark.exists():
-        mark.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return standin.StandIn(batch_size)
-
-
-def test_an_actor_lost_while_loading_is_replaced(pids, monitored, make_spec):
-    assert run(make_spec(actors=1), load=load_dying_once).complete
-    (pids / "died-loading").unlink()
-
-
-def load_dying(recipe, device, batch_size):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_actors_that_always_die_while_loading_end_the_run(pids, make_spec):
-    with pytest.raises(ClusterError, match="an actor died while it loaded its models"):
-        run(make_spec(actors=1, shard_attempts=2), load=load_dying)
-
-
-class WithAnother(standin.StandIn):
-    """Generates nothing before another actor has loaded its models, too."""
-
-    loaded = Path(os.environ.get("PID_FOLDER", ""), "loaded")
-
-    def __init__(self, batch_size):
-        super().__init__(batch_size)
-        self.loaded.mkdir(exist_ok=True)
-        (self.loaded / str(os.getpid())).touch()
-
-    def generate(self, rows):
-        wait_until(lambda: len(list(self.loaded.iterdir())) > 1)
-        return super().generate(rows)
-
-
-def tries(times: int) -> bool:
-    """Whether this process is not the first in its job to load its models, but among the next `times`."""
-    tried = Path(os.environ["PID_FOLDER"], "tried")
-    tried.mkdir(exist_ok=True)
-    (tried / str(time.monotonic_ns())).touch()
-    return 1 < len(list(tried.iterdir())) <= 1 + times
-
-
-@pytest.fixture
-def tried(pids):
-    yield
-    for name in ("tried", "loaded"):
-        shutil.rmtree(pids / name, ignore_errors=True)
-
-
-def load_hanging(recipe, device, batch_size):
-    if tries(1):
-        time.sleep(3600)
-    return WithAnother(batch_size)
-
-
-def load_while_the_store_is_away(recipe, device, batch_size):
-    if tries(2):
-        wait_until(lambda: Path(os.environ["PID_FOLDER"], "loaded").exists())
-        raise StorageUnavailableError("s3://x: SlowDown")
-    return WithAnother(batch_size)
-
-
-@pytest.mark.parametrize(
-    ("load", "attempts", "said"),
-    [
-        (load_hanging, 2, "took more than runtime.start_timeout_s = 20 to load its models"),
-        (load_while_the_store_is_away, 1, "starting another actor: s3://x: SlowDown"),
-    ],
-)
-def test_an_actor_that_cannot_load_while_another_serves(pids, tried, make_spec, caplog, load, attempts, said):
-    spec = make_spec(actors={"min": 1, "max": 2}, start_timeout_s=20, shard_attempts=attempts)
-    assert run(spec, load=load).complete
-    assert said in caplog.text
-    assert "going on without" not in caplog.text
-
-
-def load_where_it_can(recipe, device, batch_size):
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
-        raise RuntimeError("CUDA error: all CUDA-capable devices are busy or unavailable")
-    time.sleep(2)  # so that the other one fails while no actor is ready
-    return standin.StandIn(batch_size)
-
-
-def test_one_bad_machine_at_the_start(pids, make_spec, make_manifest, caplog):
-    manifest = make_manifest(rows=60, prompt=["slow"] * 60)
-    assert run(make_spec(manifest, actors=None), load=load_where_it_can).complete
-    assert "/1: an actor could not load its models: RuntimeError('CUDA error" in caplog.text
-    with pytest.raises(ClusterError, match="devices are busy"):  # both are asked for, and one cannot
-        run(make_spec(manifest, output=f"{manifest}-2", actors=2, shard_attempts=1), load=load_where_it_can)
-
-
-def load_from_nowhere(recipe, device, batch_size):
-    raise StorageUnavailableError("s3://x: the endpoint cannot be reached")
-
-
-def test_a_store_that_is_away_while_the_first_actors_load(pids, make_spec):
-    with pytest.raises(StorageUnavailableError, match="s3://x: the endpoint cannot be reached"):
-        run(make_spec(), load=load_from_nowhere)
 
 
 @pytest.mark.slow
@@ -371,7 +229,7 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
 def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
-    manifest = make_manifest(rows=40, prompt=["slow"] * 40)
+    manifest = make_manifest(rows=24, prompt=["slow"] * 24)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
     assert status.complete
@@ -410,27 +268,6 @@ def test_nothing_more_is_dispatched_after_a_preemption_notice(pids, make_spec, m
     assert len(made) == 2
 
 
-def load_badly(recipe, device, batch_size):
-    raise ModelError("model nowhere: cannot be loaded")
-
-
-def test_models_that_do_not_load_end_the_run_at_once(pids, make_spec):
-    started = time.monotonic()
-    with pytest.raises(ModelError, match="model nowhere: cannot be loaded"):
-        run(make_spec(), load=load_badly)
-    assert time.monotonic() - started < 60
-
-
-def test_more_actors_than_the_cluster_holds(pids, make_spec):
-    with pytest.raises(SpecError, match=r"runtime\.actors: . of 3 actors ready"):
-        run(make_spec(actors=3, cpus_per_actor=3, start_timeout_s=20), load=killed.load_armed)
-
-
-def test_a_cluster_without_room_for_any_actor(pids, make_spec):
-    with pytest.raises(InterruptedRunError, match=r"0 of 2 actors ready .* run again when it has room"):
-        run(make_spec(cpus_per_actor=300, start_timeout_s=3), load=killed.load_armed)
-
-
 class LongAndDeadly(standin.StandIn):
     def generate(self, rows):
         mark = Path(os.environ["PID_FOLDER"], "long-and-deadly")
@@ -451,40 +288,6 @@ def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
     """The shard takes longer than `start_timeout_s`, which counts only the time without an actor."""
     spec = make_spec(make_manifest(rows=1), actors=1, start_timeout_s=20)
     assert run(spec, load=load_long_and_deadly).complete
-
-
-# --- An estimate on a cluster ---
-
-
-def measured(spec, load, monkeypatch):
-    import ray
-
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    _, job, recipe = prepared(spec, publish=False)
-    return estimate.measure_rows(spec, recipe, job.plans[0], load)
-
-
-def load_hanging_always(recipe, device, batch_size):
-    time.sleep(3600)
-
-
-def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
-    assert measured(make_spec(), standin.load, monkeypatch).pairs == 6
-    with pytest.raises(ModelError, match="model nowhere"):
-        measured(make_spec(), load_badly, monkeypatch)
-
-
-@pytest.mark.parametrize(
-    ("load", "runtime", "kind", "said"),
-    [
-        (standin.load, {"cpus_per_actor": 300}, InterruptedRunError, "no room for a worker within 4 s"),
-        (load_dying, {"start_timeout_s": 60}, ClusterError, "the worker died while it measured"),
-        (load_hanging_always, {"batch_timeout_s": 0.5, "start_timeout_s": 20}, ClusterError, "4 batches within 22 s"),
-    ],
-)
-def test_an_estimate_that_cannot_be_made(pids, make_spec, monkeypatch, load, runtime, kind, said):
-    with pytest.raises(kind, match=said):
-        measured(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
 
 
 def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):
