@@ -260,6 +260,22 @@ def test_a_store_that_ignores_conditions(stereo_jobs, spec_file, s3_server):
     assert "ignores create-if-absent (IfNoneMatch)" in one_line(err)
 
 
+def test_a_store_that_keeps_bodies_as_they_come(stereo_jobs, spec_file, s3_server, monkeypatch, tmp_path):
+    from tests.fake_s3 import Manners, make_certificate, serve
+
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    with serve(Manners(unframes=False), certificate) as endpoint:
+        spec = s3_spec(spec_file, endpoint)
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+        code, _, err = stereo_jobs("run", spec, "--local")
+        assert code == 2
+        assert "(aws-chunked)" in one_line(err)
+        monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
+        assert stereo_jobs("run", spec, "--local")[0] == 0
+        assert stereo_jobs("verify", spec)[0] == 0
+
+
 # --- Processes of their own ---------------------------------------------------------------------------------
 
 

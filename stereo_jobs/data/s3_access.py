@@ -83,11 +83,11 @@ class S3Access:
                 ),
             )
 
-        # Only a client knows its endpoint: it may be set here, in the environment, or in a profile.
-        self.client = connect()
+        # Only a client knows its endpoint, which may be set here, in the environment or in a profile.
+        self.client = connect(**plain)
         self.is_aws = _is_aws(self.client.meta.endpoint_url)
-        if plain and not self.is_aws:
-            self.client = connect(**plain)
+        if plain and self.is_aws:
+            self.client = connect()
         self._credentials = session.get_credentials()
         self._regions: dict[str, str] = {}
         self._file_systems: dict[str, tuple[Any, pyarrow.fs.S3FileSystem]] = {}
