@@ -120,7 +120,7 @@ class S3Storage(Storage):
         self._patience_s = patience_s
         self._environment = s3_access.environment()
         with self._errors(""):
-            self._access  # noqa: B018  (settings that give no client are refused here)
+            s3_access.shared(settings, patience_s, self._environment, opening=True)
 
     def __reduce__(self) -> tuple[type["S3Storage"], tuple[str, StorageSpec, float]]:
         """Pickle what it was opened with, and neither a client nor this process's environment."""

@@ -89,6 +89,7 @@ class S3Access:
         if plain and self.is_aws:
             self.client = connect()
         self._credentials = session.get_credentials()
+        self._ca_bundle = core.get_config_variable("ca_bundle")
         self._regions: dict[str, str] = {}
         self._file_systems: dict[str, tuple[Any, pyarrow.fs.S3FileSystem]] = {}
         self._lock = threading.Lock()
@@ -129,6 +130,9 @@ class S3Access:
                 "scheme": endpoint.split("://")[0],
                 "endpoint_override": endpoint.split("://")[-1],
             }
+        if self._ca_bundle:
+            with contextlib.suppress(TypeError):  # older versions of pyarrow know only the system's certificates
+                return pyarrow.fs.S3FileSystem(**options, tls_ca_file_path=self._ca_bundle)
         return pyarrow.fs.S3FileSystem(**options)
 
     def _region(self, bucket: str) -> str:
@@ -153,13 +157,14 @@ def environment() -> Environment:
     return tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
 
 
-def shared(settings: StorageSpec, patience_s: float, seen: Environment) -> S3Access:
+def shared(settings: StorageSpec, patience_s: float, seen: Environment, opening: bool = False) -> S3Access:
     """Return this process's access with these settings; the first call makes it.
 
     Args:
         settings: endpoint and credentials.
         patience_s: seconds that one request may take.
         seen: what `environment` returned when the storage was opened.
+        opening: look for credentials again if none were found before: the service that gives them may have been away.
 
     Raises:
         BotoCoreError: these settings give no client.
@@ -168,13 +173,11 @@ def shared(settings: StorageSpec, patience_s: float, seen: Environment) -> S3Acc
     key = os.getpid(), settings, patience_s, seen
     with _lock:
         access = _accesses.get(key)
-        if access is None:
+        if access is None or (opening and not access.has_credentials):
             access = S3Access(settings, patience_s)
-            # Without credentials the next try looks for them again: the service that gives them may have been away.
-            if access.has_credentials:
-                if len(_accesses) >= _KEPT:
-                    del _accesses[next(iter(_accesses))]
-                _accesses[key] = access
+            if key not in _accesses and len(_accesses) >= _KEPT:
+                del _accesses[next(iter(_accesses))]
+            _accesses[key] = access
         return access
 
 

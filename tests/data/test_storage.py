@@ -440,6 +440,8 @@ def test_bodies_go_out_plain_to_a_store_of_ones_own(tmp_path, monkeypatch, where
         storage.swap("a", b"two", storage.read_tagged("a")[1])
         storage.replace("a", b"three")
         assert storage.read("a") == b"three"
+        filesystem, path = storage.for_pyarrow("a")
+        assert filesystem.open_input_stream(path).read() == b"three"
     digests = [hashlib.sha256(body).hexdigest() for body in (b"one", b"two", b"three")]
     assert [put["x-amz-content-sha256"] for put in manners.puts] == digests
     for put in manners.puts:
@@ -674,11 +676,12 @@ def test_a_process_keeps_few_clients(clients, monkeypatch):
 def test_without_credentials_they_are_looked_for_again(clients, monkeypatch):
     monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
     monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
-    storage = open_storage("s3://bucket/x", StorageSpec(endpoint_url="http://127.0.0.1:9"))
-    before = len(clients)
-    with pytest.raises(StorageError, match="no credentials"):
-        storage.read("a")
-    assert len(clients) > before
+    for opened in (1, 2):
+        storage = open_storage("s3://bucket/x", StorageSpec(endpoint_url="http://127.0.0.1:9"))
+        for _ in range(2):
+            with pytest.raises(StorageError, match="no credentials"):
+                storage.read("a")
+        assert len(clients) == opened
 
 
 def test_renewed_credentials_reach_arrow():
