@@ -276,6 +276,23 @@ def test_a_store_that_keeps_bodies_as_they_come(stereo_jobs, spec_file, s3_serve
         assert stereo_jobs("verify", spec)[0] == 0
 
 
+def test_a_store_that_truncates_a_shard(stereo_jobs, spec_file, s3_server):
+    from tests.fake_s3 import Manners, serve
+
+    manners = Manners(etag=lambda body: f'"{len(body)}-opaque"')
+    with serve(manners) as endpoint:
+        spec = s3_spec(spec_file, endpoint)
+        manners.keep = lambda body: body[:-9] if b"left_psnr" in body else body
+        code, _, err = stereo_jobs("run", spec, "--local")
+        assert code == 2
+        assert re.search(r"data/train-0000-000000\d.parquet: other bytes come back than were written", err)
+        assert "Move the object away before the next run" in err
+        manners.keep = bytes
+        code, _, err = stereo_jobs("run", spec, "--local")
+        assert code == 2
+        assert "move it away and run again" in err
+
+
 # --- Processes of their own ---------------------------------------------------------------------------------
 
 
