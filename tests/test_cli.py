@@ -260,6 +260,39 @@ def test_a_store_that_ignores_conditions(stereo_jobs, spec_file, s3_server):
     assert "ignores create-if-absent (IfNoneMatch)" in one_line(err)
 
 
+def test_a_store_that_keeps_bodies_as_they_come(stereo_jobs, spec_file, s3_server, monkeypatch, tmp_path):
+    from tests.fake_s3 import Manners, make_certificate, serve
+
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    with serve(Manners(unframes=False), certificate) as endpoint:
+        spec = s3_spec(spec_file, endpoint)
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_supported")
+        code, _, err = stereo_jobs("run", spec, "--local")
+        assert code == 2
+        assert "(aws-chunked)" in one_line(err)
+        monkeypatch.delenv("AWS_REQUEST_CHECKSUM_CALCULATION")
+        assert stereo_jobs("run", spec, "--local")[0] == 0
+        assert stereo_jobs("verify", spec)[0] == 0
+
+
+def test_a_store_that_truncates_a_shard(stereo_jobs, spec_file, s3_server):
+    from tests.fake_s3 import Manners, serve
+
+    manners = Manners(etag=lambda body: f'"{len(body)}-opaque"')
+    with serve(manners) as endpoint:
+        spec = s3_spec(spec_file, endpoint)
+        manners.keep = lambda body: body[:-9] if b"left_psnr" in body else body
+        code, _, err = stereo_jobs("run", spec, "--local")
+        assert code == 2
+        assert re.search(r"data/train-0000-000000\d.parquet: other bytes come back than were written", err)
+        assert "Move the object away before the next run" in err
+        manners.keep = bytes
+        code, _, err = stereo_jobs("run", spec, "--local")
+        assert code == 2
+        assert "move it away and run again" in err
+
+
 # --- Processes of their own ---------------------------------------------------------------------------------
 
 

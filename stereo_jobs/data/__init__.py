@@ -2,7 +2,10 @@
 
 | module | what it does |
 |---|---|
-| `storage` | objects below one URI, local or on S3, with the writes that publish each shard exactly once |
+| `objects` | the contract of storage: objects below one URI, with the writes that publish each shard exactly once |
+| `storage` | opens storage by its URI; objects in a local folder |
+| `s3` | objects on S3, and what its errors mean |
+| `s3_access` | the clients of S3 that all storage of a process shares |
 | `manifest` | Parquet files in, validated rows out |
 | `build` | makes a manifest from lines of text, a table or a folder of images |
 | `reader` | reads the images that a manifest points to, within limits |

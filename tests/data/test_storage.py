@@ -2,16 +2,25 @@
 
 import contextlib
 import errno
+import gzip
+import hashlib
 import os
+import pickle
 import socket
 import threading
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from botocore.credentials import ReadOnlyCredentials
+from botocore.exceptions import ClientError
 
+from stereo_jobs.data import s3_access
+from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.storage import (
     AlreadyExistsError,
     ChangedError,
@@ -20,9 +29,9 @@ from stereo_jobs.data.storage import (
     ObjectInfo,
     open_storage,
 )
-from stereo_jobs.errors import StorageError
+from stereo_jobs.errors import StorageError, StorageUnavailableError
 from stereo_jobs.spec import StorageSpec
-from tests.fake_s3 import serve_careless
+from tests.fake_s3 import Manners, make_certificate, serve, serve_careless
 from tests.seaweed import ACCESS_KEY, SECRET_KEY
 
 
@@ -144,6 +153,12 @@ def test_the_probe_passes_and_can_be_repeated(storage):
     for _ in range(3):
         storage.probe("_job/probe")
     assert storage.read("_job/probe") == b"create-if-absent probe"
+
+
+def test_many_may_probe_at_the_same_time(storage):
+    with ThreadPoolExecutor(4) as pool:
+        for probing in [pool.submit(storage.probe, "_job/probe") for _ in range(4)]:
+            probing.result()
 
 
 def test_the_content_tag_changes_with_the_content_alone(storage):
@@ -365,3 +380,338 @@ def test_a_store_that_ignores_only_the_overwrite_condition_is_refused_too(local,
     monkeypatch.setattr(local, "swap", lambda key, data, tag: "tag")
     with pytest.raises(StorageError, match=r"conditional overwrites \(IfMatch\)"):
         local.probe("_job/probe")
+
+
+def test_a_probe_that_another_run_keeps_winning_against_ends(local, monkeypatch):
+    def lose(key, data, tag):
+        raise ChangedError(key)
+
+    monkeypatch.setattr(local, "swap", lose)
+    with pytest.raises(StorageError, match=r"\(IfMatch\) with the tag \(ETag\) that it has just given"):
+        local.probe("_job/probe")
+
+
+# --- S3: bodies go out plain, and come back as they went out ---
+
+CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
+KEYS = {"access_key_id": "id", "secret_access_key": SECRET_KEY}
+
+
+@pytest.fixture(scope="module")
+def odd_server():
+    manners = Manners()
+    with serve(manners) as endpoint:
+        yield endpoint, manners
+
+
+@pytest.fixture
+def manners(odd_server):
+    """Those of the server of `odd_store`: perfect at first."""
+    Manners.__init__(odd_server[1])
+    return odd_server[1]
+
+
+@pytest.fixture
+def odd_store(odd_server, manners):
+    settings = StorageSpec(endpoint_url=odd_server[0], access_key_id="id", secret_access_key=SECRET_KEY)
+    return open_storage(f"s3://bucket/{uuid.uuid4().hex}", settings)
+
+
+def configure(tmp_path, monkeypatch, text):
+    (tmp_path / "config").write_text(text)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+
+
+@pytest.mark.parametrize("where", ["http", "https", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "profile", "service"])
+def test_bodies_go_out_plain_to_a_store_of_ones_own(tmp_path, monkeypatch, where):
+    manners, certificate = Manners(unframes=False), make_certificate(tmp_path / "certificate.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    with serve(manners, None if where == "http" else certificate) as endpoint:
+        settings = StorageSpec(endpoint_url=endpoint if where.startswith("http") else None, **KEYS)
+        if where.startswith("AWS"):
+            monkeypatch.setenv(where, endpoint)
+        elif where == "profile":
+            configure(tmp_path, monkeypatch, f"[default]\nendpoint_url = {endpoint}\n")
+        elif where == "service":
+            services = f"[services mine]\ns3 =\n  endpoint_url = {endpoint}\n"
+            configure(tmp_path, monkeypatch, f"[default]\nservices = mine\n{services}")
+        storage = open_storage("s3://bucket/out", settings)
+        storage.create("a", b"one")
+        storage.swap("a", b"two", storage.read_tagged("a")[1])
+        storage.replace("a", b"three")
+        assert storage.read("a") == b"three"
+        filesystem, path = storage.for_pyarrow("a")
+        assert filesystem.open_input_stream(path).read() == b"three"
+    digests = [hashlib.sha256(body).hexdigest() for body in (b"one", b"two", b"three")]
+    assert [put["x-amz-content-sha256"] for put in manners.puts] == digests
+    for put in manners.puts:
+        assert "aws-chunked" not in put.get("content-encoding", "")
+        assert not [name for name in put if "trailer" in name or "checksum" in name]
+
+
+@pytest.mark.parametrize("where", ["environment", "configuration file"])
+def test_whoever_asks_for_checksums_gets_them(odd_store, manners, tmp_path, monkeypatch, where):
+    if where == "environment":
+        monkeypatch.setenv(CHECKSUMS, "when_supported")
+    else:
+        configure(tmp_path, monkeypatch, "[default]\nrequest_checksum_calculation = when_supported\n")
+    open_storage(odd_store.uri, odd_store._settings).probe("_job/probe")
+    assert all("x-amz-sdk-checksum-algorithm" in put for put in manners.puts)
+
+
+def test_aws_itself_gets_checksums(monkeypatch):
+    monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
+    access = s3_access.S3Access(StorageSpec(**KEYS), 60.0)
+    assert (access.is_aws, access.sends_checksums) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_aws"),
+    [
+        ("https://s3.amazonaws.com", True),
+        ("https://s3.eu-central-1.amazonaws.com", True),
+        ("https://bucket.vpce-1a2b.s3.us-east-1.vpce.amazonaws.com", True),
+        ("https://s3.cn-north-1.amazonaws.com.cn", True),
+        ("https://storage.googleapis.com", False),
+        ("http://amazonaws.com.example.org", False),
+        ("https://s3.example.org/amazonaws.com", False),
+        ("http://127.0.0.1:9000", False),
+    ],
+)
+def test_awss_own_endpoints_are_known(endpoint, is_aws):
+    assert s3_access._is_aws(endpoint) == is_aws
+
+
+def opaque(body):
+    """An ETag that says nothing about the body, as with encryption."""
+    return f'"{uuid.uuid4().hex}"'
+
+
+MANGLED = {
+    "empty": lambda body: b"",
+    "truncated": lambda body: body[:1000],
+    "one byte short": lambda body: body[:-1],
+    "one bit flipped": lambda body: body[:-1] + bytes([body[-1] ^ 1]),
+    "compressed": gzip.compress,
+    "line ends": lambda body: body.replace(b"\n", b"\r\n"),
+    "7 bits": lambda body: bytes(byte & 127 for byte in body),
+    "large bodies only": lambda body: body[:60_000],
+}
+
+
+@pytest.mark.parametrize("tags", [None, opaque], ids=["md5", "opaque"])
+@pytest.mark.parametrize("how", ["keep", "give"])
+@pytest.mark.parametrize("mangled", MANGLED.values(), ids=MANGLED)
+def test_the_probe_refuses_a_store_that_changes_bodies(odd_store, manners, mangled, how, tags):
+    setattr(manners, how, mangled)
+    manners.etag = tags or manners.etag
+    with pytest.raises(
+        StorageError, match=r"other bytes come back than were written.*checksums \(aws-chunked\)"
+    ) as end:
+        odd_store.probe("_job/probe")
+    assert end.value.exit_code == 2
+    assert "bodies go out without checksums here, so the cause is another" in str(end.value)
+    # Once it is mended, what it has kept does not stand in the way.
+    manners.keep = manners.give = bytes
+    odd_store.probe("_job/probe")
+
+
+def test_a_store_that_keeps_frames_is_refused_and_the_remedy_helps(tmp_path, monkeypatch):
+    certificate = make_certificate(tmp_path / "certificate.pem")
+    monkeypatch.setenv("AWS_CA_BUNDLE", str(certificate))
+    monkeypatch.setenv(CHECKSUMS, "when_supported")
+    with serve(Manners(unframes=False), certificate) as endpoint:
+        settings = StorageSpec(endpoint_url=endpoint, **KEYS)
+        remedy = "set AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
+        with pytest.raises(StorageError, match=rf"\(aws-chunked\).*: {remedy}"):
+            open_storage("s3://bucket/out", settings).probe("_job/probe")
+        monkeypatch.setenv(CHECKSUMS, "when_required")
+        open_storage("s3://bucket/out", settings).probe("_job/probe")
+
+
+def test_a_store_may_have_etags_that_are_no_md5(odd_store, manners):
+    manners.etag = opaque
+    odd_store.probe("_job/probe")
+    odd_store.create("data/a", b"content")
+    assert odd_store.read("data/a") == b"content"
+
+
+def test_a_store_whose_etags_cannot_be_used_again_is_refused(odd_store, manners):
+    manners.etag_read = lambda etag: f"W/{etag}"
+    with pytest.raises(StorageError, match=r"\(IfMatch\) with the tag \(ETag\) that it has just given.*a proxy"):
+        odd_store.probe("_job/probe")
+
+
+@pytest.mark.parametrize("tags", ["of what is kept", "opaque"])
+def test_an_object_that_is_mangled_after_the_probe_is_no_commit(odd_store, manners, tags):
+    odd_store.probe("_job/probe")
+    manners.keep = lambda body: body[:4]
+    manners.etag = opaque if tags == "opaque" else lambda body: f'"{hashlib.md5(body[:4]).hexdigest()}"'
+    with pytest.raises(StorageError, match=r"/data/a: other bytes come back.*Move the object away"):
+        odd_store.create("data/a", b"content")
+
+
+def test_an_object_that_vanishes_is_no_commit(odd_store, manners):
+    manners.etag = opaque
+    manners.refuse = lambda method, headers: (404, "NoSuchKey") if method == "GET" else None
+    with pytest.raises(StorageError, match="other bytes come back"):
+        odd_store.create("data/a", b"content")
+
+
+# --- S3: what its errors mean ---
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "words", "exit_code"),
+    [
+        (403, "SignatureDoesNotMatch", ("the secret key is wrong", "clock", "checksums", "Version 4"), 2),
+        (403, "RequestTimeTooSkewed", ("the clock of this machine", "NTP"), 75),
+        (400, "BadDigest", ("another body than was sent", "aws-chunked", "proxy"), 2),
+        (400, "InvalidDigest", ("another body than was sent", "aws-chunked", "proxy"), 2),
+        (400, "XAmzContentSHA256Mismatch", ("another body than was sent", "aws-chunked", "proxy"), 2),
+        (411, "MissingContentLength", ("without its length", "aws-chunked"), 2),
+        (501, "NotImplemented", ("conditional writes (IfNoneMatch, IfMatch)", "aws-chunked"), 2),
+        (301, "PermanentRedirect", ("another region", "runtime.storage", "endpoint_url"), 2),
+        (400, "AuthorizationHeaderMalformed", ("another region", "runtime.storage", "AWS_REGION"), 2),
+        (400, "ExpiredToken", ("the session token has expired; renew the credentials",), 2),
+        (503, "SlowDown", ("SlowDown",), 75),
+        (400, "SomethingNew", ("SomethingNew: In the store's words.",), 2),
+    ],
+)
+def test_an_error_code_is_told_with_its_remedy(odd_store, manners, monkeypatch, status, code, words, exit_code):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)  # between the bounded retries
+    manners.refuse = lambda method, headers: (status, code) if method == "PUT" else None
+    for operation in (odd_store.probe, lambda key: odd_store.create(key, b"content")):
+        with pytest.raises(StorageError) as caught:
+            operation("_job/probe")
+        assert caught.value.exit_code == exit_code
+        assert isinstance(caught.value, StorageUnavailableError) == (exit_code == 75)
+        assert str(caught.value).startswith(f"{odd_store.uri}/_job/probe: ")
+        assert len(str(caught.value).splitlines()) == 1
+        assert SECRET_KEY not in str(caught.value)
+        assert "{" not in str(caught.value)
+        for word in words:
+            assert word in str(caught.value)
+
+
+def test_a_body_that_was_damaged_on_its_way_is_sent_again(odd_store, manners, monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    manners.refuse = lambda method, headers: (400, "BadDigest") if len(manners.puts) in (1, 2) else None
+    odd_store.create("a", b"content")
+    assert (odd_store.read("a"), len(manners.puts)) == (b"content", 3)
+
+
+def test_aws_is_believed_about_the_secret_key():
+    storage = open_storage("s3://bucket/out", StorageSpec(**KEYS))
+    with (
+        pytest.raises(StorageError, match=r"out/a: the secret key is wrong; check the credentials$"),
+        storage._errors("a"),
+    ):
+        raise ClientError({"Error": {"Code": "SignatureDoesNotMatch", "Message": "x"}}, "PutObject")
+
+
+# --- S3: one client for everything ---
+
+
+@pytest.fixture
+def clients(monkeypatch):
+    """The clients made from here on."""
+    made = []
+    real = boto3.Session.client
+
+    def client(self, *args, **kwargs):
+        made.append(real(self, *args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(boto3.Session, "client", client)
+    return made
+
+
+def test_many_shards_and_pictures_share_one_client(s3_server, clients, monkeypatch):
+    monkeypatch.setenv("AWS_STS_REGIONAL_ENDPOINTS", "regional")  # other settings than in any test before
+    settings, place = StorageSpec(endpoint_url=s3_server), f"s3://jobs/{uuid.uuid4().hex}"
+    open_storage(place, settings).create("pictures/a.png", b"picture")
+    reader = InputReader([f"{place}/pictures"], 100, settings)
+
+    def shard(number):
+        storage = open_storage(f"{place}/out", settings)
+        storage.create(f"data/{number}", b"shard")
+        filesystem, path = storage.for_pyarrow(f"data/{number}")
+        with filesystem.open_input_file(path) as file:
+            return file.read(), reader.read(f"{place}/pictures/a.png", "image"), id(filesystem)
+
+    with ThreadPoolExecutor(8) as pool:
+        done = set(pool.map(shard, range(40)))
+    assert len(clients) == 1
+    assert len(done) == 1
+    assert next(iter(done))[:2] == (b"shard", b"picture")
+
+
+def test_other_settings_have_clients_of_their_own(clients, monkeypatch):
+    def opened(patience_s=60.0, **settings):
+        return open_storage("s3://bucket/x", StorageSpec(**KEYS | settings), patience_s)._client
+
+    here = {"endpoint_url": "http://127.0.0.1:9"}
+    usual = opened(**here)
+    assert opened(**here) is usual
+    others = [
+        opened(**here, patience_s=2.0),
+        opened(endpoint_url="http://127.0.0.1:10"),
+        opened(**here, secret_access_key="another"),
+        opened(**here, region="eu-west-3"),
+    ]
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    others.append(opened(**here))
+    assert len({id(client) for client in [usual, *others]}) == 6
+
+
+def test_a_process_keeps_few_clients(clients, monkeypatch):
+    monkeypatch.setattr(s3_access, "_accesses", {})
+    monkeypatch.setattr(s3_access, "_KEPT", 2)
+    for port in (1, 2, 3, 4):
+        open_storage("s3://bucket/x", StorageSpec(endpoint_url=f"http://127.0.0.1:{port}", **KEYS))
+    assert [access.client for access in s3_access._accesses.values()] == clients[-2:]
+
+
+def test_without_credentials_they_are_looked_for_again(clients, monkeypatch):
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    for opened in (1, 2):
+        storage = open_storage("s3://bucket/x", StorageSpec(endpoint_url="http://127.0.0.1:9"))
+        for _ in range(2):
+            with pytest.raises(StorageError, match="no credentials"):
+                storage.read("a")
+        assert len(clients) == opened
+
+
+def test_renewed_credentials_reach_arrow():
+    access = s3_access.S3Access(StorageSpec(endpoint_url="http://127.0.0.1:9", **KEYS), 60.0)
+    first = access.file_system("bucket")
+    assert access.file_system("other") is first
+
+    class Role:
+        def get_frozen_credentials(self):
+            return ReadOnlyCredentials("id", "renewed", "token")
+
+    access._credentials = Role()
+    renewed = access.file_system("bucket")
+    assert renewed is not first
+    assert access.file_system("bucket") is renewed
+
+
+def test_storage_can_be_sent_to_another_process(storage, monkeypatch):
+    storage.create("a", b"content")
+    sent = pickle.dumps(storage)
+    assert SECRET_KEY.encode() not in sent
+    assert pickle.loads(sent).read("a") == b"content"
+
+
+def test_a_forked_process_has_connections_of_its_own(storage):
+    storage.create("a", b"content")
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(BaseException):
+            os._exit(0 if [storage.read("a") for _ in range(3)] == [b"content"] * 3 else 1)
+        os._exit(2)
+    assert [storage.read("a") for _ in range(3)] == [b"content"] * 3
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
