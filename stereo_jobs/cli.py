@@ -232,10 +232,16 @@ def status(
 @app.command()
 def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
     """Check completeness: every planned row exactly once and every object intact; exit 4 if not."""
+    from stereo_jobs.errors import DamagedError
+    from stereo_jobs.output.verify import damaged
     from stereo_jobs.output.verify import verify as check
 
-    settings, storage, job = _locate(output, endpoint_url)
-    verdict = check(storage, job, settings)
+    try:
+        settings, storage, job = _locate(output, endpoint_url)
+    except DamagedError as error:  # a plan, without which there is nothing to compare with
+        verdict = damaged(error)
+    else:
+        verdict = check(storage, job, settings)
     facts = verdict.as_json()
     head = "ok" if verdict.ok else "NOT OK"
     counts = ", ".join(
@@ -555,7 +561,7 @@ def main() -> None:
 def _exit(code: int) -> None:
     """End the process without waiting for the threads of a shard that a run has abandoned in the middle of a batch."""
     pool = sys.modules.get("stereo_jobs.workers.local_pool")  # loaded, if there is such a thread
-    if pool and pool.is_abandoned():
+    if pool and pool.is_busy(patience_s=3.0):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

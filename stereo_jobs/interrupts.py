@@ -71,7 +71,8 @@ def handled() -> Iterator[None]:
         yield
         return
     if all(signal.getsignal(number) == _handle for number in (signal.SIGTERM, signal.SIGINT)):
-        yield  # the command line has installed them for the whole process
+        _state.told = False
+        yield  # the command line has installed them, and they stay until the end of the process
         return
     former = install()
     try:

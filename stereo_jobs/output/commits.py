@@ -14,7 +14,7 @@ from functools import partial
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stereo_jobs.data.shards import Footer, read_footer
+from stereo_jobs.data.shards import Footer, read_footer, read_table
 from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
 from stereo_jobs.errors import DamagedError, DriftError
 from stereo_jobs.output import layout
@@ -82,6 +82,21 @@ def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Foot
     return footer
 
 
+def remake(storage: Storage, plan: Plan, shard: int) -> ShardRecord:
+    """Make the record and the errors file of a committed shard from the object, which is read as a whole first.
+
+    Raises:
+        DamagedError: the object is damaged.
+        DriftError: the object is not this shard of this plan.
+    """
+    name = layout.data((plan.generation, shard))
+    data = storage.read(name)
+    with intact(storage, name):
+        if read_table(data).num_rows != read_footer(data).record.succeeded:
+            raise ValueError("its rows differ from the counts in its footer")
+    return complete(storage, plan, shard, data)
+
+
 def committed(storage: Storage) -> tuple[ShardSet, ShardSet]:
     """List the shards whose object exists, and those whose record exists."""
     return _listed(storage, layout.DATA_PREFIX), _listed(storage, layout.RECORDS_PREFIX)
@@ -124,8 +139,9 @@ def read_record(storage: Storage, key: ShardKey) -> ShardRecord:
         NotFoundError: it has none.
         DamagedError: it is not a record of this shard.
     """
-    with intact(storage, layout.record(key), "run again: it is then made again from its shard"):
-        record = read_json(storage, layout.record(key), ShardRecord, "run again: it is then made again from its shard")
+    name = layout.record(key)
+    with intact(storage, name):
+        record = read_json(storage, name, ShardRecord)
         check_record(record, key)
     return record
 
@@ -179,7 +195,7 @@ def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
                 "again"
             )
         log.info("shard %s has no record yet; writing it from the object", key)
-        complete(storage, plans[generation], shard, storage.read(layout.data(key)))
+        remake(storage, plans[generation], shard)
     return objects
 
 

@@ -119,10 +119,15 @@ def load_job(storage: Storage) -> Job:
         StorageError: a plan is missing or cannot be read.
     """
     try:
-        listed = (layout.plan_generation(info.key) for info in storage.list(layout.PLANS_PREFIX))
-        generations = sorted(generation for generation in listed if generation is not None)
+        names = [info.key for info in storage.list(layout.PLANS_PREFIX)]
     except NotFoundError:
-        generations = []
+        names = []
+    for name in names:
+        folder, _, inside = name.removeprefix("_job/").partition("/")
+        if inside:
+            raise DamagedError(f"{storage.locate('_job/' + folder)}: a folder has the name of a plan; move it away")
+    listed = map(layout.plan_generation, names)
+    generations = sorted(generation for generation in listed if generation is not None)
     for expected, generation in enumerate(generations):
         if generation != expected:
             raise StorageError(

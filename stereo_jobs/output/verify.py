@@ -120,6 +120,13 @@ def verify(storage: Storage, job: Job, settings: StorageSpec) -> VerifyReport:
     return report
 
 
+def damaged(error: DamagedError) -> VerifyReport:
+    """Return the report on an output whose plans cannot be read."""
+    report = VerifyReport()
+    report.add_corrupt(str(error))
+    return report
+
+
 def _check_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool) -> _Ids | str:
     """Return the ids of one shard by their outcome; if its object is not intact, what is wrong with it."""
     name = layout.data(key)

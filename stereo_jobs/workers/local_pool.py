@@ -12,7 +12,7 @@ from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.task import IN_FLIGHT, InFlight, Outcome, Pool, ShardTask
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker
 
-_abandoned: "weakref.WeakSet[LocalPool]" = weakref.WeakSet()
+_closed: "weakref.WeakSet[LocalPool]" = weakref.WeakSet()
 """Pools that were closed."""
 
 IDLE_S = 0.1
@@ -73,9 +73,10 @@ class LocalPool(Pool):
         # Threads cannot be killed: they end before their next batch.
         self.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
-        _abandoned.add(self)
+        _closed.add(self)
 
 
-def is_abandoned() -> bool:
-    """Return whether a closed pool is still in the middle of a batch, whose thread keeps this process alive."""
-    return any(future.running() for pool in _abandoned for future in pool._tasks)
+def is_busy(patience_s: float) -> bool:
+    """Return whether a closed pool is still in the middle of a batch after some seconds; its threads go on with it."""
+    running = [future for pool in _closed for future in pool._tasks]
+    return bool(wait_futures(running, patience_s).not_done)
