@@ -2,9 +2,9 @@
 
 import json
 import logging
+import os
 import re
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
-from stereo_jobs import logs
+from stereo_jobs import interrupts, logs
 from stereo_jobs.errors import StereoJobsError
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,8 @@ app.add_typer(manifest_app, name="manifest")
 out = Console(soft_wrap=True, highlight=False)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 
+_LONGEST_HOURS = 100_000.0
+
 # Copies of the choices of launch and toyscapes, because `--help` imports nothing heavy; a test compares them.
 LaunchKind = Literal["kuberay", "kuberay-cron", "cronjob", "ray-up", "slurm"]
 Provider = Literal["eks", "gke", "generic"]
@@ -70,9 +72,21 @@ LogFormat = Annotated[
         help="Format of stderr; json: one object a line with job, shard and row ids. Sets runtime.log_format.",
     ),
 ]
+
+
+def _finite(value: float | None) -> float | None:
+    if value is not None and not value <= _LONGEST_HOURS:
+        raise typer.BadParameter(f"{value:g} is not a number of hours up to {_LONGEST_HOURS:g}")
+    return value
+
+
 MaxHours = Annotated[
     float | None,
-    typer.Option(min=0.001, help="Time limit in hours: running shards finish before it; exit 75 if work is left."),
+    typer.Option(
+        min=0.001,
+        callback=_finite,
+        help="Time limit in hours: running shards finish before it; exit 75 if work is left.",
+    ),
 ]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="Parquet file to write, local or s3://.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="URL of an S3 server other than AWS.")]
@@ -102,6 +116,7 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Make stereo pairs offline, with the small models inside the package."""
+    interrupts.install()
     from stereo_jobs.run.demo import demo_spec
 
     spec = demo_spec(output, rows)
@@ -166,6 +181,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a job, or resume it where it left off."""
+    interrupts.install()
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, _with(overrides, log_format))
@@ -177,6 +193,7 @@ def retry_failed(
     spec: SpecPath, overrides: Set = None, local: Local = False, log_format: LogFormat = None, as_json: AsJson = False
 ) -> None:
     """Retry the failed rows, as a new generation of the plan."""
+    interrupts.install()
     from stereo_jobs.spec import load_spec
 
     _run(load_spec(spec, _with(overrides, log_format)), local=local, retry=True, as_json=as_json)
@@ -215,10 +232,16 @@ def status(
 @app.command()
 def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
     """Check completeness: every planned row exactly once and every object intact; exit 4 if not."""
+    from stereo_jobs.errors import DamagedError
+    from stereo_jobs.output.verify import damaged
     from stereo_jobs.output.verify import verify as check
 
-    settings, storage, job = _locate(output, endpoint_url)
-    found = check(storage, job, settings)
+    try:
+        settings, storage, job = _locate(output, endpoint_url)
+    except DamagedError as error:  # a plan, without which there is nothing to compare with
+        found = damaged(error)
+    else:
+        found = check(storage, job, settings)
     facts = found.as_json()
     head = "ok" if found.ok else "NOT OK"
     counts = ", ".join(
@@ -342,7 +365,8 @@ def render(
         str | None, typer.Option(help="Kubernetes secret with the cluster's token in auth_token.")
     ] = None,
     max_hours: Annotated[
-        float | None, typer.Option(help="Time limit of a run in hours; running shards finish before it.")
+        float | None,
+        typer.Option(callback=_finite, help="Time limit of a run in hours; running shards finish before it."),
     ] = None,
     retries: Annotated[int | None, typer.Option(help="Restarts after a failure or an interruption.")] = None,
     ray_version: Annotated[str | None, typer.Option(help="Ray version in the image; default: the one here.")] = None,
@@ -516,8 +540,7 @@ def manifest_toyscapes(
 
 def main() -> None:
     """Entry point: an error that this package raises on purpose becomes one line and its exit code."""
-    # A run has its own handlers while it dispatches shards. Before and after, SIGTERM acts like Ctrl-C.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts.install(ctrl_c=False)
     try:
         app()
     except StereoJobsError as error:
@@ -525,14 +548,24 @@ def main() -> None:
             log.error("%s", error, extra={"exit_code": error.exit_code})
         else:
             err.print(f"error: {error}", style="red", markup=False)
-        sys.exit(error.exit_code)
+        _exit(error.exit_code)
     except Exception:
         if not logs.is_json():
             raise
         log.exception("internal error")
         sys.exit(StereoJobsError.exit_code)
     except KeyboardInterrupt:
-        sys.exit(75)
+        sys.exit(interrupts.EXIT_CODE)
+
+
+def _exit(code: int) -> None:
+    """End the process without waiting for the threads of a shard that a run has abandoned in the middle of a batch."""
+    pool = sys.modules.get("stereo_jobs.workers.local_pool")  # loaded, if there is such a thread
+    if pool and pool.is_busy(patience_s=3.0):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _size(text: str) -> tuple[int, int]:

@@ -6,6 +6,8 @@
   + ModelError (2): a model cannot be used
   + StorageError (2): the object store or file system refuses
     - StorageUnavailableError (75): the store does not answer at the moment
+    - DamagedError (2): an object of the output is not what its name says
+    - OutputGoneError (2): the output was removed or replaced during a run
   + ClusterError (2): a Ray cluster cannot be used
   + DriftError (2): the output belongs to another recipe, manifest or model revision
   + TooManyFailuresError (3): more rows failed than the spec allows
@@ -67,6 +69,14 @@ class StorageUnavailableError(StorageError):
     """The store does not answer at the moment. Unlike other storage errors, this one may pass by itself."""
 
     exit_code = 75
+
+
+class DamagedError(StorageError):
+    """An object of the output is not what its name says: empty, cut off, overwritten, or of another kind."""
+
+
+class OutputGoneError(StorageError):
+    """The output was removed during a run, or another job's output is in its place. Nothing is written to it."""
 
 
 class ClusterError(StereoJobsError):

@@ -35,11 +35,14 @@ DEMO = "demo"
 """Name of the models that are embedded in the package."""
 
 
+MOST_SECONDS = 1e8
+"""Longest duration that a spec may give, about three years: clocks and timers of the system end somewhere."""
+
 _REVISION = "Branch, tag or commit of a Hub id, as for recipe.models.stable_diffusion."
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def check_scale_percent(value: float) -> float:
@@ -294,16 +297,20 @@ class Runtime(_Model):
     row_attempts: PositiveInt = Field(2, le=10, description="Attempts at a row before it is recorded as failed.")
     shard_attempts: PositiveInt = Field(3, le=100, description="Attempts at a shard before the run stops.")
     shard_timeout_s: float = Field(
-        3600.0, gt=0, description="Maximum seconds per shard; then the actor is replaced and the shard is retried."
+        3600.0,
+        gt=0,
+        le=MOST_SECONDS,
+        description="Maximum seconds per shard; then the actor is replaced and the shard is retried.",
     )
     batch_timeout_s: float = Field(
         1800.0,
         gt=0,
+        le=MOST_SECONDS,
         description="Maximum seconds per batch; then the actor is replaced. A row that causes this twice is "
         "recorded as failed.",
     )
     start_timeout_s: float = Field(
-        900.0, gt=0, description="Maximum seconds for the first actors to load their models."
+        900.0, gt=0, le=MOST_SECONDS, description="Maximum seconds for the first actors to load their models."
     )
     spot_notice: str | None = Field(
         None,
@@ -311,7 +318,10 @@ class Runtime(_Model):
         "path of a file that appears before preemption. No more shards are dispatched to actors on such a machine.",
     )
     drain_timeout_s: float = Field(
-        30.0, ge=0, description="Seconds after SIGTERM in which running shards may finish; then they are abandoned."
+        30.0,
+        ge=0,
+        le=MOST_SECONDS,
+        description="Seconds after SIGTERM in which running shards may finish; then they are abandoned.",
     )
     max_failure_ratio: float = Field(
         0.1, ge=0, le=1, description="The run stops when a larger fraction of its rows than this has failed."
@@ -319,6 +329,7 @@ class Runtime(_Model):
     lease_ttl_s: float = Field(
         60.0,
         ge=0,
+        le=MOST_SECONDS,
         description="Seconds without a sign of life from a run before another run may take over its output; 0 disables "
         "the lease.",
     )

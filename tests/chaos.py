@@ -14,6 +14,7 @@ import random
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -31,16 +32,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 
+from stereo_jobs.data.storage import Storage, open_storage
+from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import JobSpec, parse_spec
+from stereo_jobs.spec import JobSpec, StorageSpec, parse_spec
 from tests import seaweed, standin
 from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
 from tests.datasets import failures, rows, verdict
 from tests.fault_proxy import FaultProxy
 from tests.run.processes import start
 
-INTERRUPTED = {75, -signal.SIGKILL, 5, -signal.SIGTERM}
-"""Exit codes of runs that the next one resumes. SIGTERM itself ends a run that does not handle it yet."""
+INTERRUPTED = {75, -signal.SIGKILL, 5, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT}
+"""Exit codes of runs that the next one resumes. A signal itself ends a run that does not handle it yet."""
 
 FAULTS = {
     "actor_killed": 8,
@@ -48,10 +51,17 @@ FAULTS = {
     "node_frozen": 2,
     "driver_killed": 3,
     "driver_drained": 2,
+    "driver_hung_up": 1,
+    "driver_interrupted_twice": 1,
     "head_killed": 1,
     "store_away": 2,
     "store_slow": 2,
     "store_busy": 2,
+    "store_breaks_off": 2,
+    "lease_damaged": 1,
+    "record_damaged": 1,
+    "totals_damaged": 1,
+    "manifest_overwritten": 1,
 }
 """Methods of `Chaos`, each with its weight."""
 
@@ -59,17 +69,23 @@ FAULTS = {
 class Chaos:
     """The cluster, the store, the current job, and what has happened to them."""
 
-    def __init__(self, seed: int, count: int, folder: Path, proxy: FaultProxy) -> None:
+    def __init__(self, seed: int, count: int, folder: Path, store: str, proxy: FaultProxy) -> None:
         self.random, self.started = random.Random(seed), time.monotonic()
-        self.folder, self.proxy, self.count = folder, proxy, count
+        self.folder, self.store, self.proxy, self.count = folder, store, proxy, count
         self.told = folder / "told"
         self.told.touch()
         self.manifest = folder / "rows.parquet"
         names = [f"row-{i:04d}" for i in range(count)]
-        pq.write_table(pa.table({"id": names, "prompt": [f"slow told:{self.told}"] * count}), self.manifest)
+        for path, more in ((self.manifest, ""), (folder / "other.parquet", " other")):
+            pq.write_table(pa.table({"id": names, "prompt": [f"slow told:{self.told}{more}"] * count}), path)
+        self.content = self.manifest.read_bytes()
         self.jobs: list[JobSpec] = []
         self.starts = 0
         self.exits: Counter[int] = Counter()
+        self.refused = 0
+        """Runs that ended with 2 because the manifest was another one, as they must."""
+        self.found: list[str] = []
+        """What was wrong with how a run reacted to a fault."""
         self.struck: Counter[str] = Counter()
         self.nodes: Nodes
         self.new_cluster()
@@ -151,6 +167,19 @@ class Chaos:
         self.driver.send_signal(signal.SIGTERM)
         self.driver.wait()
 
+    def driver_hung_up(self) -> None:
+        self.driver.send_signal(signal.SIGHUP)
+        self.driver.wait()
+
+    def driver_interrupted_twice(self) -> None:
+        self.driver.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        self.driver.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        self.driver.wait()
+        if time.monotonic() - started > 10:
+            self.found.append(f"the second Ctrl-C took {time.monotonic() - started:.0f} s")
+
     def head_killed(self) -> None:
         self.nodes.head.kill()
         self.driver.kill()  # the driver is on the same machine
@@ -172,6 +201,49 @@ class Chaos:
         self.proxy.slow_down_share = 0.1
         time.sleep(self.random.uniform(1, 20))
         self.proxy.heal()
+
+    def store_breaks_off(self) -> None:
+        self.proxy.cut_share = 0.1
+        time.sleep(self.random.uniform(1, 20))
+        self.proxy.heal()
+
+    def lease_damaged(self) -> None:
+        self.damage(layout.LEASE)
+
+    def totals_damaged(self) -> None:
+        self.damage(layout.PROGRESS)
+
+    def record_damaged(self) -> None:
+        records = [info.key for info in self.storage().list(layout.RECORDS_PREFIX)]
+        if records:
+            self.damage(self.random.choice(records))
+
+    def damage(self, key: str) -> None:
+        damages = (b"", b"[]", b"{}", b"\xff\xfe", b'{"holder": 7, "shards": 1e400}')
+        self.storage().replace(key, self.random.choice(damages))
+
+    def storage(self) -> Storage:
+        """The output of the current job, past the proxy."""
+        return open_storage(self.jobs[-1].output, StorageSpec(endpoint_url=self.store))
+
+    def manifest_overwritten(self) -> None:
+        """Put another manifest in the place of the first until the run ends, as it must, with exit code 2."""
+        self.replace_manifest((self.folder / "other.parquet").read_bytes())
+        try:
+            code = self.driver.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.found.append("a run went on for 60 s with another manifest than the planned one")
+            self.driver.kill()
+            code = self.driver.wait()
+        finally:
+            self.replace_manifest(self.content)
+        if code == 2:
+            self.refused += 1
+
+    def replace_manifest(self, content: bytes) -> None:
+        fresh = self.manifest.with_suffix(".new")
+        fresh.write_bytes(content)
+        fresh.replace(self.manifest)
 
     # --- The whole ---
 
@@ -202,7 +274,8 @@ class Chaos:
 
     def problems(self) -> list[str]:
         """Return the exit codes that no fault explains."""
-        return [f"a run ended with {code}" for code in self.exits if code not in INTERRUPTED | {0}]
+        expected = INTERRUPTED | {0} | ({2} if self.exits[2] == self.refused else set())
+        return self.found + [f"a run ended with {code}" for code in self.exits if code not in expected]
 
     def check(self) -> tuple[list[str], int, int]:
         """Return what is wrong, the number of rows made, and the number of rows recorded as failed."""
@@ -212,6 +285,7 @@ class Chaos:
         expected = rows(whole)
         problems, quarantined, made, failed = self.problems(), [], 0, 0
         for spec in self.jobs:
+            run(spec, local=True, load=standin.load)  # makes damaged records again
             found = verdict(spec)
             problems += [] if found.ok else [f"{spec.output}: {problem}" for problem in found.problems]
             there = rows(spec) if found.succeeded else {}
@@ -242,7 +316,7 @@ def main() -> int:
     started = time.monotonic()
     token = {"RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_TMPDIR": str(folder), "RAY_ADDRESS": ""}
     with seaweed.serve() as s3, FaultProxy(s3, options.seed).serving() as proxy, environment(SETTINGS | token):
-        chaos = Chaos(options.seed, options.rows, folder, proxy)
+        chaos = Chaos(options.seed, options.rows, folder, s3, proxy)
         try:
             chaos.strike(options.plan or chaos.drawn(options.faults))
             chaos.finish()

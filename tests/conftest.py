@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -78,13 +79,15 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Runs `stereo-jobs` in this process: exit code, output, errors. `capture` is pytest's fixture that reads them."""
-    from stereo_jobs import cli
+    from stereo_jobs import cli, interrupts
 
     def invoke(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["stereo-jobs", *map(str, words)])
         capture.readouterr()
+        handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
         with pytest.raises(SystemExit) as end:
             cli.main()
+        interrupts.restore(handlers)
         said = capture.readouterr()
         return int(end.value.code or 0), said.out, said.err
 

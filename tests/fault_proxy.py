@@ -22,6 +22,7 @@ class FaultProxy:
         away: connections break off without an answer.
         delay_s: before each request is passed on.
         slow_down_share: of the requests, answered with 503 SlowDown.
+        cut_share: of the answers with a body, broken off in the middle of it.
         refused: how many requests got no proper answer so far.
     """
 
@@ -30,6 +31,7 @@ class FaultProxy:
         self.away = False
         self.delay_s = 0.0
         self.slow_down_share = 0.0
+        self.cut_share = 0.0
         self.refused = 0
         self._random = random.Random(seed)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -38,10 +40,13 @@ class FaultProxy:
 
     def heal(self) -> None:
         """As if there were no proxy."""
-        self.away, self.delay_s, self.slow_down_share = False, 0.0, 0.0
+        self.away, self.delay_s, self.slow_down_share, self.cut_share = False, 0.0, 0.0, 0.0
 
     def asks_for_patience(self) -> bool:
         return self._random.random() < self.slow_down_share
+
+    def cuts(self) -> bool:
+        return self._random.random() < self.cut_share
 
     @contextlib.contextmanager
     def serving(self) -> Iterator["FaultProxy"]:
@@ -89,7 +94,11 @@ class _Handler(BaseHTTPRequestHandler):
         length = {name.lower(): value for name, value in headers}.get("content-length", str(len(body)))
         self.send_header("Content-Length", length if self.command == "HEAD" else str(len(body)))
         self.end_headers()
-        if self.command != "HEAD":
+        if self.command == "GET" and body and self.proxy.cuts():
+            self.proxy.refused += 1
+            self.wfile.write(body[: len(body) // 2])
+            self.close_connection = True
+        elif self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, *args: object) -> None:

@@ -351,3 +351,19 @@ def test_a_sigterm_before_anything_has_begun_is_an_interruption_too():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
+
+
+@pytest.mark.parametrize("hours", ["inf", "nan", "1e300", "-inf", "0"])
+def test_a_time_limit_is_a_number_of_hours(spec_file, stereo_jobs, hours):
+    code, _, errors = stereo_jobs("run", spec_file(), "--local", "--max-hours", hours)
+    assert (code, "--max-hours" in errors) == (2, True)
+
+
+@pytest.mark.parametrize("value", [".inf", ".nan", "1e300", "-1"])
+@pytest.mark.parametrize(
+    "field", ["lease_ttl_s", "drain_timeout_s", "batch_timeout_s", "shard_timeout_s", "start_timeout_s"]
+)
+def test_a_duration_is_finite(spec_file, stereo_jobs, field, value):
+    code, _, errors = stereo_jobs("run", spec_file(), "--local", "--set", f"runtime.{field}={value}")
+    assert code == 2
+    assert f"runtime.{field}" in errors

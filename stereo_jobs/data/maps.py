@@ -104,7 +104,9 @@ def decode_mask(data: bytes, size: tuple[int, int], column: str = "mask") -> NDA
     """
     try:
         values = np.asarray(open_image(data, _MAX_PIXELS, column).convert("L")) >= 128
-    except (OSError, SyntaxError, ValueError) as error:
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # as in `decode_rgb`
         raise InputError(f"{column}: not a readable image ({error})") from None
     if values.shape != size:
         raise InputError(f"{column}: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}")

@@ -82,6 +82,9 @@ class Storage(ABC):
     def size(self, key: str) -> int:
         """Return the size of an object in bytes, without reading it. Raises NotFoundError."""
 
+    def hold(self) -> None:  # noqa: B027  (a store without folders has nothing to hold)
+        """From now on the place exists: if it is removed, writing fails instead of creating it again."""
+
     def exists(self, key: str) -> bool:
         """Return whether an object exists."""
         try:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import PIL.Image
 import pyarrow as pa
 import pyarrow.parquet as pq
+from pydantic import TypeAdapter
 
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.records import (
@@ -20,6 +21,7 @@ from stereo_jobs.records import (
 )
 
 FOOTER_KEY = b"stereo_jobs"
+_ERRORS = TypeAdapter(list[RowError])
 _ROW_GROUP_BYTES = 64 * 1024**2
 
 
@@ -129,8 +131,8 @@ def read_footer(source: Any) -> Footer:
     try:
         parquet = source if isinstance(source, pq.ParquetFile) else pq.ParquetFile(pa.BufferReader(source))
         footer = json.loads((parquet.schema_arrow.metadata or {})[FOOTER_KEY])
-        errors = [RowError(**error) for error in footer["errors"]]
-        return Footer(ShardRecord(**footer["record"]), errors, footer["recipe"])
+        errors = _ERRORS.validate_python(footer["errors"])
+        return Footer(ShardRecord.model_validate(footer["record"]), errors, footer["recipe"])
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"not readable as Parquet ({error})") from None
     except (KeyError, TypeError, ValueError) as error:

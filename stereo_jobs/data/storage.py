@@ -54,11 +54,19 @@ class LocalStorage(Storage):
         # One spelling per place, without following symbolic links: plans compare file names.
         self.root = Path(os.path.normpath(Path(folder).expanduser().absolute()))
         self.uri = str(self.root)
+        self._held = False
+
+    def hold(self) -> None:
+        """From now on the folder exists: if it is removed, writing fails instead of creating it again."""
+        self._held = True
 
     def read(self, key: str) -> bytes:
-        """Read a file. Raises NotFoundError."""
+        """Read a file. Raises NotFoundError; a folder is no object."""
         with _local_errors(self.root / key):
-            return (self.root / key).read_bytes()
+            try:
+                return (self.root / key).read_bytes()
+            except IsADirectoryError:
+                raise NotFoundError(str(self.root / key)) from None
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
         """Read a file and its SHA-256. Raises NotFoundError."""
@@ -96,10 +104,12 @@ class LocalStorage(Storage):
     def create(self, key: str, data: bytes) -> None:
         """Write a new file. A hard link gives it its final name, atomically and only if the name is free."""
         path = self.root / key
-        with _local_errors(path), self._temporary(path, data) as temporary:
+        with _local_errors(path, writing=True), self._temporary(path, data) as temporary:
             try:
                 os.link(temporary, path)
             except FileExistsError:
+                if path.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, "a folder has this name") from None
                 raise AlreadyExistsError(key) from None
             except OSError as error:
                 # NFS may lose the reply to a successful link: then the file has two names.
@@ -115,7 +125,7 @@ class LocalStorage(Storage):
     def replace(self, key: str, data: bytes) -> None:
         """Write a file and move it to its name, atomically."""
         path = self.root / key
-        with _local_errors(path), self._temporary(path, data) as temporary:
+        with _local_errors(path, writing=True), self._temporary(path, data) as temporary:
             temporary.replace(path)
             _sync_folder(path.parent)
 
@@ -139,10 +149,7 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:
-            raise StorageError(f"{path.parent}: this folder cannot be created; choose another output") from None
+        self._make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
             with temporary.open("xb") as file:
@@ -152,6 +159,18 @@ class LocalStorage(Storage):
             yield temporary
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _make_folder(self, folder: Path) -> None:
+        """Create a folder. Once the root is held it is never created again, not even if it goes away at this moment."""
+        if self._held and folder != self.root:
+            below = folder.relative_to(self.root)
+            for ancestor in [*reversed(below.parents), below][1:]:  # without the root itself
+                (self.root / ancestor).mkdir(exist_ok=True)
+        elif not self._held:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError:
+                raise StorageError(f"{folder}: this folder cannot be created; choose another output") from None
 
     @contextlib.contextmanager
     def _locked(self, key: str, timeout_s: float = 10.0) -> Iterator[None]:
@@ -176,10 +195,12 @@ def _raise_unless_missing(error: OSError) -> None:
 
 
 @contextlib.contextmanager
-def _local_errors(path: Path) -> Iterator[None]:
+def _local_errors(path: Path, *, writing: bool = False) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
+        if writing:
+            raise StorageError(f"{path}: its folder is gone, and is not created again; restore it") from error
         raise NotFoundError(str(path)) from error
     except OSError as error:
         remedy = {
@@ -188,6 +209,7 @@ def _local_errors(path: Path) -> Iterator[None]:
             errno.EROFS: "choose a writable output",
             errno.EACCES: "choose a writable output or fix its permissions",
             errno.EPERM: "choose a writable output or fix its permissions",
+            errno.EISDIR: "move this folder away and run again",
         }.get(error.errno or 0, "fix the cause and run again")
         raise StorageError(f"{path}: {error.strerror or error}; {remedy}") from error
 

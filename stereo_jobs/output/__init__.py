@@ -4,6 +4,9 @@
 |---|---|
 | `layout` | what is each object below the output called |
 | `plan` | which rows are in which shard, and has anything changed since the job was planned |
+| `guard` | is the output still the one of this run |
+| `audit` | are the shards that are committed already whole, as far as a run checks that |
+| `reading` | reads small objects, none of which is trusted |
 | `id_hashes` | which id appears twice, at 16 bytes an id |
 | `shard_set` | which shards are in a set, at one bit a shard |
 | `commits` | which shards are done, and how to complete a commit that was interrupted |

@@ -9,17 +9,18 @@ import hashlib
 import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stereo_jobs.data.shards import Footer, read_footer
+from stereo_jobs.data.shards import Footer, read_footer, read_table
 from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
-from stereo_jobs.errors import DriftError
+from stereo_jobs.errors import DamagedError, DriftError
 from stereo_jobs.output import layout
 from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Plan
+from stereo_jobs.output.reading import in_threads, intact, read_json
 from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.records import ERROR_COLUMNS, RowError, ShardRecord
 
@@ -70,10 +71,8 @@ def record_of(footer: Footer, data: bytes) -> ShardRecord:
 
 def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Footer:
     where = storage.locate(layout.data(key))
-    try:
+    with intact(storage, layout.data(key)):
         footer = read_footer(data)
-    except ValueError as error:
-        raise DriftError(f"{where}: {error}; move it away and run again: the shard is then generated again") from None
     record = footer.record
     if record.fingerprint != plan.fingerprint or (record.generation, record.shard) != key:
         raise DriftError(
@@ -81,6 +80,21 @@ def _footer_of(storage: Storage, plan: Plan, key: ShardKey, data: bytes) -> Foot
             f"{plan.fingerprint[:12]}); choose another output"
         )
     return footer
+
+
+def remake(storage: Storage, plan: Plan, shard: int) -> ShardRecord:
+    """Make the record and the errors file of a committed shard from the object, which is read as a whole first.
+
+    Raises:
+        DamagedError: the object is damaged.
+        DriftError: the object is not this shard of this plan.
+    """
+    name = layout.data((plan.generation, shard))
+    data = storage.read(name)
+    with intact(storage, name):
+        if read_table(data).num_rows != read_footer(data).record.succeeded:
+            raise ValueError("its rows differ from the counts in its footer")
+    return complete(storage, plan, shard, data)
 
 
 def committed(storage: Storage) -> tuple[ShardSet, ShardSet]:
@@ -94,28 +108,76 @@ def keys_with_errors(storage: Storage) -> ShardSet:
 
 
 def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord]:
-    """Read records by key, 16 at a time; those that were removed meanwhile are left out."""
+    """Read records by key, 16 at a time; those that were removed meanwhile are left out.
 
-    def read(key: ShardKey) -> ShardRecord | None:
-        try:
-            return ShardRecord.model_validate_json(storage.read(layout.record(key)))
-        except NotFoundError:
-            return None
+    In place of a damaged record the one in the shard's footer is read, which has no checksum.
 
-    with ThreadPoolExecutor(16) as pool:
-        return [record for record in pool.map(read, keys) if record]
+    Raises:
+        DamagedError: the shard is damaged, too.
+    """
+    return [record for record in in_threads(partial(_read_record, storage), keys, 16) if record]
+
+
+def _read_record(storage: Storage, key: ShardKey) -> ShardRecord | None:
+    try:
+        return read_record(storage, key)
+    except NotFoundError:
+        return None
+    except DamagedError as error:
+        log.warning("%s", error)
+    try:
+        record = read_footer_at(storage, key).record
+        return record.model_copy(update={"bytes": storage.size(layout.data(key))})
+    except NotFoundError:
+        return None
+
+
+def read_record(storage: Storage, key: ShardKey) -> ShardRecord:
+    """Read the record of one shard.
+
+    Raises:
+        NotFoundError: it has none.
+        DamagedError: it is not a record of this shard.
+    """
+    name = layout.record(key)
+    with intact(storage, name):
+        record = read_json(storage, name, ShardRecord)
+        check_record(record, key)
+    return record
+
+
+def check_record(record: ShardRecord, key: ShardKey) -> None:
+    """Check that a record is one of this shard, and that its counts are possible. Raises ValueError."""
+    counts = (record.succeeded, record.failed, record.rejected)
+    amounts = (record.seconds, record.bytes, record.unet_evaluations, record.planned)
+    if (record.generation, record.shard) != key:
+        raise ValueError(f"it is of shard {record.generation}-{record.shard}")
+    if min(counts) < 0 or sum(counts) != record.planned or not all(0 <= n < 2**63 for n in amounts):
+        raise ValueError("its counts contradict each other")
+    if not all(abs(mean.mean) < 2.0**63 and mean.count >= 0 for mean in record.quality.means.values()):
+        raise ValueError("a mean is no number")
+
+
+def read_footer_at(storage: Storage, key: ShardKey) -> Footer:
+    """Read the footer of one shard, and not the rest of it.
+
+    Raises:
+        DamagedError: the shard is damaged, gone, or another one.
+    """
+    with intact(storage, layout.data(key)):
+        filesystem, path = storage.for_pyarrow(layout.data(key))
+        with filesystem.open_input_file(path) as file:
+            footer = read_footer(pq.ParquetFile(file))
+        record = footer.record
+        check_record(record, key)
+        if not all(-1 <= error.row < record.planned for error in footer.errors):
+            raise ValueError("a failed row has no place in it")
+    return footer
 
 
 def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[ShardKey, list[RowError]]]:
-    """Read the failed rows of shards from their footers alone, 16 shards at a time."""
-
-    def read(key: ShardKey) -> tuple[ShardKey, list[RowError]]:
-        filesystem, path = storage.for_pyarrow(layout.data(key))
-        with filesystem.open_input_file(path) as file:
-            return key, read_footer(pq.ParquetFile(file)).errors
-
-    with ThreadPoolExecutor(16) as pool:
-        yield from pool.map(read, sorted(keys))
+    """Read the failed rows of shards from their footers alone, 16 shards at a time. Raises DamagedError."""
+    return in_threads(lambda key: (key, read_footer_at(storage, key).errors), sorted(keys), 16)
 
 
 def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
@@ -133,7 +195,7 @@ def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
                 "again"
             )
         log.info("shard %s has no record yet; writing it from the object", key)
-        complete(storage, plans[generation], shard, storage.read(layout.data(key)))
+        remake(storage, plans[generation], shard)
     return objects
 
 

@@ -14,15 +14,27 @@ RECORDS_PREFIX = "_job/commits/"
 ERRORS_PREFIX = "_job/errors/"
 PLANS_PREFIX = "_job/plan-"
 
+MOST_SHARDS = 10**9
+"""Shards that one generation may have; numbers beyond are no names."""
+
 ShardKey = tuple[int, int]
 """Generation and shard number, both from 0."""
 
-_SHARD = re.compile(r"(?:data/train-|_job/commits/|_job/errors/)(\d{4})-(\d{7})\.(?:parquet|json)")
+# Numbers are padded to four and seven digits and may be longer; of other spellings of a number only one is a name.
+_GENERATION, _NUMBER = r"([0-9]{4}|[1-9][0-9]{4,5})", r"([0-9]{7}|[1-9][0-9]{7,8})"
+_SHARD = re.compile(rf"(?:data/train-|_job/commits/|_job/errors/){_GENERATION}-{_NUMBER}\.(?:parquet|json)")
+_PLAN = re.compile(rf"{PLANS_PREFIX}{_GENERATION}\.json")
 
 
 def plan(generation: int) -> str:
     """Name of the plan of one generation."""
     return f"{PLANS_PREFIX}{generation:04d}.json"
+
+
+def plan_generation(name: str) -> int | None:
+    """Return the generation that a plan of this name has; None for any other name."""
+    match = _PLAN.fullmatch(name)
+    return int(match[1]) if match else None
 
 
 def ids(generation: int) -> str:

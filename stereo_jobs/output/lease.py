@@ -16,11 +16,16 @@ import time
 from contextvars import copy_context
 from types import TracebackType
 
+from pydantic import BaseModel
+
 from stereo_jobs.data.storage import AlreadyExistsError, ChangedError, NotFoundError, Storage
 from stereo_jobs.errors import OutputHeldError, StorageError
 from stereo_jobs.output import layout
 
 log = logging.getLogger(__name__)
+
+DAMAGED = "damaged"
+"""Holder of a lease whose content cannot be read; it is taken over like that of a run that was killed."""
 
 
 class Lease:
@@ -55,6 +60,7 @@ class Lease:
     def __enter__(self) -> "Lease":
         if self.ttl_s:
             self._acquire()
+            self.storage.hold()  # a renewal must not create an output again that was removed
             self._thread.start()
         return self
 
@@ -140,9 +146,14 @@ class Lease:
             self._tag = self.storage.swap(layout.LEASE, self._content(), self._tag)
         except ChangedError:
             # A write whose reply was lost also changes the tag: the lease is still ours if it names us.
-            with contextlib.suppress(NotFoundError, StorageError):
-                data, self._tag = self.storage.read_tagged(layout.LEASE)
-                self.taken = not _is_held_by(data, self.holder)
+            # Damaged content is of nobody: the next renewal replaces it.
+            with contextlib.suppress(StorageError):
+                try:
+                    data, self._tag = self.storage.read_tagged(layout.LEASE)
+                except NotFoundError:
+                    self._lost = f"{layout.LEASE} was removed"
+                    return False
+                self.taken = _holder(data) not in (self.holder, DAMAGED)
                 self._lost = "another run has taken over" if self.taken else ""
             return False
         except StorageError as problem:
@@ -172,9 +183,24 @@ def look(storage: Storage) -> tuple[bool | None, str]:
     return not _is_free(data), tag
 
 
+class _Content(BaseModel):
+    """The content of the lease: who holds it, None after it was given back."""
+
+    holder: str | None
+    renewal: int
+
+
+def _holder(data: bytes) -> str | None:
+    """Return who holds a lease. Nobody can have written damaged content: it has a holder that never renews it."""
+    try:
+        return _Content.model_validate_json(data).holder
+    except ValueError:
+        return DAMAGED
+
+
 def _is_free(data: bytes) -> bool:
-    return bool(json.loads(data)["holder"] is None)
+    return _holder(data) is None
 
 
 def _is_held_by(data: bytes, holder: str) -> bool:
-    return bool(json.loads(data)["holder"] == holder)
+    return _holder(data) == holder

@@ -24,12 +24,16 @@ from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestFile
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
-from stereo_jobs.errors import DriftError, ManifestError, StorageError
+from stereo_jobs.errors import DamagedError, DriftError, ManifestError, StorageError
 from stereo_jobs.output import layout
 from stereo_jobs.output.id_hashes import find_duplicate, hash_ids
+from stereo_jobs.output.reading import intact, read_json
+from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, digest
 
 log = logging.getLogger(__name__)
+
+_LARGEST = 2**40
 
 
 class RowRef(NamedTuple):
@@ -115,29 +119,54 @@ def load_job(storage: Storage) -> Job:
         StorageError: a plan is missing or cannot be read.
     """
     try:
-        names = sorted(info.key for info in storage.list(layout.PLANS_PREFIX))
+        names = [info.key for info in storage.list(layout.PLANS_PREFIX)]
     except NotFoundError:
         names = []
-    plans = []
-    for generation, name in enumerate(names):
-        if name != layout.plan(generation):
+    for name in names:
+        folder, _, inside = name.removeprefix("_job/").partition("/")
+        if inside:
+            raise DamagedError(f"{storage.locate('_job/' + folder)}: a folder has the name of a plan; move it away")
+    listed = map(layout.plan_generation, names)
+    generations = sorted(generation for generation in listed if generation is not None)
+    for expected, generation in enumerate(generations):
+        if generation != expected:
             raise StorageError(
-                f"{storage.locate(layout.plan(generation))}: missing, although later plans exist; restore it from "
+                f"{storage.locate(layout.plan(expected))}: missing, although later plans exist; restore it from "
                 "a backup, or choose another output"
             )
-        plans.append(load_plan(storage, generation))
-    return Job(tuple(plans))
+    return Job(tuple(load_plan(storage, generation) for generation in generations))
 
 
 def load_plan(storage: Storage, generation: int) -> Plan:
-    """Read one plan of an output. Raises StorageError if it is not a valid plan."""
-    name = layout.plan(generation)
-    try:
-        return Plan.model_validate_json(storage.read(name))
-    except ValueError as error:
-        raise StorageError(
-            f"{storage.locate(name)}: not a plan that this version of stereo-jobs can read ({error})"
-        ) from None
+    """Read one plan of an output.
+
+    Raises:
+        NotFoundError: there is no such plan.
+        DamagedError: it is not a valid plan of this generation.
+    """
+    name, remedy = layout.plan(generation), "restore it from a backup, or choose another output"
+    with intact(storage, name, remedy):
+        plan = read_json(storage, name, Plan, remedy)
+        _check_whole(plan, generation)
+    return plan
+
+
+def _check_whole(plan: Plan, generation: int) -> None:
+    """Check what arithmetic on a plan relies on. Raises ValueError with the rule that it breaks."""
+    QualityConfig.model_validate(plan.recipe["quality"])  # what reports take from it
+    rows = [file.rows for file in plan.files]
+    planned = sum(rows) * plan.variants
+    rules = {
+        f"generation must be {generation}": plan.generation == generation,
+        "files must not be empty": len(plan.files) > 0,
+        f"rows must be from 0 to {_LARGEST}": all(0 <= n <= _LARGEST for n in rows),
+        "variants and shard_rows must be positive": 0 < plan.variants <= _LARGEST and 0 < plan.shard_rows <= _LARGEST,
+        "retry must be indices of planned pairs": all(0 <= i < planned for i in plan.retry),
+    }
+    if broken := [rule for rule, kept in rules.items() if not kept]:
+        raise ValueError(broken[0])
+    if plan.shards > layout.MOST_SHARDS:
+        raise ValueError(f"{plan.shards} shards, more than {layout.MOST_SHARDS}")
 
 
 # --- Making plans ---
@@ -197,7 +226,7 @@ def publish(storage: Storage, plan: Plan, hashes: NDArray[np.uint64] | None = No
     try:
         storage.create(layout.plan(plan.generation), plan.model_dump_json(indent=1).encode())
     except AlreadyExistsError:
-        there = load_job(storage).plans[plan.generation]
+        there = load_plan(storage, plan.generation)
         if there.fingerprint != plan.fingerprint:
             raise DriftError(
                 f"{storage.uri}: another run has just planned generation {plan.generation} from other input; compare "
@@ -307,15 +336,22 @@ def planned_hashes(plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
 def known_hashes(storage: Storage, plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
     """Return the hashes of a plan's manifest ids, N,2 uint64.
 
-    They are read from the ids file of the output, sorted. If that is missing or belongs to another plan, they are
-    computed from the manifest, in manifest order.
+    They are read from the ids file of the output, sorted. If that is missing, damaged or belongs to another plan, they
+    are computed from the manifest, in manifest order.
     """
+    name = layout.ids(plan.generation)
     try:
-        table = read_table(storage.read(layout.ids(plan.generation)))
-        if (table.schema.metadata or {}).get(b"fingerprint") == plan.fingerprint.encode():
-            return np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1)
-    except (NotFoundError, pa.ArrowInvalid):
+        with intact(storage, name):
+            table = read_table(storage.read(name))
+            if (table.schema.metadata or {}).get(b"fingerprint") == plan.fingerprint.encode():
+                hashes = np.stack([table["high"].to_numpy(), table["low"].to_numpy()], axis=1)
+                if hashes.dtype != np.uint64 or len(hashes) != sum(file.rows for file in plan.files):
+                    raise ValueError(f"{len(hashes)} hashes of type {hashes.dtype}")
+                return hashes
+    except NotFoundError:
         pass
+    except DamagedError as error:
+        log.warning("%s; reading the ids from the manifest", str(error).partition(";")[0])
     return planned_hashes(plan, settings)
 
 

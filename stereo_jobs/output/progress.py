@@ -5,17 +5,27 @@ fetch only the records that are newer.
 """
 
 import json
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, Field
 
 from stereo_jobs.data.storage import NotFoundError, Storage
+from stereo_jobs.errors import DamagedError
 from stereo_jobs.output import layout
 from stereo_jobs.output.commits import committed, read_records
-from stereo_jobs.output.plan import Job
+from stereo_jobs.output.layout import ShardKey
+from stereo_jobs.output.plan import Job, Plan
+from stereo_jobs.output.reading import intact, read_json
 from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.records import QualitySummary, ShardRecord
+
+log = logging.getLogger(__name__)
+
+_AMOUNT = Field(ge=0, lt=2.0**53, allow_inf_nan=False)
 
 
 @dataclass
@@ -80,10 +90,10 @@ class Throughput:
         workers: number of ready workers.
     """
 
-    at: str
-    pairs_per_s: float
-    eta_s: float | None
-    workers: int
+    at: Annotated[str, Field(max_length=40)]
+    pairs_per_s: Annotated[float, _AMOUNT]
+    eta_s: Annotated[float, _AMOUNT] | None
+    workers: Annotated[int, _AMOUNT]
 
     @classmethod
     def now(cls, pairs_per_s: float, eta_s: float | None, workers: int) -> Self:
@@ -122,12 +132,37 @@ class Status:
         return vars(self) | {"quality": self.quality.model_dump()}
 
 
+class RolledUp(BaseModel):
+    """The content of `progress.json`."""
+
+    succeeded: Annotated[int, _AMOUNT] = 0
+    failed: Annotated[int, _AMOUNT] = 0
+    retried: Annotated[int, _AMOUNT] = 0
+    rejected: Annotated[int, _AMOUNT] = 0
+    quality: QualitySummary
+    bytes: Annotated[int, _AMOUNT] = 0
+    seconds: Annotated[float, _AMOUNT] = 0.0
+    wasted_seconds: Annotated[float, _AMOUNT] = 0.0
+    unet_evaluations: Annotated[int, _AMOUNT] = 0
+    shards: dict[str, str]
+    pace: Throughput | None = None
+
+
 def totals(storage: Storage, job: Job) -> Totals:
     """Sum up all records: those in `progress.json`, and the newer ones one by one."""
-    sums = _load(storage)
+    sums = _load(storage, job)
     _, keys = committed(storage)
-    add(sums, job, read_records(storage, keys.without(sums.shards)))
+    add(sums, job, read_records(storage, planned_only(job, keys.without(sums.shards))))
     return sums
+
+
+def planned_only(job: Job, keys: Iterable[ShardKey]) -> Iterator[ShardKey]:
+    """Leave out the keys of shards that no plan has."""
+    for generation, shard in keys:
+        if generation < len(job.plans) and shard < job.plans[generation].shards:
+            yield generation, shard
+        else:
+            log.warning("%s is ignored: no plan has such a shard", layout.shard_name((generation, shard)))
 
 
 def add(sums: Totals, job: Job, records: Iterable[ShardRecord]) -> None:
@@ -168,19 +203,28 @@ def save(storage: Storage, sums: Totals, throughput: Throughput | None = None) -
 def throughput(storage: Storage) -> Throughput | None:
     """Return the last report of a run that has not ended normally: it works still, or was killed since."""
     try:
-        return Throughput(**json.loads(storage.read(layout.PROGRESS))["pace"])
-    except (NotFoundError, ValueError, KeyError, TypeError):
+        return read_json(storage, layout.PROGRESS, RolledUp).pace
+    except (NotFoundError, DamagedError):
         return None
 
 
-def _load(storage: Storage) -> Totals:
+def _load(storage: Storage, job: Job) -> Totals:
+    """Read `progress.json`; nothing is summed up if it is missing, damaged, or contradicts the plans."""
     try:
-        values = json.loads(storage.read(layout.PROGRESS))
-        values.pop("pace", None)
-        unpacked = {
-            "shards": ShardSet.unpack(values["shards"]),
-            "quality": QualitySummary.model_validate(values["quality"]),
-        }
-        return Totals(**values | unpacked)
-    except (NotFoundError, ValueError, KeyError, TypeError):
+        with intact(storage, layout.PROGRESS):
+            found = read_json(storage, layout.PROGRESS, RolledUp)
+            shards = ShardSet.unpack(found.shards, [plan.shards for plan in job.plans])
+            planned = sum(_pairs_in(plan, shards) for plan in job.plans if plan.kind == "manifest")
+            if found.succeeded + found.failed + found.rejected - found.retried != planned:
+                raise ValueError("its counts contradict the plans")
+            fields = {name: value for name, value in found if name != "pace"}
+            return Totals(**fields | {"shards": shards})
+    except (NotFoundError, DamagedError):
         return Totals()
+
+
+def _pairs_in(plan: Plan, shards: ShardSet) -> int:
+    """Count the pairs of those shards of a plan that are in a set."""
+    last = (plan.generation, plan.shards - 1)
+    missing = plan.shards * plan.shard_rows - plan.pairs if last in shards else 0
+    return shards.count(plan.generation) * plan.shard_rows - missing

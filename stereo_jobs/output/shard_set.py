@@ -2,9 +2,11 @@
 
 import base64
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from stereo_jobs.output.layout import ShardKey
+from stereo_jobs.output.layout import MOST_SHARDS, ShardKey
+
+_MOST_BYTES = MOST_SHARDS // 8
 
 
 class ShardSet:
@@ -35,6 +37,10 @@ class ShardSet:
     def __len__(self) -> int:
         return self._count
 
+    def count(self, generation: int) -> int:
+        """Return how many shards of one generation are in the set."""
+        return int.from_bytes(self._bitmaps.get(generation, b""), "little").bit_count()
+
     def __iter__(self) -> Iterator[ShardKey]:
         for generation in sorted(self._bitmaps):
             for byte, bits in enumerate(self._bitmaps[generation]):
@@ -59,14 +65,35 @@ class ShardSet:
         }
 
     @classmethod
-    def unpack(cls, packed: dict[str, str]) -> "ShardSet":
-        """Restore a set from the result of `pack`. Raises ValueError if that is damaged."""
+    def unpack(cls, packed: dict[str, str], shards: Sequence[int] | None = None) -> "ShardSet":
+        """Restore a set from the result of `pack`.
+
+        Args:
+            packed: what `pack` has returned.
+            shards: shards that each generation can have; None: any number.
+
+        Raises:
+            ValueError: it is damaged, or has shards beyond `shards`.
+        """
         result = cls()
         for generation, text in packed.items():
+            number = int(generation)
+            limit = _MOST_BYTES if shards is None else -(-(shards[number] if number < len(shards) else 0) // 8)
             try:
-                bitmap = bytearray(zlib.decompress(base64.b64decode(text)))
+                bitmap = _inflate(base64.b64decode(text), limit)
             except zlib.error as error:
                 raise ValueError(f"shards of generation {generation}: {error}") from None
-            result._bitmaps[int(generation)] = bitmap
+            if shards is not None and bitmap and (len(bitmap) - 1) * 8 + bitmap[-1].bit_length() > shards[number]:
+                raise ValueError(f"shards of generation {generation}: more than are planned")
+            result._bitmaps[number] = bitmap
             result._count += sum(byte.bit_count() for byte in bitmap)
         return result
+
+
+def _inflate(data: bytes, limit: int) -> bytearray:
+    """Decompress at most `limit` bytes; a few damaged bytes may claim to be gigabytes. Raises ValueError."""
+    inflater = zlib.decompressobj()
+    bitmap = bytearray(inflater.decompress(data, limit + 1))
+    if len(bitmap) > limit or not inflater.eof:
+        raise ValueError(f"cut off, or more than {limit} bytes")
+    return bitmap

@@ -6,7 +6,6 @@ manifest is read instead.
 
 import hashlib
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,12 +15,14 @@ from numpy.typing import NDArray
 
 from stereo_jobs.data.shards import read_footer, read_table
 from stereo_jobs.data.storage import NotFoundError, Storage
+from stereo_jobs.errors import DamagedError
 from stereo_jobs.output import layout
-from stereo_jobs.output.commits import committed
+from stereo_jobs.output.commits import committed, read_record
 from stereo_jobs.output.id_hashes import hash_ids
 from stereo_jobs.output.plan import Job, Plan, known_hashes
+from stereo_jobs.output.reading import describe, in_threads, intact
 from stereo_jobs.output.shard_set import ShardSet
-from stereo_jobs.records import REJECTED, ShardRecord
+from stereo_jobs.records import REJECTED
 from stereo_jobs.spec import StorageSpec
 
 log = logging.getLogger(__name__)
@@ -108,15 +109,21 @@ def verify(storage: Storage, job: Job, settings: StorageSpec) -> VerifyReport:
     def check(key: layout.ShardKey) -> _Ids | str:
         return _check_object(storage, job.plans[key[0]], key, key in records)
 
-    with ThreadPoolExecutor(4) as threads:
-        for ids in threads.map(check, (key for key in found if key in planned)):
-            if isinstance(ids, str):
-                report.add_corrupt(ids)
-                continue
-            succeeded.append(_id_keys(ids.succeeded))
-            failed.append(_id_keys(ids.failed))
-            rejected.append(_id_keys(ids.rejected))
+    for ids in in_threads(check, (key for key in found if key in planned), 4):
+        if isinstance(ids, str):
+            report.add_corrupt(ids)
+            continue
+        succeeded.append(_id_keys(ids.succeeded))
+        failed.append(_id_keys(ids.failed))
+        rejected.append(_id_keys(ids.rejected))
     _count(report, _expected(storage, job, settings), _stack(succeeded), _stack(failed), _stack(rejected))
+    return report
+
+
+def damaged(error: DamagedError) -> VerifyReport:
+    """Return the report on an output whose plans cannot be read."""
+    report = VerifyReport()
+    report.add_corrupt(str(error))
     return report
 
 
@@ -127,16 +134,21 @@ def _check_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record
         return _read_object(storage, plan, key, has_record)
     except NotFoundError:
         return f"{name}: recorded as committed, but gone"
-    except (ValueError, OSError, pa.ArrowException) as error:
-        return f"{name}: {error}"
+    except DamagedError as error:
+        return str(error).removeprefix(f"{storage.uri}/")
+    except ValueError as error:
+        return f"{name}: {describe(error)}"
 
 
 def _read_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool) -> _Ids:
     """Read the ids of one shard by their outcome. Raises ValueError if the object contradicts itself or its plan."""
-    data = storage.read(layout.data(key))
-    footer = read_footer(data)
+    name = layout.data(key)
+    data = storage.read(name)
+    with intact(storage, name):
+        footer = read_footer(data)
+        ids = read_table(data)["id"].to_pylist()
+        _id_keys(ids)  # refuses what is no id
     record = footer.record
-    ids = read_table(data)["id"].to_pylist()
     if (record.generation, record.shard) != key or record.fingerprint != plan.fingerprint:
         raise ValueError("belongs to another plan")
     rejected = [error.id for error in footer.errors if error.error_type == REJECTED]
@@ -146,7 +158,7 @@ def _read_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record:
     if record.succeeded + record.failed + record.rejected != plan.pairs_in(key[1]):
         raise ValueError("its row count differs from the plan")
     if has_record:
-        recorded = ShardRecord.model_validate_json(storage.read(layout.record(key)))
+        recorded = read_record(storage, key)
         if recorded.sha256 != hashlib.sha256(data).hexdigest():
             raise ValueError("its checksum differs from the one in its record")
     return _Ids(ids, failed, rejected)

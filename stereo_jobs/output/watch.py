@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from stereo_jobs.data.storage import Storage
-from stereo_jobs.errors import InterruptedRunError, StorageUnavailableError
+from stereo_jobs.errors import InterruptedRunError, StorageError, StorageUnavailableError
 from stereo_jobs.output import layout, lease, progress
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.progress import Status, Throughput
@@ -114,6 +114,8 @@ def _judged(snapshot: OutputSnapshot, alive: bool, unchanged_s: float, patience_
 def _look(storage: Storage) -> tuple[OutputSnapshot, str]:
     """Return a snapshot, and a text that differs from the last one whenever a run has done something."""
     job = load_job(storage)
+    if not job.plans:
+        raise StorageError(f"{storage.uri}: no job is planned here; check the path, or whether it was removed")
     status = progress.status(job, progress.totals(storage, job))
     held, tag = lease.look(storage)
     throughput = progress.throughput(storage) if held is not False else None

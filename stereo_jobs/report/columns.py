@@ -13,6 +13,7 @@ from stereo_jobs.data.storage import Storage
 from stereo_jobs.output import layout
 from stereo_jobs.output.commits import committed, failed_rows, keys_with_errors
 from stereo_jobs.output.layout import ShardKey
+from stereo_jobs.output.reading import intact
 from stereo_jobs.records import IMAGE_COLUMNS, RowError
 
 SHARD, POSITION = "shard", "position"
@@ -35,7 +36,8 @@ def read_scalars(storage: Storage, most_rows: int | None = None) -> pa.Table:
     with ThreadPoolExecutor(8) as pool:
         rest = list(pool.map(lambda i: _read_scalars(storage, keys[i], i), wanted[1:]))
     tables = [table for table in (*first, *rest) if len(table)]
-    return pa.concat_tables(tables or first, promote_options="default") if first else pa.table({})
+    with intact(storage, layout.DATA_PREFIX, "their shards have columns of different types; verify names them"):
+        return pa.concat_tables(tables or first, promote_options="default") if first else pa.table({})
 
 
 def shard_keys(storage: Storage) -> list[ShardKey]:
@@ -54,7 +56,7 @@ def read_rows(storage: Storage, places: Sequence[tuple[int, int]], columns: Sequ
     keys = shard_keys(storage)
     for shard, listed in itertools.groupby(places, lambda place: place[0]):
         filesystem, path = storage.for_pyarrow(layout.data(keys[shard]))
-        with filesystem.open_input_file(path) as source:
+        with intact(storage, layout.data(keys[shard])), filesystem.open_input_file(path) as source:
             yield from _rows_at(pq.ParquetFile(source), [position for _, position in listed], columns)
 
 
@@ -74,7 +76,7 @@ def read_errors(storage: Storage) -> list[RowError]:
 
 def _read_scalars(storage: Storage, key: ShardKey, index: int) -> pa.Table:
     filesystem, path = storage.for_pyarrow(layout.data(key))
-    with filesystem.open_input_file(path) as source:
+    with intact(storage, layout.data(key)), filesystem.open_input_file(path) as source:
         file = pq.ParquetFile(source)
         names = [name for name in file.schema_arrow.names if name not in IMAGE_COLUMNS]
         table = file.read(columns=names)

@@ -4,25 +4,26 @@ All state that a run needs is in the output. A run that is killed at any point i
 """
 
 import logging
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from stereo_jobs import logs
+from stereo_jobs import interrupts, logs
 from stereo_jobs.data import card
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import (
     InterruptedRunError,
+    OutputGoneError,
     OutputHeldError,
     StereoJobsError,
     StorageUnavailableError,
     TooManyFailuresError,
 )
-from stereo_jobs.output import layout, plan, progress
+from stereo_jobs.output import audit, layout, plan, progress
 from stereo_jobs.output.commits import repair
+from stereo_jobs.output.guard import PlanGuard
 from stereo_jobs.output.layout import ShardKey, shard_name
 from stereo_jobs.output.lease import Lease
 from stereo_jobs.output.plan import Job
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 SAVE_TOTALS_EVERY_S = 10.0
 """Seconds between two writes of the totals, which spare other readers most of the records."""
+LOOK_EVERY_S = 5.0
+"""Seconds between two looks whether the plans of the output are still there."""
 MIN_ROWS_FOR_RATIO = 100
 """Rows to make before the share of failed ones can stop a run early."""
 
@@ -121,9 +124,10 @@ def run(
         spec = _with_drain_within(spec, limit_s)
     logs.name_job(storage.uri)
     ttl_s = spec.runtime.lease_ttl_s
+    stopped = threading.Event()
     with (
+        interrupts.handled(),
         Lease(open_storage(storage.uri, spec.runtime.storage, max(1.0, ttl_s / 8)), ttl_s, STORE_PATIENCE_S) as lease,
-        _signals() as stopped,
         _time_limit(stopped, started, limit_s, spec.runtime.drain_timeout_s),
     ):
 
@@ -131,22 +135,30 @@ def run(
             return stopped.is_set() or lease.lost() is not None
 
         _, job, recipe = prepare(spec, storage, extend=extend)
+        storage.hold()
         if retry:
             job = plan_retry(spec, storage, job)
-        queue = ShardQueue(job, repair(storage, job.plans))
+        done = repair(storage, job.plans)
+        totals = audit.checked_totals(storage, job, done)
+        queue = ShardQueue(job, done)
         plan.refuse_changed_files(job, spec.runtime.storage, queue.generations)
-        current = _Run(spec, storage, job, queue, JobMetrics(storage.uri, on_ray=not local))
+        current = _Run(
+            spec, storage, job, queue=queue, totals=totals, metrics=JobMetrics(storage.uri, on_ray=not local)
+        )
         if queue:
-            pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
-            try:
-                current.dispatch_all(pool, lease, stopped, watch)
-            except StereoJobsError:
-                current.add_wasted(pool.stop())
-                if not lease.taken:
-                    current.save_totals()
-                raise
-            finally:
-                pool.close()
+            with interrupts.draining(stopped):
+                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
+                try:
+                    current.dispatch_all(pool, lease, stopped, watch)
+                except OutputGoneError:
+                    raise
+                except StereoJobsError:
+                    current.add_wasted(pool.stop())
+                    if not lease.taken:
+                        current.save_totals()
+                    raise
+                finally:
+                    pool.close()
         return current.finish(recipe)
 
 
@@ -169,13 +181,25 @@ class _Run:
     Nothing in it outlives the process: whatever the next run needs is in the output.
     """
 
-    def __init__(self, spec: JobSpec, storage: Storage, job: Job, queue: ShardQueue, metrics: JobMetrics) -> None:
+    def __init__(
+        self,
+        spec: JobSpec,
+        storage: Storage,
+        job: Job,
+        *,
+        queue: ShardQueue,
+        totals: progress.Totals,
+        metrics: JobMetrics,
+    ) -> None:
         self._spec = spec
         self._storage = storage
         self._job = job
         self._queue = queue
         self._metrics = metrics
-        self._totals = progress.totals(storage, job)
+        self._totals = totals
+        self._guard = PlanGuard(storage)
+        self._looked = 0.0
+        """When the plans were last looked for."""
         self._pairs = queue.pairs
         self._histories: dict[ShardKey, ShardHistory] = {}
         """How shards have failed, for those that have."""
@@ -190,6 +214,7 @@ class _Run:
 
         Raises:
             InterruptedRunError: the run was told to stop, or could not renew its lease.
+            OutputGoneError: the output was removed or replaced.
             OutputHeldError: another run has taken over the lease.
             StereoJobsError: the retry policy gave up a shard, or too many rows failed.
         """
@@ -244,14 +269,27 @@ class _Run:
         self._totals.wasted_seconds += seconds
 
     def save_totals(self, throughput: progress.Throughput | None = None) -> None:
-        """Write the totals. If that fails, readers read more records instead."""
+        """Write the totals. If that fails, readers read more records instead. Raises OutputGoneError."""
+        self._stop_if_gone()
         try:
             progress.save(self._storage, self._totals, throughput)
         except StorageUnavailableError as error:
             log.warning("%s could not be written: %s", layout.PROGRESS, error)
 
+    def _stop_if_gone(self) -> None:
+        """Raise OutputGoneError if a plan that is worked on is gone. A store that does not answer says nothing."""
+        self._looked = time.monotonic()
+        try:
+            for generation in {*self._queue.generations, len(self._job.plans) - 1}:
+                self._guard.check(self._job.plans[generation])
+        except StorageUnavailableError as error:
+            log.warning("%s", error)
+
     def _stop_if_told(self, pool: Pool, lease: Lease, stopped: threading.Event) -> None:
-        if lost := lease.lost():
+        lost = lease.lost()
+        if lost or time.monotonic() - self._looked >= LOOK_EVERY_S:
+            self._stop_if_gone()
+        if lost:
             self._drain(pool)
             kind = OutputHeldError if lease.taken else InterruptedRunError
             raise kind(f"{self._storage.uri}: {lost}; this run stops, its committed shards are kept")
@@ -341,24 +379,3 @@ def _time_limit(stopped: threading.Event, started: float, limit_s: float | None,
         yield
     finally:
         timer.cancel()
-
-
-@contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Return an event that SIGTERM and SIGINT set. A second SIGINT ends the process at once."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-
-    def stop(number: int, frame: object) -> None:
-        if stopped.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stopped.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

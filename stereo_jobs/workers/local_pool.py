@@ -1,6 +1,7 @@
 """The one worker of a run in this process (`--local`)."""
 
 import time
+import weakref
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 
@@ -10,6 +11,9 @@ from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.task import IN_FLIGHT, InFlight, Outcome, Pool, ShardTask
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker
+
+_closed: "weakref.WeakSet[LocalPool]" = weakref.WeakSet()
+"""Pools that were closed."""
 
 IDLE_S = 0.1
 """Seconds that `wait` sleeps while no task is in flight."""
@@ -69,3 +73,10 @@ class LocalPool(Pool):
         # Threads cannot be killed: they end before their next batch.
         self.stop()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        _closed.add(self)
+
+
+def is_busy(patience_s: float) -> bool:
+    """Return whether a closed pool is still in the middle of a batch after some seconds; its threads go on with it."""
+    running = [future for pool in _closed for future in pool._tasks]
+    return bool(wait_futures(running, patience_s).not_done)

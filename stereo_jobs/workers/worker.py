@@ -21,7 +21,7 @@ from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestReader, to_row
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, load_codecs, write_shard
-from stereo_jobs.data.storage import open_storage
+from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.errors import (
     DeviceLostError,
     StereoJobsError,
@@ -31,6 +31,7 @@ from stereo_jobs.errors import (
 )
 from stereo_jobs.output import layout
 from stereo_jobs.output.commits import commit, complete
+from stereo_jobs.output.guard import PlanGuard
 from stereo_jobs.pipeline.batching import Generator, batches
 from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, RowError, ShardRecord, StereoPair
 from stereo_jobs.spec import JobSpec, Recipe
@@ -135,6 +136,8 @@ class ShardWorker:
                 f"{self.storage.uri}: the plan cannot be seen from {socket.gethostname()}; the output of a cluster "
                 "must be on S3 or on a file system that all its nodes share"
             )
+        self.storage.hold()
+        self.guard = PlanGuard(self.storage)
         self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
@@ -152,10 +155,15 @@ class ShardWorker:
             AbandonedError: the worker was told to stop.
             DeviceLostError: the GPU fails and needs a new process.
             ManifestError: the manifest cannot be read.
+            OutputGoneError: the output was removed or replaced.
             StorageError: the shard cannot be read or written.
         """
         with logs.about(job=self.storage.uri, shard=layout.shard_name(task.key)):
-            return self._run(task)
+            try:
+                return self._run(task)
+            except NotFoundError:
+                self.guard.check(task.plan)  # whoever removes an output does not remove all of it at once
+                raise
 
     def _run(self, task: ShardTask) -> ShardRecord:
         if committed := patient()(self._committed, task):
@@ -189,7 +197,11 @@ class ShardWorker:
         """Build the shard and commit it."""
         carried = patient()(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
-        return patient()(commit, self.storage, task.plan, task.shard, data)
+        return patient()(self._commit, task, data)
+
+    def _commit(self, task: ShardTask, data: bytes) -> ShardRecord:
+        self.guard.check(task.plan)
+        return commit(self.storage, task.plan, task.shard, data)
 
     def _committed(self, task: ShardTask) -> ShardRecord | None:
         """Return the shard's record if another attempt has committed it; None if not."""

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, TiffImagePlugin
 
 from stereo_jobs.data.images import (
     InputError,
@@ -226,3 +226,15 @@ def test_encoding_is_deterministic():
     assert encode_png(pixels) == encode_png(pixels.copy())
     disparity = pixels[..., 0].astype(np.float32)
     assert encode_disparity(disparity) == encode_disparity(disparity.copy())
+
+
+@pytest.mark.parametrize("error", [TypeError("'str' object"), IndexError("list"), struct.error("unpack"), KeyError(1)])
+def test_whatever_a_decoder_raises_is_about_the_row(monkeypatch, error):
+    def fail(self):
+        raise error
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "TIFF")
+    monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", fail)
+    with pytest.raises(InputError, match="image: not a readable image"):
+        decode_rgb(buffer.getvalue(), 100)

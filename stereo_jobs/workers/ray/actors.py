@@ -8,8 +8,9 @@ from typing import Any
 
 from stereo_jobs import logs
 from stereo_jobs.errors import DeviceLostError
+from stereo_jobs.output.guard import planned
 from stereo_jobs.output.layout import ShardKey
-from stereo_jobs.output.plan import Plan, load_plan
+from stereo_jobs.output.plan import Plan
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.prometheus import JobMetrics
@@ -67,14 +68,15 @@ class ActorWorker:
         """Load the models; returns when they are loaded. Raises what ShardWorker raises."""
         self._worker = self._make()
 
-    def run(self, key: ShardKey, one_by_one: bool, quarantined: frozenset[int]) -> ShardRecord:
+    def run(self, key: ShardKey, fingerprint: str, one_by_one: bool, quarantined: frozenset[int]) -> ShardRecord:
         """Make and commit one shard, as ShardWorker.run does.
 
-        The plan is read here and not sent: it may be long, and is the same for all shards of a generation.
+        The plan is read here and not sent: it may be long, and is the same for all shards of a generation. Its
+        fingerprint tells whether it is still the driver's.
         """
         generation, shard = key
         if generation not in self._plans:
-            self._plans[generation] = patient()(load_plan, self._worker.storage, generation)
+            self._plans[generation] = patient()(planned, self._worker.storage, generation, fingerprint)
         try:
             return self._worker.run(ShardTask(self._plans[generation], shard, one_by_one, quarantined))
         except DeviceLostError:

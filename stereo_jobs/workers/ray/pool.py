@@ -118,7 +118,7 @@ class RayPool(Pool):
         # The least busy actor takes it; if possible, at a place where this shard has not failed.
         free = [actor for actor in self._serving() if len(actor.in_flight.tasks) < IN_FLIGHT]
         actor = min(free, key=lambda a: (a.label in task.avoid, len(a.in_flight.tasks)))
-        ref = actor.handle.run.remote(task.key, task.one_by_one, task.quarantined)
+        ref = actor.handle.run.remote(task.key, task.plan.fingerprint, task.one_by_one, task.quarantined)
         actor.in_flight.add(ref)
         self._tasks[ref] = (task, actor)
 
