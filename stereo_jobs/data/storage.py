@@ -33,6 +33,7 @@ from botocore.exceptions import (
 )
 
 from stereo_jobs.errors import StorageError, StorageUnavailableError
+from stereo_jobs.local_files import local_path, refuse_special
 from stereo_jobs.spec import StorageSpec
 
 
@@ -148,9 +149,10 @@ def open_storage(uri: str, settings: StorageSpec | None = None, patience_s: floa
     """
     if uri.startswith("s3://"):
         return S3Storage(uri, settings or StorageSpec(), patience_s)
-    if "://" in uri and not uri.startswith("file://"):
-        raise StorageError(f"{uri}: unknown scheme; use a local path or s3://bucket/prefix")
-    return LocalStorage(uri.removeprefix("file://"))
+    try:
+        return LocalStorage(local_path(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}") from None
 
 
 # --- Local file system ---
@@ -167,6 +169,7 @@ class LocalStorage(Storage):
     def read(self, key: str) -> bytes:
         """Read a file. Raises NotFoundError."""
         with _local_errors(self.root / key):
+            refuse_special(self.root / key)
             return (self.root / key).read_bytes()
 
     def read_tagged(self, key: str) -> tuple[bytes, str]:
@@ -180,6 +183,7 @@ class LocalStorage(Storage):
             path = self.root / key
             if path.is_dir():
                 raise NotFoundError(str(path))
+            refuse_special(path)
             return path.stat().st_size
 
     def content_tag(self, key: str) -> str:
@@ -243,7 +247,9 @@ class LocalStorage(Storage):
             return hashlib.sha256(data).hexdigest()
 
     def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """Return pyarrow's local file system and the path."""
+        """Return pyarrow's local file system and the path. Raises StorageError for what is no regular file."""
+        with _local_errors(self.root / key), contextlib.suppress(FileNotFoundError):
+            refuse_special(self.root / key)
         return pyarrow.fs.LocalFileSystem(), str(self.root / key)
 
     @contextlib.contextmanager
