@@ -36,7 +36,11 @@ def build(source: Path, target: str, settings: StorageSpec) -> int:
         ManifestError: the source is missing, empty or of another kind, has neither prompts nor images, or has an id
             that is not valid or appears twice; or the target exists.
     """
-    table = _read(source)
+    try:
+        table = _read(source)
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or "a name in it is not UTF-8; rename it"
+        raise ManifestError(f"{source}: cannot be read ({reason})") from None
     if table.num_rows == 0:
         raise ManifestError(f"{source}: has nothing in it that could become a row")
     if not {"prompt", "image"} & set(table.column_names):

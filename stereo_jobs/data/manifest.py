@@ -84,8 +84,9 @@ class ManifestFile(BaseModel):
 
 def split_uri(uri: str, settings: StorageSpec) -> tuple[Storage, str]:
     """Split the URI of an object into the storage of its folder and its name there. Raises StorageError."""
-    if uri.startswith("file:"):
-        uri = open_storage(uri).uri + "/" * uri.endswith("/")
+    if not uri.startswith("s3://"):
+        whole = open_storage(uri).uri  # checks the name, too
+        uri = whole + "/" * uri.endswith("/") if uri.startswith("file:") else uri
     folder, _, name = uri.rpartition("/")
     return open_storage(folder or ("/" if uri.startswith("/") else "."), settings), name
 

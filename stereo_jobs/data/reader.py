@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from stereo_jobs.data.images import InputError, open_image
 from stereo_jobs.data.maps import check_map
 from stereo_jobs.data.storage import NotFoundError, open_storage
-from stereo_jobs.errors import StorageError, StorageUnavailableError
+from stereo_jobs.errors import SpecError, StorageError, StorageUnavailableError
 from stereo_jobs.local_files import UnknownSchemeError, local_path
 from stereo_jobs.spec import StorageSpec
 
@@ -24,7 +24,10 @@ class InputReader:
     def __init__(
         self, allowed_prefixes: Sequence[str], max_bytes: int, settings: StorageSpec, max_pixels: int = 50_000_000
     ) -> None:
-        self.allowed = [_normal(prefix) for prefix in allowed_prefixes]
+        try:
+            self.allowed = [_normal(prefix or "/") for prefix in allowed_prefixes]
+        except InputError as error:
+            raise SpecError(f"runtime.allowed_prefixes: {error}") from None
         self.max_bytes = max_bytes
         self.settings = settings
         self.max_pixels = max_pixels

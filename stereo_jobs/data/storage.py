@@ -254,13 +254,14 @@ class LocalStorage(Storage):
 
     @contextlib.contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except FileNotFoundError:
-            raise StorageError(f"{path.parent}: this folder cannot be created; choose another output") from None
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("xb") as file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = temporary.open("xb")
+        except FileNotFoundError:
+            raise StorageError(f"{path.parent}: nothing can be created here; choose another output") from None
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())

@@ -10,7 +10,7 @@ from PIL import Image
 
 from stereo_jobs.data.build import build
 from stereo_jobs.data.manifest import find, inspect, stream_ids
-from stereo_jobs.errors import ManifestError
+from stereo_jobs.errors import ManifestError, StorageError
 from stereo_jobs.records import valid_id
 from stereo_jobs.spec import Recipe, StorageSpec
 
@@ -151,3 +151,15 @@ def test_column_names_stay_in_their_line(tmp_path):
     with pytest.raises(ManifestError) as caught:
         build(tmp_path / "m.csv", str(tmp_path / "m.parquet"), LOCAL)
     assert "but 'a\\nerror: b', '\\x1b[31mc'; rename one" in str(caught.value)
+
+
+def test_names_that_cannot_be_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a\udcff.png").write_bytes(b"x")
+    (tmp_path / "p.txt").write_text("a\n")
+    for source, words in (("photos", "not UTF-8; rename it"), ("x" * 5000 + ".txt", "cannot be read")):
+        with pytest.raises(ManifestError, match=words):
+            build(tmp_path / source, str(tmp_path / "m.parquet"), LOCAL)
+    for target in ("m\udcff.parquet", "x" * 5000, "~nobody-at-all/m.parquet", "file:m.parquet", "/proc/m.parquet"):
+        with pytest.raises(StorageError):
+            build(tmp_path / "p.txt", target, LOCAL)
