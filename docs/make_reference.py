@@ -20,7 +20,22 @@ One YAML or JSON file describes a job. `stereo-jobs spec FILE` prints it with al
 
 `recipe` is everything that the rows depend on. It is stored with the dataset, and a run with another recipe on the same
 output is refused with the names of the changed fields. `runtime` says how the job is run; it may change between runs.
-`${NAME}` is replaced by an environment variable everywhere except in the recipe.
+`${NAME}` is replaced by an environment variable everywhere except in the recipe. Messages show such a value as it was
+written, with `${NAME}`.
+
+What a spec, a `--set` value or a `--sweep` value may be:
+
+- A regular file of at most 1 MB, in UTF-8. Pipes, sockets and devices are refused, since they may never end.
+- Texts, numbers, true, false, null, lists and mappings with text keys, nested at most 50 deep; each key once. Aliases
+  (`*name`) and merges (`<<`) are allowed as long as what they stand for is at most 50,000 values in all, where every
+  hundred characters of a text count as one more. Numbers are finite and have at most 100 characters. A date is refused:
+  write it in quotes. Texts hold no control characters other than line breaks and tabs.
+- Anything else is one message with the line, and exit code 2.
+
+A place is `s3://bucket/prefix` or a local path, where `~` is the home folder. `file:///folder/name` and
+`file://localhost/folder/name` are local paths, too; another host or a relative `file:` path is refused. Percent signs
+stand for themselves in both kinds of URI. Behind a local path, only regular files are read, also for manifests and for
+the images that they name.
 
 *(made by `python docs/make_reference.py`)*
 """

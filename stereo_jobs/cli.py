@@ -6,13 +6,14 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.logging import RichHandler
+from rich.segment import Segment
 
 from stereo_jobs import interrupts, logs
 from stereo_jobs.errors import StereoJobsError
@@ -40,8 +41,25 @@ app = typer.Typer(
 manifest_app = typer.Typer(no_args_is_help=True, help="Make manifests.")
 app.add_typer(manifest_app, name="manifest")
 
-out = Console(soft_wrap=True, highlight=False)
-err = Console(stderr=True, soft_wrap=True, highlight=False)
+
+class SafeConsole(Console):
+    """Prints text as it is: never as markup or emoji, and with control characters escaped, wherever they come from."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """Print objects; texts are escaped before rich drops some of their control characters."""
+        super().print(*(logs.printable(each) if isinstance(each, str) else each for each in objects), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """Render anything, also tables, live lines and logs; all that is printed passes through here."""
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(logs.printable(segment.text), segment.style)
+
+
+out = SafeConsole()
+err = SafeConsole(stderr=True)
 
 _LONGEST_HOURS = 100_000.0
 
@@ -122,7 +140,7 @@ def demo(
     spec = demo_spec(output, rows)
     _run(spec, local=local, as_json=as_json)
     if not as_json:
-        out.print(f"Look at them: stereo-jobs report {shlex.quote(output)}", markup=False)
+        out.print(f"Look at them: stereo-jobs report {shlex.quote(output)}")
 
 
 @app.command()
@@ -223,7 +241,7 @@ def status(
     with watch_display(out) as show:
         for snapshot in watching.watch(storage, every_s=watching.EVERY_S, patience_s=watching.PATIENCE_S):
             if as_json:
-                print(json.dumps(snapshot.as_json()), flush=True)
+                print(logs.json_line(snapshot.as_json()), flush=True)
             else:
                 show(snapshot)
     raise typer.Exit(snapshot.exit_code or 0)
@@ -433,7 +451,7 @@ def submit(
             state = "already running" if ticket.joined else "submitted"
             _print({"id": ticket.id, "joined": ticket.joined}, [f"{ticket.id}: {state}"], as_json)
             return
-        err.print(f"{'joining' if ticket.joined else 'submitted'} {ticket.id}", style="dim", markup=False)
+        err.print(f"{'joining' if ticket.joined else 'submitted'} {ticket.id}", style="dim")
         _follow(cluster, ticket.id, address, as_json)
 
 
@@ -461,7 +479,7 @@ def print_logs(
     with jobs.connect(address) as cluster:
         if follow:
             _follow(cluster, job_id, address, as_json=False)
-        print(cluster.logs(job_id), end="")
+        print(_as_text(cluster.logs(job_id)), end="")
 
 
 # --- Specs and manifests ---
@@ -547,7 +565,7 @@ def main() -> None:
         if logs.is_json():
             log.error("%s", error, extra={"exit_code": error.exit_code})
         else:
-            err.print(f"error: {error}", style="red", markup=False)
+            err.print(f"error: {error}", style="red")
         _exit(error.exit_code)
     except Exception:
         if not logs.is_json():
@@ -582,10 +600,10 @@ def _with(overrides: list[str] | None, log_format: str | None) -> list[str]:
 
 def _print(facts: dict[str, Any], lines: list[str], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(facts))
+        print(logs.json_line(facts))
     else:
         for line in lines:
-            out.print(line, markup=False)
+            out.print(line)
 
 
 def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storage, Job]":
@@ -653,7 +671,7 @@ def _case_runner(local: bool, quiet: bool) -> "Callable[[JobSpec], None]":
     load = ModelCache() if local else load_generator
 
     def run_case(case: "JobSpec") -> None:
-        err.print(case.output, style="dim", markup=False)
+        err.print(case.output, style="dim")
         with progress_display(err, quiet=quiet) as watch:
             run_job(case, local=local, load=load, watch=watch)
 
@@ -674,15 +692,24 @@ def _print_evaluation(found: "Evaluation", as_json: bool) -> None:
     _print({"files": found.files, "problems": problems}, lines, as_json)
 
 
+def _as_text(log_text: str) -> str:
+    """Return what a job printed, without the colours that Ray adds and with control characters escaped."""
+    return logs.printable(re.sub(r"\x1b\[[0-9;]*m", "", log_text).replace("\r\n", "\n"))
+
+
 def _follow(cluster: "Cluster", job_id: str, address: str, as_json: bool) -> None:
     """Print what the job prints, then exit with its exit code."""
+
+    def write(text: str) -> None:
+        print(_as_text(text), end="", flush=True, file=sys.stderr if as_json else None)
+
     try:
-        end = cluster.follow(job_id, lambda text: print(text, end="", flush=True, file=sys.stderr if as_json else None))
+        end = cluster.follow(job_id, write)
     except KeyboardInterrupt:
-        err.print(f"the job still runs: stereo-jobs logs {job_id} --follow --address {address}", markup=False)
+        err.print(f"the job still runs: stereo-jobs logs {job_id} --follow --address {address}")
         raise
     if end.exit_code:
-        err.print(f"{job_id}: {end.message}", style="red", markup=False)
+        err.print(f"{job_id}: {end.message}", style="red")
     if as_json:
-        print(json.dumps({"id": job_id, "status": end.status, "exit_code": end.exit_code}))
+        print(logs.json_line({"id": job_id, "status": end.status, "exit_code": end.exit_code}))
     raise typer.Exit(end.exit_code)

@@ -9,10 +9,10 @@ import hashlib
 import json
 import os
 import re
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -24,19 +24,19 @@ from pydantic import (
     model_validator,
 )
 
+from stereo_jobs import plain_data
 from stereo_jobs.errors import SpecError
+from stereo_jobs.local_files import check_location
 from stereo_jobs.logs import LogFormat
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.stereo import METHOD_VERSION
 from stereo_jobs.stereo.config import MethodConfig
 
 SCHEMA_VERSION = 1
+MAX_SECONDS = 10_000_000
+"""Longest time that a field may name, about four months; clocks and timers of the libraries end somewhere above it."""
 DEMO = "demo"
 """Name of the models that are embedded in the package."""
-
-
-MOST_SECONDS = 1e8
-"""Longest duration that a spec may give, about three years: clocks and timers of the system end somewhere."""
 
 _REVISION = "Branch, tag or commit of a Hub id, as for recipe.models.stable_diffusion."
 
@@ -240,11 +240,24 @@ class ActorRange(_Model):
         return self
 
 
+_LABEL = "(?!-)[a-z0-9-]{1,63}(?<!-)"
+_HOST = re.compile(rf"({_LABEL}\.)*{_LABEL}|[0-9a-f:.]*:[0-9a-f:.]*", re.IGNORECASE)
+
+
+def _has_host(url: str) -> bool:
+    """Return whether boto3 will find a host in the URL, and a port that can be one."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        return bool(_HOST.fullmatch(parts.hostname or "")) and (parts.port or 0) >= 0 and len(parts.netloc) <= 255
+    except ValueError:
+        return False
+
+
 class StorageSpec(_Model):
     """S3 access. Missing credentials are resolved by the standard AWS chain (environment, profile, instance role)."""
 
     endpoint_url: str | None = Field(
-        None, pattern=r"^https?://[^\s/]+", description="URL of an S3 server other than AWS, with http:// or https://."
+        None, pattern=r"^https?://[!-~]+$", description="URL of an S3 server other than AWS, with http:// or https://."
     )
     region: str | None = Field(None, description="AWS region.")
     profile: str | None = Field(None, description="Profile in the AWS configuration files.")
@@ -262,6 +275,8 @@ class StorageSpec(_Model):
             raise ValueError(
                 "the URL has a password in it, which S3 does not use; set access_key_id and secret_access_key instead"
             )
+        if value and not _has_host(value):
+            raise ValueError("the URL needs a host, with a port from 0 to 65535 if it has one: http://host:8333")
         return value
 
     @model_validator(mode="after")
@@ -299,18 +314,18 @@ class Runtime(_Model):
     shard_timeout_s: float = Field(
         3600.0,
         gt=0,
-        le=MOST_SECONDS,
+        le=MAX_SECONDS,
         description="Maximum seconds per shard; then the actor is replaced and the shard is retried.",
     )
     batch_timeout_s: float = Field(
         1800.0,
         gt=0,
-        le=MOST_SECONDS,
+        le=MAX_SECONDS,
         description="Maximum seconds per batch; then the actor is replaced. A row that causes this twice is "
         "recorded as failed.",
     )
     start_timeout_s: float = Field(
-        900.0, gt=0, le=MOST_SECONDS, description="Maximum seconds for the first actors to load their models."
+        900.0, gt=0, le=MAX_SECONDS, description="Maximum seconds for the first actors to load their models."
     )
     spot_notice: str | None = Field(
         None,
@@ -320,7 +335,7 @@ class Runtime(_Model):
     drain_timeout_s: float = Field(
         30.0,
         ge=0,
-        le=MOST_SECONDS,
+        le=MAX_SECONDS,
         description="Seconds after SIGTERM in which running shards may finish; then they are abandoned.",
     )
     max_failure_ratio: float = Field(
@@ -329,7 +344,7 @@ class Runtime(_Model):
     lease_ttl_s: float = Field(
         60.0,
         ge=0,
-        le=MOST_SECONDS,
+        le=MAX_SECONDS,
         description="Seconds without a sign of life from a run before another run may take over its output; 0 disables "
         "the lease.",
     )
@@ -353,6 +368,15 @@ class Runtime(_Model):
     )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
 
+    @field_validator("allowed_prefixes")
+    @classmethod
+    def _readable(cls, values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for value in values or ():
+            check_location(value)
+            if value.startswith("s3://") and ".." in urllib.parse.unquote(value).split("/"):
+                raise ValueError("'..' is not allowed in an s3:// prefix")
+        return values
+
 
 class JobSpec(_Model):
     """One job: a manifest becomes a dataset, following a recipe."""
@@ -369,6 +393,14 @@ class JobSpec(_Model):
     def _some_manifest(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         if not value or not all([value] if isinstance(value, str) else value):
             raise ValueError("must name at least one Parquet file, glob or folder")
+        for pattern in [value] if isinstance(value, str) else value:
+            check_location(pattern)
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _some_place(cls, value: str) -> str:
+        check_location(value)
         return value
 
     @property
@@ -384,6 +416,9 @@ def digest(value: Any) -> str:
 
 
 # --- Reading a spec ---
+
+MAX_SHOWN = 200
+"""Largest number of characters of a value that a message shows."""
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
@@ -408,14 +443,7 @@ def spec_data(path: str | Path | None, overrides: list[str] | None = None) -> di
     Raises:
         SpecError: the file cannot be read or is no mapping, or an override is malformed.
     """
-    data: Any = {}
-    if path is not None:
-        try:
-            data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise SpecError(f"spec {path}: cannot be read ({error})") from error
-        except yaml.YAMLError as error:
-            raise SpecError(f"spec {path}: not valid YAML or JSON ({_yaml_problem(error)})") from None
+    data: Any = {} if path is None else read_data(path)
     if not isinstance(data, dict):
         raise SpecError(f"spec {path}: must be a mapping with manifest, output, recipe and runtime")
     for override in overrides or []:
@@ -423,10 +451,20 @@ def spec_data(path: str | Path | None, overrides: list[str] | None = None) -> di
     return data
 
 
+def read_data(path: str | Path) -> Any:
+    """Read a YAML or JSON file as plain data. Raises SpecError, naming the file and the place in it."""
+    text = plain_data.read_text(path)
+    try:
+        return plain_data.parse(text)
+    except SpecError as error:
+        raise SpecError(f"spec {path}: {error}") from None
+
+
 def parse_spec(data: dict[str, Any]) -> JobSpec:
     """Substitute `${ENV}` and validate plain data. Raises SpecError, naming field, rule and value."""
-    data = {key: value if key == "recipe" else _substitute(value, key) for key, value in data.items()}
     _refuse_env_in_recipe(data.get("recipe"), "recipe")
+    data = {key: value if key == "recipe" else _substitute(value, key) for key, value in data.items()}
+    _check_texts(data, "")
     try:
         return JobSpec.model_validate(data)
     except ValidationError as error:
@@ -446,19 +484,19 @@ def parse_storage(**fields: Any) -> StorageSpec:
     try:
         return StorageSpec.model_validate(fields)
     except ValidationError as error:
-        raise SpecError("\n".join(f"{item['loc'][0]}: {item['msg']}" for item in error.errors())) from None
+        raise SpecError("; ".join(line.strip() for line in _explain(error))) from None
 
 
 def _apply(data: dict[str, Any], override: str) -> None:
     """Set the field that a `--set` argument names, in place."""
     path, separator, text = override.partition("=")
     keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise SpecError(f"--set {path!r}: write it as path.to.field=value")
+    if not separator or not all(keys) or len(keys) > plain_data.MAX_DEPTH:
+        raise SpecError(f"--set {path[:200]!r}: write it as path.to.field=value")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"--set {path}: the value is not valid YAML ({_yaml_problem(error)})") from None
+        value = plain_data.parse(text)
+    except SpecError as error:
+        raise SpecError(f"--set {path}: the value is {error}") from None
     node = data
     for key in keys[:-1]:
         child = node.setdefault(key, {})
@@ -468,11 +506,19 @@ def _apply(data: dict[str, Any], override: str) -> None:
     node[keys[-1]] = value
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """Say what is wrong and where, without quoting the text, which may hold secrets."""
-    mark = getattr(error, "problem_mark", None)
-    where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-    return f"{getattr(error, 'problem', None) or type(error).__name__}{where}"
+class _FromEnvironment(str):
+    """Text with the value of an environment variable in it. Messages show it as it was written, with `${NAME}`."""
+
+    def __new__(cls, value: str, written: str) -> Self:
+        """Make the text `value`, which shows as `written`."""
+        text = super().__new__(cls, value)
+        text.written = written
+        return text
+
+    written: str
+
+    def __repr__(self) -> str:
+        return repr(self.written)
 
 
 def _substitute(value: Any, path: str) -> Any:
@@ -481,7 +527,7 @@ def _substitute(value: Any, path: str) -> Any:
         return {key: _substitute(item, f"{path}.{key}") for key, item in value.items()}
     if isinstance(value, list):
         return [_substitute(item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not _ENV.search(value):
         return value
 
     def lookup(match: re.Match[str]) -> str:
@@ -490,17 +536,46 @@ def _substitute(value: Any, path: str) -> Any:
             raise SpecError(f"{path}: the environment variable {name} is not set")
         return os.environ[name]
 
-    return _ENV.sub(lookup, value)
+    return _FromEnvironment(_ENV.sub(lookup, value), value)
 
 
 def _refuse_env_in_recipe(value: Any, path: str) -> None:
     if isinstance(value, dict):
         for key, item in value.items():
             _refuse_env_in_recipe(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for i, item in enumerate(value):
+            _refuse_env_in_recipe(item, f"{path}[{i}]")
     elif isinstance(value, str) and _ENV.search(value):
         raise SpecError(
-            f"{path}: ${{...}} is not allowed in the recipe, which is stored with the dataset; got {value!r}"
+            f"{path}: ${{...}} is not allowed in the recipe, which is stored with the dataset; got {_shown(value)}"
         )
+
+
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def _check_texts(value: Any, path: str) -> None:
+    """Check that no text holds control characters or broken Unicode. Raises SpecError, without showing the text."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if _CONTROL.search(str(key)) or "\n" in str(key):
+                raise SpecError(f"{path or 'spec'}: the name {_shown(key)} has control characters in it; remove it")
+            _check_texts(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            _check_texts(item, f"{path}[{i}]")
+    elif isinstance(value, str) and _CONTROL.search(value):
+        raise SpecError(f"{path}: has control characters or broken Unicode in it; remove them")
+
+
+def _shown(value: Any) -> str:
+    """Return a value for a message, cut where it is long."""
+    try:
+        text = ascii(value) if isinstance(value, str) and _CONTROL.search(value) else repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _explain(error: ValidationError) -> list[str]:
@@ -511,7 +586,7 @@ def _explain(error: ValidationError) -> list[str]:
         message = item["msg"].removeprefix("Value error, ")
         # Never show credentials, nor a mapping that may hold them.
         hidden = _SECRET.search(path) or isinstance(item["input"], dict)
-        shown = "" if hidden else f" (got {item['input']!r})"
+        shown = "" if hidden else f" (got {_shown(item['input'])})"
         if item["type"] == "extra_forbidden":
             message = "unknown field" + _suggestion(item["loc"])
         elif item["type"] == "missing":

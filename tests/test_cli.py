@@ -1,6 +1,7 @@
 """The command line as people use it: exit codes, one clear line, JSON, nothing heavy for light verbs."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -9,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -208,6 +211,54 @@ def test_an_output_without_a_job(stereo_jobs, tmp_path):
     code, _, err = stereo_jobs("status", tmp_path / "empty")
     assert code == 2
     assert "no job was ever planned here" in err
+
+
+# --- Hostile names and files ---
+
+
+def test_column_names_do_not_reach_the_terminal_raw(stereo_jobs, spec_file, tmp_path):
+    name = "\x1b[2J\x1b[31mPWNED\x1b]0;title\x07"
+    pq.write_table(pa.table({name: ["a"], "x\nerror: y": [1]}), tmp_path / "m.parquet")
+    (tmp_path / "m.csv").write_text(f"{name},b\n1,2\n")
+    (tmp_path / "k.yaml").write_text('manifest: m.parquet\noutput: out\n"\\e[31mkey\\e]0;t\\a": 1\n')
+    for words in (
+        ("plan", spec_file(manifest=str(tmp_path / "m.parquet")), "--dry-run"),
+        ("manifest", "build", tmp_path / "m.csv", tmp_path / "t.parquet"),
+        ("spec", tmp_path / "k.yaml"),
+    ):
+        code, out, err = stereo_jobs(*words)
+        assert (code, out) == (2, "")
+        assert "\\x1b[31m" in one_line(err)
+        assert not {"\x1b", "\x07"} & set(err)
+
+
+@pytest.mark.parametrize("words", [("plan", "--dry-run"), ("run", "--local"), ("spec",), ("render",)])
+def test_a_pipe_as_spec_is_refused(stereo_jobs, tmp_path, words):
+    os.mkfifo(tmp_path / "job.yaml")
+    verb, *rest = words
+    kind = ["slurm"] if verb == "render" else []
+    code, _, err = stereo_jobs(verb, *kind, tmp_path / "job.yaml", *rest)
+    assert code == 2
+    assert "job.yaml: cannot be read (not a regular file" in one_line(err)
+
+
+@pytest.mark.parametrize(
+    "output", ["file://host/x", "file:x", "~nobody-at-all/x", "x" * 5000, "a\udcff", "gs://b/x", "nul\0", "/dev/null/x"]
+)
+def test_an_output_that_cannot_be_is_refused_by_every_verb(stereo_jobs, spec_file, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    spec, before = spec_file(), set(tmp_path.iterdir())
+    for words in (
+        ("run", spec, "--local", "--set", f"output='{output}'"),
+        ("plan", spec, "--set", f"output='{output}'"),
+        ("status", output),
+        ("verify", output),
+        ("report", output),
+        ("manifest", "toyscapes", f"{output}/m.parquet", "--rows", "1"),
+    ):
+        code, _, err = stereo_jobs(*words)
+        assert (code, set(tmp_path.iterdir())) == (2, before), (words, err)
+        one_line(err.replace("is not valid:\n", ""))
 
 
 # --- S3 -----------------------------------------------------------------------------------------------------

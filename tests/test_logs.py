@@ -1,13 +1,21 @@
 """Logs for collectors: every line an object, with the ids of what it is about."""
 
+import io
 import json
 import logging
+import unicodedata
 from functools import partial
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.logging import RichHandler
+from rich.progress import Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
 
-from stereo_jobs import logs
+from stereo_jobs import cli, logs
 from stereo_jobs.run import driver
 from tests import standin
 
@@ -77,3 +85,64 @@ def test_an_exception_stays_on_its_line():
     said = json.loads(text)
     assert (said["message"], said["shard"]) == ("it\nfell", "0000-0000001")
     assert said["exception"].endswith("ValueError: over\nthere")
+
+
+HOSTILE = "a\x1b[2J\x07\x7f\x9b\r\u202e\u200b\udcff[red]:smile:\tb\nc"
+SHOWN = "a\\x1b[2J\\x07\\x7f\\x9b\\r\\u202e\\u200b\\udcff[red]:smile:\tb\nc"
+
+
+def test_what_a_terminal_would_obey_is_escaped():
+    assert logs.printable(HOSTILE) == SHOWN
+    assert logs.printable(SHOWN) == SHOWN
+    plain = "Übergrößen 目 שלום 😀 \\x1b"
+    assert logs.printable(plain) == plain
+    assert logs.names_shown(["plain", "x\ny", "\x1b"]) == "plain, 'x\\ny', '\\x1b'"
+
+
+@given(st.text())
+def test_nothing_that_a_terminal_obeys_is_left(text):
+    shown = logs.printable(text)
+    assert not [c for c in shown if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") and c not in "\n\t"]
+    assert logs.json_line(text).isascii() and logs.json_line(text).isprintable()
+    assert json.loads(logs.json_line(text)) == text
+
+
+def record(message: str) -> logging.LogRecord:
+    return logging.LogRecord("stereo_jobs.x", logging.ERROR, "", 1, message, None, None)
+
+
+@pytest.mark.parametrize("log_format", ["text", "json"])
+def test_logs_are_escaped(log_format, capsys):
+    logs.configure(log_format)
+    try:
+        logging.getLogger("stereo_jobs.x").handle(record(HOSTILE))
+    finally:
+        said = capsys.readouterr().err
+        logs.configure("text")
+    assert said == SHOWN + "\n" if log_format == "text" else json.loads(said)["message"] == HOSTILE
+    assert not {"\x1b", "\x07", "\x7f", "\r"} & set(said)
+
+
+def test_everything_on_the_consoles_is_escaped(capsys):
+    table = Table()
+    table.add_column(HOSTILE)
+    table.add_row(HOSTILE)
+    for console in (cli.out, cli.err):
+        console.print(HOSTILE)
+        console.print(table)
+        console.print(Text(HOSTILE))
+    RichHandler(console=cli.err).handle(record(HOSTILE))
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert text.startswith(SHOWN.expandtabs())
+        assert "[red]" in text.replace("\n", "") and ":smile:" in text.replace("\n", "")
+        assert not {"\x1b", "\x07", "\x7f", "\r", "\u202e"} & set(text)
+
+
+def test_a_live_line_is_escaped():
+    console = cli.SafeConsole()
+    console.file, console._force_terminal = io.StringIO(), True
+    with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
+        bar.add_task(HOSTILE.replace("\n", ""))
+    said = console.file.getvalue()
+    assert "\\x1b[2J" in said and "\x1b[2J" not in said

@@ -1,8 +1,14 @@
 """Job specs: what is refused and in which words, overrides, the environment, secrets, the canonical recipe."""
 
+import contextlib
 import json
+import tempfile
+from pathlib import Path
 
 import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from stereo_jobs.errors import SpecError
@@ -154,6 +160,108 @@ def test_fields_given_in_code_need_no_file_and_win_over_overrides():
     assert (spec.output, spec.runtime.batch_size) == ("out", 8)
 
 
+def damaged(text, random):
+    """Damage a text as editors, merges and programs do: pieces moved, doubled, cut, and put in."""
+    pieces = [
+        "&a ",
+        "*a",
+        "<<: ",
+        "[",
+        "}",
+        "- ",
+        "!!int ",
+        "9" * 200,
+        "0x",
+        "2024-02-30",
+        ".inf",
+        "${HOME}",
+        "\t",
+        "\0",
+    ]
+    pieces += [
+        "\x1b[31m",
+        "\ud800",
+        "\ufeff",
+        "'",
+        '"\\x00"',
+        "~nobody/x",
+        "file://host/x",
+        "null",
+        ": ",
+        "---\n",
+        "? ",
+    ]
+    for _ in range(random.randint(1, 4)):
+        i, j = sorted(random.randrange(len(text) + 1) for _ in range(2))
+        kind = random.randrange(4)
+        inside = (random.choice(pieces), text[i:j] * random.randint(2, 40), "", text[j : j + 30] + text[i:j])[kind]
+        text = text[:i] + inside + text[(i if kind == 0 else j) :]
+    return text
+
+
+@given(st.randoms(use_true_random=False), st.sampled_from(["yaml", "json"]))
+@settings(max_examples=300, deadline=None)
+def test_a_damaged_spec_is_a_spec_or_refused(random, kind):
+    full = parse_spec(MINIMAL).model_dump(mode="json")
+    text = damaged(json.dumps(full) if kind == "json" else yaml.safe_dump(full, sort_keys=False), random)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.yaml")
+        path.write_bytes(text.encode(errors="surrogatepass"))
+        try:
+            spec = load_spec(path)
+        except SpecError as error:
+            assert len(str(error).splitlines()) < 60
+        else:
+            digest(spec.recipe.canonical())
+            spec.model_dump_json()
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=200, deadline=None)
+def test_any_override_is_taken_or_refused(text):
+    for override in (text, f"recipe.negative_prompt={text}", f"output={text}", f"{text}=1"):
+        with contextlib.suppress(SpecError):
+            load_spec(None, [override], manifest="a.parquet")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        ("output", "file://host/x", "output: write a local file as file:///folder/name"),
+        ("output", "~nobody-at-all/x", "output: there is no such user"),
+        ("output", "gs://bucket/x", "output: unknown scheme"),
+        ("output", "a\0b", "output: has control characters"),
+        ("output", "a\udcff", "output: has control characters or broken Unicode"),
+        ("recipe.negative_prompt", "a\x1b[2J", "recipe.negative_prompt: has control characters"),
+        ("manifest", ["a.parquet", "http://x/b.parquet"], "manifest: unknown scheme"),
+        (
+            "runtime.allowed_prefixes",
+            ["http://x"],
+            "runtime.allowed_prefixes: unknown scheme; use a local path or s3://",
+        ),
+        ("runtime.allowed_prefixes", [""], "runtime.allowed_prefixes: must not be empty; write . for the working"),
+        ("runtime.allowed_prefixes", ["s3://b/%2e%2e/x"], "runtime.allowed_prefixes: '..' is not allowed"),
+        ("runtime.allowed_prefixes", ["s3:///x"], "write it as s3://bucket/prefix"),
+        ("runtime.lease_ttl_s", float("inf"), "runtime.lease_ttl_s: must be at most 10000000 seconds (got inf)"),
+        ("runtime.shard_timeout_s", "inf", "runtime.shard_timeout_s: must be at most 10000000 seconds"),
+        ("runtime.storage.endpoint_url", "http://a b", "runtime.storage.endpoint_url: String should match pattern"),
+        ("runtime.storage.endpoint_url", "http://[", "the URL needs a host"),
+        ("runtime.storage.endpoint_url", "http://host:99999", "the URL needs a host, with a port from 0 to 65535"),
+        pytest.param("recipe.seed", 10**6000, "recipe.seed: ", id="digits"),
+        ("runtime.batch_size", "9" * 6000, "runtime.batch_size: "),
+    ],
+)
+def test_a_place_or_number_that_cannot_be_is_refused(path, value, words):
+    text = message(MINIMAL | nested(path, value))
+    assert words in text
+    assert len(text) < 500
+
+
+def test_a_name_that_a_terminal_would_obey_is_refused():
+    text = message(MINIMAL | {"\x1b[31mkey": 1})
+    assert "the name '\\x1b[31mkey' has control characters in it" in text
+
+
 # --- Overrides ---
 
 
@@ -215,6 +323,30 @@ def test_variables_are_refused_in_the_recipe(monkeypatch):
     assert "recipe.models.depth.path" in text
     assert "not allowed in the recipe" in text
     assert SECRET not in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("runtime.batch_size", "${SJ_KEY}"),
+        ("runtime.actors", {"min": "x${SJ_KEY}", "max": 2}),
+        ("runtime.allowed_prefixes", ["http://${SJ_KEY}"]),
+        ("runtime.device", "${SJ_KEY}"),
+        ("output", "file:${SJ_KEY}"),
+        ("manifest", ["a", "http://${SJ_KEY}"]),
+        ("zzz", ["${SJ_KEY}"]),
+    ],
+)
+def test_a_bad_value_from_the_environment_is_shown_as_it_was_written(path, value, monkeypatch):
+    monkeypatch.setenv("SJ_KEY", SECRET)
+    text = message(MINIMAL | nested(path, value))
+    assert SECRET not in text
+    assert "${SJ_KEY}" in text
+
+
+def test_variables_are_refused_in_lists_of_the_recipe():
+    text = message(MINIMAL | nested("recipe.variants.scale_percent", [4, "${SJ_SCALE}"]))
+    assert "recipe.variants.scale_percent[1]: ${...} is not allowed in the recipe" in text
 
 
 # --- Secrets ---

@@ -14,6 +14,8 @@ from stereo_jobs.data.images import IMAGE_SUFFIXES
 from stereo_jobs.data.manifest import split_uri
 from stereo_jobs.data.storage import AlreadyExistsError
 from stereo_jobs.errors import ManifestError
+from stereo_jobs.local_files import refuse_special
+from stereo_jobs.logs import names_shown
 from stereo_jobs.records import ID_RULE, valid_id
 from stereo_jobs.spec import StorageSpec
 
@@ -34,12 +36,16 @@ def build(source: Path, target: str, settings: StorageSpec) -> int:
         ManifestError: the source is missing, empty or of another kind, has neither prompts nor images, or has an id
             that is not valid or appears twice; or the target exists.
     """
-    table = _read(source)
+    try:
+        table = _read(source)
+    except (OSError, UnicodeEncodeError) as error:
+        reason = getattr(error, "strerror", None) or "a name in it is not UTF-8; rename it"
+        raise ManifestError(f"{source}: cannot be read ({reason})") from None
     if table.num_rows == 0:
         raise ManifestError(f"{source}: has nothing in it that could become a row")
     if not {"prompt", "image"} & set(table.column_names):
         raise ManifestError(
-            f"{source}: has neither a column 'prompt' nor 'image', but {', '.join(table.column_names)}; rename one"
+            f"{source}: has neither a column 'prompt' nor 'image', but {names_shown(table.column_names)}; rename one"
         )
     if "id" not in table.column_names:
         digits = max(6, len(str(table.num_rows)))
@@ -77,6 +83,7 @@ def _read(source: Path) -> pa.Table:
     if reader is None:
         raise ManifestError(f"{source}: must be a .txt, .csv or .jsonl file, or a folder of images")
     try:
+        refuse_special(source)
         return reader(source)
     except FileNotFoundError:
         raise ManifestError(f"{source}: no such file") from None
@@ -102,6 +109,11 @@ def _lines(source: Path) -> pa.Table:
 
 def _folder(source: Path) -> pa.Table:
     paths = [path for path in sorted(source.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES]
+    for path in paths:
+        if not path.is_file():
+            raise ManifestError(
+                f"{path}: not a regular file; a folder of images may hold no other thing of such a name"
+            )
     return pa.table(
         {
             "id": pa.array(list(_distinct(_clean(path.stem) for path in paths)), pa.string()),

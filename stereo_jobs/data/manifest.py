@@ -21,6 +21,7 @@ from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
 from stereo_jobs.errors import ManifestError, StereoJobsError, StorageError, StorageUnavailableError
+from stereo_jobs.logs import names_shown
 from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, Row, RowError
 from stereo_jobs.spec import Recipe, ScaleRange, StorageSpec, check_scale_percent
 
@@ -82,7 +83,10 @@ class ManifestFile(BaseModel):
 
 
 def split_uri(uri: str, settings: StorageSpec) -> tuple[Storage, str]:
-    """Split the URI of an object into the storage of its folder and its name there."""
+    """Split the URI of an object into the storage of its folder and its name there. Raises StorageError."""
+    if not uri.startswith("s3://"):
+        whole = open_storage(uri).uri  # checks the name, too
+        uri = whole + "/" * uri.endswith("/") if uri.startswith("file:") else uri
     folder, _, name = uri.rpartition("/")
     return open_storage(folder or ("/" if uri.startswith("/") else "."), settings), name
 
@@ -125,6 +129,7 @@ def _named(pattern: str, settings: StorageSpec) -> list[str]:
 
 def _glob(pattern: str, settings: StorageSpec) -> list[str]:
     """Find the files that match a glob; `*` and `?` do not match a slash."""
+    pattern = open_storage(pattern).uri if pattern.startswith("file:") else pattern
     fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)].rpartition("/")[0]
     storage = open_storage(fixed or ".", settings)
     wanted = pattern[len(fixed) :].lstrip("/").split("/")
@@ -175,7 +180,7 @@ def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
         needed["given_right"] = "method.right_view given"
     for column, why in needed.items():
         if column not in schema.names:
-            raise ValueError(f"{why} needs the column {column!r}; it has {', '.join(schema.names) or 'none'}")
+            raise ValueError(f"{why} needs the column {column!r}; it has {names_shown(schema.names) or 'none'}")
     for column in schema.names:
         # pyarrow finds no column by a name that two share.
         if schema.names.count(column) > 1:

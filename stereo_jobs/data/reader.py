@@ -2,12 +2,12 @@
 
 import urllib.parse
 from collections.abc import Sequence
-from pathlib import Path
 
 from stereo_jobs.data.images import InputError, open_image
 from stereo_jobs.data.maps import check_map
 from stereo_jobs.data.storage import NotFoundError, open_storage
-from stereo_jobs.errors import StorageError, StorageUnavailableError
+from stereo_jobs.errors import SpecError, StorageError, StorageUnavailableError
+from stereo_jobs.local_files import UnknownSchemeError, local_path
 from stereo_jobs.spec import StorageSpec
 
 
@@ -24,7 +24,10 @@ class InputReader:
     def __init__(
         self, allowed_prefixes: Sequence[str], max_bytes: int, settings: StorageSpec, max_pixels: int = 50_000_000
     ) -> None:
-        self.allowed = [_normal(prefix) for prefix in allowed_prefixes]
+        try:
+            self.allowed = [_normal(prefix or "/") for prefix in allowed_prefixes]
+        except InputError as error:
+            raise SpecError(f"runtime.allowed_prefixes: {error}") from None
         self.max_bytes = max_bytes
         self.settings = settings
         self.max_pixels = max_pixels
@@ -62,7 +65,7 @@ class InputReader:
                 "runtime.allowed_prefixes if you trust it"
             )
         folder, _, name = uri.rpartition("/")
-        storage = open_storage(folder, self.settings)
+        storage = open_storage(folder or "/", self.settings)
         try:
             size = storage.size(name)
             if size > self.max_bytes:
@@ -88,9 +91,9 @@ def _normal(uri: str) -> str:
         if ".." in urllib.parse.unquote(key).split("/"):
             raise InputError(f"{uri!r}: '..' is not allowed in a URI")
         return uri
-    if "://" in uri and not uri.startswith("file://"):
-        raise InputError(f"{uri!r}: only s3:// and local files can be read")
     try:
-        return str(Path(uri.removeprefix("file://")).expanduser().resolve())
-    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, an unknown ~user, a NUL byte
+        return str(local_path(uri).resolve())
+    except UnknownSchemeError:
+        raise InputError(f"{uri!r}: only s3:// and local files can be read") from None
+    except (OSError, RuntimeError, ValueError) as error:  # a loop of links, another host, a NUL byte
         raise InputError(f"{uri!r}: not a usable path ({error})") from None

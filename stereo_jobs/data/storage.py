@@ -15,6 +15,7 @@ import pyarrow.fs
 from stereo_jobs.data.objects import AlreadyExistsError, ChangedError, NotFoundError, ObjectInfo, Storage
 from stereo_jobs.data.s3 import S3Storage
 from stereo_jobs.errors import StorageError
+from stereo_jobs.local_files import local_path, refuse_special
 from stereo_jobs.spec import StorageSpec
 
 __all__ = [
@@ -42,9 +43,10 @@ def open_storage(uri: str, settings: StorageSpec | None = None, patience_s: floa
     """
     if uri.startswith("s3://"):
         return S3Storage(uri, settings or StorageSpec(), patience_s)
-    if "://" in uri and not uri.startswith("file://"):
-        raise StorageError(f"{uri}: unknown scheme; use a local path or s3://bucket/prefix")
-    return LocalStorage(uri.removeprefix("file://"))
+    try:
+        return LocalStorage(local_path(uri))
+    except ValueError as error:
+        raise StorageError(f"{uri}: {error}") from None
 
 
 class LocalStorage(Storage):
@@ -63,6 +65,7 @@ class LocalStorage(Storage):
     def read(self, key: str) -> bytes:
         """Read a file. Raises NotFoundError; a folder is no object."""
         with _local_errors(self.root / key):
+            refuse_special(self.root / key)
             try:
                 return (self.root / key).read_bytes()
             except IsADirectoryError:
@@ -79,6 +82,7 @@ class LocalStorage(Storage):
             path = self.root / key
             if path.is_dir():
                 raise NotFoundError(str(path))
+            refuse_special(path)
             return path.stat().st_size
 
     def content_tag(self, key: str) -> str:
@@ -144,15 +148,23 @@ class LocalStorage(Storage):
             return hashlib.sha256(data).hexdigest()
 
     def for_pyarrow(self, key: str) -> tuple[pyarrow.fs.FileSystem, str]:
-        """Return pyarrow's local file system and the path."""
+        """Return pyarrow's local file system and the path. Raises StorageError for what is no regular file."""
+        with _local_errors(self.root / key), contextlib.suppress(FileNotFoundError):
+            refuse_special(self.root / key)
         return pyarrow.fs.LocalFileSystem(), str(self.root / key)
 
     @contextlib.contextmanager
     def _temporary(self, path: Path, data: bytes) -> Iterator[Path]:
-        self._make_folder(path.parent)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with temporary.open("xb") as file:
+            self._make_folder(path.parent)
+            file = temporary.open("xb")
+        except FileNotFoundError:
+            if self._held:
+                raise
+            raise StorageError(f"{path.parent}: nothing can be created here; choose another output") from None
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -162,15 +174,12 @@ class LocalStorage(Storage):
 
     def _make_folder(self, folder: Path) -> None:
         """Create a folder. Once the root is held it is never created again, not even if it goes away at this moment."""
-        if self._held and folder != self.root:
+        if not self._held:
+            folder.mkdir(parents=True, exist_ok=True)
+        elif folder != self.root:
             below = folder.relative_to(self.root)
             for ancestor in [*reversed(below.parents), below][1:]:  # without the root itself
                 (self.root / ancestor).mkdir(exist_ok=True)
-        elif not self._held:
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError:
-                raise StorageError(f"{folder}: this folder cannot be created; choose another output") from None
 
     @contextlib.contextmanager
     def _locked(self, key: str, timeout_s: float = 10.0) -> Iterator[None]:

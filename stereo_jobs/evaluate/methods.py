@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import yaml
 from pydantic import ValidationError
 
+from stereo_jobs import plain_data
 from stereo_jobs.errors import SpecError
 from stereo_jobs.stereo.config import MethodConfig
 
@@ -155,9 +155,11 @@ def sweep(text: str, base: Method) -> list[Method]:
         raise SpecError(f"--sweep {text!r}: write it as FIELD=VALUE,VALUE with a field of recipe.method (docs/spec.md)")
     methods = []
     for value in values.split(","):
-        switches = {**base.switches, name: yaml.safe_load(value)}
         try:
+            switches = {**base.switches, name: plain_data.parse(value)}
             MethodConfig(**switches)
+        except SpecError as error:
+            raise SpecError(f"--sweep {name}: a value is {error}") from None
         except ValidationError as error:
             raise SpecError(f"--sweep {name}={value}: {error.errors()[0]['msg']}") from None
         methods.append(Method(f"{base.name}, {name} {value.strip()}", switches, base.disparity, base.slow))

@@ -23,6 +23,7 @@ _NAME = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 _CRON_FIELD = re.compile(r"[0-9A-Za-z*/,?-]+")
 
 KubernetesName = Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$", max_length=253)]
+Image = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/@+-]*$", max_length=1000)]
 
 
 class LaunchOptions(BaseModel):
@@ -32,7 +33,7 @@ class LaunchOptions(BaseModel):
 
     kind: Kind = Field(description="Kind of launch file.")
     name: str = Field("stereo-jobs", description="Name of the job or cluster: a-z, 0-9 and -, starting with a letter.")
-    image: str | None = Field(None, pattern=r"^\S+$", description="Container image with stereo-jobs.")
+    image: Image | None = Field(None, description="Container image with stereo-jobs.")
     namespace: KubernetesName = Field("default", description="Kubernetes namespace.")
     schedule: str | None = Field(None, description="Schedule as five cron fields; for kuberay-cron, cronjob and slurm.")
     time_zone: str = Field(
@@ -62,21 +63,26 @@ class LaunchOptions(BaseModel):
         24.0, ge=0.001, le=24 * 30, description="Maximum hours of a run; it then drains and ends normally."
     )
     retries: int = Field(2, ge=0, le=20, description="Restarts on a new cluster after a failure or an interruption.")
-    kubectl_image: str = Field(
-        "alpine/kubectl:1.34.1", pattern=r"^\S+$", description="Container image with sh and kubectl, for cronjob."
+    kubectl_image: Image = Field(
+        "alpine/kubectl:1.34.1", description="Container image with sh and kubectl, for cronjob."
     )
     ray_version: str = Field(
-        default_factory=lambda: importlib.metadata.version("ray"), description="Ray version in the image."
+        default_factory=lambda: importlib.metadata.version("ray"),
+        pattern=r"^[0-9][0-9A-Za-z.+-]*$",
+        description="Ray version in the image.",
     )
     region: str = Field("us-east-1", pattern=r"^[a-z0-9-]+$", description="AWS region, for ray-up.")
-    instance_profile: str | None = Field(None, description="IAM instance profile (ARN), for ray-up.")
-    partition: str | None = Field(None, pattern=r"^[\w,.-]+$", description="Slurm partition.")
+    instance_profile: str | None = Field(
+        None, pattern=r"^arn:[A-Za-z0-9:/+=,.@_-]+$", description="IAM instance profile (ARN), for ray-up."
+    )
+    partition: str | None = Field(None, pattern=r"^[A-Za-z0-9_,.-]+$", description="Slurm partition.")
     setup: str | None = Field(None, description="Line of shell that puts stereo-jobs on PATH, for slurm.")
 
     @field_validator("schedule")
     @classmethod
     def _five_fields(cls, value: str | None) -> str | None:
-        fields = (value or "* * * * *").split()
+        fields = (value or "* * * * *").split(" ")
+        fields = [field for field in fields if field]
         if len(fields) != 5 or not all(_CRON_FIELD.fullmatch(field) for field in fields):
             raise ValueError('needs five cron fields, for example "0 1 * * *" for every night at one')
         return value
@@ -84,8 +90,8 @@ class LaunchOptions(BaseModel):
     @field_validator("setup")
     @classmethod
     def _one_line(cls, value: str | None) -> str | None:
-        if value and "\n" in value:
-            raise ValueError("must be one line")
+        if value and not value.isprintable():
+            raise ValueError("must be one line of printable text")
         return value
 
     @model_validator(mode="after")
@@ -128,6 +134,6 @@ def make_options(**values: Any) -> LaunchOptions:
         lines = []
         for item in error.errors(include_url=False):
             option = "--" + "-".join(str(part) for part in item["loc"][:1]).replace("_", "-") if item["loc"] else ""
-            shown = f" (got {item['input']!r})" if item["loc"] else ""
+            shown = f" (got {str(item['input'])[:200]!r})" if item["loc"] else ""
             lines.append(f"{option} {item['msg'].removeprefix('Value error, ')}{shown}".strip())
         raise SpecError("the launch file cannot be made: " + "; ".join(lines)) from None

@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from stereo_jobs import plain_data
 from stereo_jobs.errors import SpecError
-from stereo_jobs.spec import JobSpec, load_spec
+from stereo_jobs.spec import JobSpec, parse_spec, spec_data
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_FIELD = re.compile(r"secret|token|password|access_key|api_key", re.IGNORECASE)
@@ -25,7 +24,7 @@ class Portable(NamedTuple):
     """A job spec that can be sent to another machine.
 
     Attributes:
-        text: the text of its file, unchanged.
+        text: the text of its file, unchanged but for a byte order mark.
         spec: the validated spec, with placeholders for variables that are only set on the cluster.
         variables: names of the environment variables it uses.
         overrides: `--set` arguments for the command that runs it.
@@ -48,10 +47,11 @@ def read_portable(path: str | Path, overrides: Sequence[str] = (), *, local_path
     Raises:
         SpecError: the spec is not valid, has a secret in plain text, or names files that only exist here.
     """
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"spec {path}: cannot be read ({error})") from error
+    text = plain_data.read_text(path)
+    for override in overrides:
+        if not override.isprintable():
+            field = override.partition("=")[0][:200]
+            raise SpecError(f"--set {field!a}: must be one line of printable text here; write the value into the spec")
     names = tuple(dict.fromkeys(_ENV.findall("\n".join([text, *overrides]))))
     spec = _load(path, overrides, names)
     _refuse_secrets(text, overrides)
@@ -68,37 +68,46 @@ def run_command(
     extend: bool = False,
     max_hours: float | None = None,
 ) -> str:
-    """Return the shell command that runs a spec.
+    """Return the shell command that runs a spec; it is one line, and no value is more than a word of it.
 
     Args:
         portable: the spec.
-        where: path of the spec on the machine that runs it.
+        where: path of the spec on the machine that runs it, as a word of shell.
         extra: further `--set` arguments; those of `portable` come last and win.
         extend: also plan new manifest files.
         max_hours: maximum hours of the run.
     """
-    words = ["stereo-jobs", "run", where, *(["--extend"] if extend else [])]
+    words = ["--extend"] if extend else []
     words += [f"--max-hours={max_hours:g}"] if max_hours else []
     for override in (*extra, *portable.overrides):
         words += ["--set", override]
-    return shlex.join(words)
+    return " ".join(["stereo-jobs run", where, *map(shlex.quote, words)])
 
 
 def _load(path: str | Path, overrides: Sequence[str], names: Sequence[str]) -> JobSpec:
     """Validate a spec, with placeholders for the variables that are not set here."""
+    data = spec_data(path, list(overrides))
+    # Each placeholder passes the rules of the fields it stands in: one takes a URL, the others a place or any text.
+    urls = _ENV.findall(str(_field(data, "runtime", "storage", "endpoint_url")))
     missing = [name for name in names if name not in os.environ]
     try:
-        # A URL passes the rules of all text fields in `runtime`.
-        os.environ.update(dict.fromkeys(missing, "https://set-on-the-cluster"))
-        return load_spec(path, list(overrides))
+        for name in missing:
+            os.environ[name] = f"{'https' if name in urls else 's3'}://set-on-the-cluster"
+        return parse_spec(data)
     finally:
         for name in missing:
             del os.environ[name]
 
 
+def _field(data: Any, *keys: str) -> Any:
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
 def _refuse_secrets(text: str, overrides: Sequence[str]) -> None:
     """Check that no field holds a secret in plain text. Raises SpecError without showing it."""
-    fields = [*_leaves(yaml.safe_load(text), ""), *(tuple(item.split("=", 1)) for item in overrides)]
+    fields = [*_leaves(plain_data.parse(text), ""), *(tuple(item.split("=", 1)) for item in overrides)]
     for field, value in fields:
         if value and _SECRET_FIELD.search(field.rpartition(".")[2]) and not _ENV.fullmatch(str(value).strip()):
             raise SpecError(

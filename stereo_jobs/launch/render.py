@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from importlib import resources
@@ -172,12 +173,14 @@ def _aws_cluster(path: str, options: LaunchOptions) -> dict[str, Any]:
 
 def _slurm(portable: Portable, options: LaunchOptions) -> str:
     extra = _placement(portable.spec, options)
+    end = "END_OF_JOB_SPEC"
+    while end in portable.text:  # a line of the spec must not end it
+        end += "_"
     return template("slurm.sh.j2").render(
         options=options,
-        spec_text=portable.text if portable.text.endswith("\n") else portable.text + "\n",
-        command=run_command(portable, "SPEC_FILE", extra, extend=options.scheduled).replace(
-            "SPEC_FILE", '"$folder/job.yaml"'
-        ),
+        spec_text=portable.text,
+        end=end,
+        command=run_command(portable, '"$folder/job.yaml"', extra, extend=options.scheduled),
         variables=portable.variables,
         time=_slurm_time(_slurm_seconds(options)),
         notice_s=SLURM_NOTICE_S,
@@ -199,7 +202,11 @@ def _slurm_time(seconds: int) -> str:
 
 @functools.cache
 def template(name: str) -> jinja2.Template:
-    """Load a template of this package. Nothing is escaped, since it is shell text; undefined variables are errors."""
+    """Load a template of this package.
+
+    Nothing is escaped in it: options that a template names are checked to be plain words, and values of the spec come
+    as words that are quoted for the shell. Undefined variables are errors.
+    """
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -217,8 +224,13 @@ class _Dumper(yaml.SafeDumper):
         return super().increase_indent(flow, False)
 
 
+# Texts that YAML 1.2, which Kubernetes reads, takes for numbers, and PyYAML, which writes YAML 1.1, does not.
+_NUMBER = re.compile(r"[-+]?(0o[0-7]+|(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?)")
+
+
 def _text(dumper: _Dumper, value: str) -> yaml.ScalarNode:
-    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style="|" if "\n" in value else None)
+    style = "|" if "\n" in value else "'" if _NUMBER.fullmatch(value) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
 
 
 _represent: Callable[..., None] = _Dumper.add_representer

@@ -109,7 +109,7 @@ class Cluster:
             raise SpecError(f"--id: at most 128 characters of A-Z, a-z, 0-9, dot, - and _ (got {job_id!r})")
         command = run_command(portable, SPEC_FILE, extend=extend, max_hours=max_hours)
         with tempfile.TemporaryDirectory() as folder:
-            Path(folder, SPEC_FILE).write_text(portable.text, encoding="utf-8")
+            Path(folder, SPEC_FILE).write_text(portable.text, encoding="utf-8", newline="")
             send = {
                 "entrypoint": command,
                 "runtime_env": {"working_dir": folder},

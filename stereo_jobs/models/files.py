@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stereo_jobs.errors import ModelError
+from stereo_jobs.local_files import refuse_special
 from stereo_jobs.spec import DEMO, ClipSpec, DepthSpec, StableDiffusionSpec
 
 ModelSpec = StableDiffusionSpec | DepthSpec | ClipSpec
@@ -44,9 +45,16 @@ def local_folder(path: str, part: str) -> Path | None:
     Args:
         path: a folder, a Hub id, or `demo`, as the user wrote it.
         part: which of the embedded models `demo` means, see `part_of`.
+
+    Raises:
+        ModelError: the path cannot be one: an unknown user, a name that is too long.
     """
-    folder = DEMO_FOLDER / part if path == DEMO else Path(path).expanduser()
-    return folder if folder.is_dir() else None
+    try:
+        folder = DEMO_FOLDER / part if path == DEMO else Path(path).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ModelError(f"model {path[:200]}: not a usable path ({reason}); give the path of a folder") from None
 
 
 def part_folder(folder: Path, name: str) -> Path:
@@ -176,6 +184,7 @@ class FolderFiles:
         """See ModelFiles."""
         try:
             path = self.paths.get(name, self.folder / name)
+            refuse_special(path)
             return dict(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError) as error:
             raise ModelError(f"model {self.spec.path}: {name} is missing or broken ({error}); {COMPLETE}") from None

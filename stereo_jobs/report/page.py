@@ -16,6 +16,7 @@ from PIL import Image
 
 from stereo_jobs.data.images import decode_disparity, encode_png
 from stereo_jobs.data.storage import Storage
+from stereo_jobs.logs import printable
 from stereo_jobs.output import layout
 from stereo_jobs.output.plan import Job
 from stereo_jobs.output.progress import Status
@@ -77,7 +78,13 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
 
 def _template() -> jinja2.Template:
     text = resources.files("stereo_jobs.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True).from_string(text)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, finalize=_visible)
+    return environment.from_string(text)
+
+
+def _visible(value: Any) -> Any:
+    """Escape what would hide or reorder text on the page; finished markup is left as it is."""
+    return printable(value) if type(value) is str else value
 
 
 def _places(scalars: pa.Table, indices: Sequence[int]) -> list[tuple[int, int]]:

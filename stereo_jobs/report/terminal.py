@@ -41,7 +41,7 @@ def progress_display(console: Console, quiet: bool = False) -> "Iterator[Callabl
     if quiet:
         yield lambda progress: None
     elif console.is_terminal and not logs.is_json():
-        with Progress(BarColumn(bar_width=24), TextColumn("{task.description}"), console=console) as bar:
+        with Progress(BarColumn(bar_width=24), TextColumn("{task.description}", markup=False), console=console) as bar:
             task = bar.add_task("loading models", total=None)
             yield lambda progress: bar.update(
                 task, completed=progress.done, total=progress.planned, description=_progress_line(progress)

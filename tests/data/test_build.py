@@ -1,6 +1,7 @@
 """Manifests made from lines, tables and folders of images."""
 
 import json
+import os
 import re
 
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ from PIL import Image
 
 from stereo_jobs.data.build import build
 from stereo_jobs.data.manifest import find, inspect, stream_ids
-from stereo_jobs.errors import ManifestError
+from stereo_jobs.errors import ManifestError, StorageError
 from stereo_jobs.records import valid_id
 from stereo_jobs.spec import Recipe, StorageSpec
 
@@ -133,3 +134,32 @@ def test_an_existing_manifest_is_never_overwritten(tmp_path):
     with pytest.raises(ManifestError, match="exists already; a planned manifest must not change, choose a new name"):
         build(source, str(target), LOCAL)
     assert target.read_bytes() == before
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "prompts.txt")
+    with pytest.raises(ManifestError, match="not a regular file"):
+        build(tmp_path / "prompts.txt", str(tmp_path / "m.parquet"), LOCAL)
+    (tmp_path / "photos").mkdir()
+    os.mkfifo(tmp_path / "photos/a.png")
+    with pytest.raises(ManifestError, match=r"photos/a\.png: not a regular file"):
+        build(tmp_path / "photos", str(tmp_path / "m.parquet"), LOCAL)
+
+
+def test_column_names_stay_in_their_line(tmp_path):
+    (tmp_path / "m.csv").write_text('"a\nerror: b",\x1b[31mc\n1,2\n')
+    with pytest.raises(ManifestError) as caught:
+        build(tmp_path / "m.csv", str(tmp_path / "m.parquet"), LOCAL)
+    assert "but 'a\\nerror: b', '\\x1b[31mc'; rename one" in str(caught.value)
+
+
+def test_names_that_cannot_be_are_refused(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a\udcff.png").write_bytes(b"x")
+    (tmp_path / "p.txt").write_text("a\n")
+    for source, words in (("photos", "not UTF-8; rename it"), ("x" * 5000 + ".txt", "cannot be read")):
+        with pytest.raises(ManifestError, match=words):
+            build(tmp_path / source, str(tmp_path / "m.parquet"), LOCAL)
+    for target in ("m\udcff.parquet", "x" * 5000, "~nobody-at-all/m.parquet", "file:m.parquet", "/proc/m.parquet"):
+        with pytest.raises(StorageError):
+            build(tmp_path / "p.txt", target, LOCAL)

@@ -1,6 +1,7 @@
 """Manifests: found, checked whole before anything starts, read row by row."""
 
 import itertools
+import os
 import re
 import uuid
 from pathlib import Path
@@ -26,7 +27,7 @@ from stereo_jobs.data.manifest import (
 )
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import ManifestError
+from stereo_jobs.errors import ManifestError, StorageError
 from stereo_jobs.records import Camera
 from stereo_jobs.spec import Recipe, StorageSpec
 
@@ -506,3 +507,25 @@ def test_metric_geometry_counts_only_what_the_mode_reads():
     """Depth mode reads no disparity, and may not fall back on what an estimator finds."""
     assert row_in("depth", METRIC, **METRIC_CELLS).error is None
     assert "it lacks focal_px, baseline" in row_in("depth", METRIC).error.error_message
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "m.parquet")
+    for uri in find([str(tmp_path)], LOCAL):
+        with pytest.raises(StorageError, match=r"m\.parquet: not a regular file"):
+            inspect(uri, Recipe(), LOCAL)
+    with pytest.raises(StorageError, match="not a regular file"):
+        find([str(tmp_path / "m.parquet")], LOCAL)
+
+
+def test_file_uris_name_absolute_paths(make_manifest):
+    path = make_manifest()
+    for pattern in (
+        f"file://{path}",
+        f"file://localhost{path}",
+        f"file://{path.parent}/",
+        f"file://{path.parent}/*.parquet",
+    ):
+        assert find([pattern], LOCAL) == [str(path)]
+    with pytest.raises(StorageError, match="write a local file as file:///folder/name"):
+        find([f"file:{path.name}"], LOCAL)

@@ -1,5 +1,6 @@
 """What a manifest points at: read only from where it may be, and never more than fits."""
 
+import os
 import uuid
 
 import pytest
@@ -130,3 +131,26 @@ def test_s3_uris_are_held_to_their_prefix(s3_server):
     for trick in ("in/../secret.png", "in/%2e%2e/secret.png", "in/%2E./secret.png"):
         with pytest.raises(InputError, match=r"'\.\.' is not allowed"):
             reader.read(f"s3://jobs/{name}/{trick}", "image")
+
+
+def test_a_pipe_and_a_device_are_refused_and_not_opened(reader, allowed):
+    os.mkfifo(allowed / "pipe.png")
+    (allowed / "zero.png").symlink_to("/dev/zero")
+    with pytest.raises(InputError, match=r"image: .*pipe\.png: not a regular file"):
+        reader.read(f"{allowed}/pipe.png", "image")
+    with pytest.raises(InputError, match="not a regular file"):
+        InputReader([str(allowed), "/dev"], 100, LOCAL).read(f"{allowed}/zero.png", "image")
+
+
+def test_files_of_another_host_are_refused(reader, allowed):
+    assert reader.read(f"file://localhost{allowed}/a.png", "image") == b"content"
+    for uri in (f"file://host{allowed}/a.png", "file:a.png", f"file:{allowed}/a.png"):
+        with pytest.raises(InputError, match="write a local file as file:///folder/name"):
+            reader.read(uri, "image")
+
+
+def test_a_file_at_the_root_is_not_looked_for_in_the_working_folder(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_bytes(b"of the working folder")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        InputReader(["/"], 100, LOCAL).read("/a.png", "image")

@@ -3,20 +3,26 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from stereo_jobs.errors import SpecError
 from stereo_jobs.launch import make_options, render
+from stereo_jobs.launch.render import to_yaml
+from stereo_jobs.spec import load_spec
 from tests.launch.examples import CLUSTER, EXAMPLES, IMAGE, example
 
 BIN = Path(sys.executable).parent
@@ -469,6 +475,149 @@ while true; do sleep 0.1; done"""
     process.send_signal(signal.SIGTERM)
     said, _ = process.communicate(timeout=60)
     assert (process.returncode, b"queued again" in said) == (0, True), said
+
+
+# --- Values that try to be more than values ---
+
+NASTY = (
+    "\nEND_OF_JOB_SPEC\ntouch PWNED\n",
+    "END_OF_JOB_SPEC_\n",
+    "$(touch PWNED)",
+    "`touch PWNED`",
+    "'; touch PWNED; '",
+)
+NASTY += (
+    '"; touch PWNED; "',
+    "\n- touch PWNED\n",
+    "\n---\nkind: Pod\n",
+    " #",
+    ": ",
+    "SPEC_FILE",
+    "JOB_NAME",
+    "{{ 7 }}",
+    "$PATH",
+)
+letters = st.characters(codec="utf-8", exclude_categories=["Cc"], include_characters="\n\t\x85")
+nasty = st.lists(st.sampled_from(NASTY) | st.text(letters, max_size=8), max_size=6).map("".join)
+nasty_line = nasty.map(lambda text: "".join(c for c in text if c.isprintable()))
+
+
+@st.composite
+def specs(draw):
+    """Text of a spec that is valid, with anything in its fields, written in one of the ways people write."""
+    spec = {"manifest": f"s3://bucket/{draw(nasty)}", "output": f"s3://bucket/{draw(nasty)}"}
+    spec["recipe"] = {"negative_prompt": draw(nasty), "seed": 3}
+    text = draw(st.sampled_from([json.dumps, yaml.safe_dump, partial(yaml.safe_dump, default_style="|")]))(spec)
+    # Comments are part of the text, too.
+    comment = "" if text.startswith("{") else "".join(f"# {line}\n" for line in draw(nasty).splitlines())
+    text = draw(st.sampled_from([text, text.rstrip("\n")])) + "\n" * bool(comment) + comment
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.yaml")
+        path.write_bytes(text.encode())
+        try:
+            load_spec(path)
+        except SpecError:  # `${...}` in the recipe, or a line break of the comment in the middle of it
+            assume(False)
+    return text
+
+
+def run_script(script: str, shell: str, text: str, overrides: list[str]) -> None:
+    """Run a rendered script with stand-ins. Nothing else may happen, and the spec must arrive as it was written."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for command in ("scontrol", "srun", "ray", "stereo-jobs"):
+            (folder / command).write_text(
+                {
+                    "scontrol": '#!/bin/sh\n[ "$1" = show ] && echo node1; exit 0\n',
+                    "stereo-jobs": '#!/bin/sh\n[ -e "$2" ] && cp "$2" "$SEEN/spec"\n'
+                    'printf "%s\\0" "$@" >"$SEEN/words"\n',
+                }.get(command, "#!/bin/sh\nexit 0\n")
+            )
+            (folder / command).chmod(0o755)
+        for each in ("work", "seen", "tmp"):
+            (folder / each).mkdir()
+        (folder / "script.sh").write_bytes(script.encode())
+        slurm = {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node1", "SLURM_JOB_NUM_NODES": "1"}
+        environment = {"PATH": f"{folder}:/usr/bin:/bin", "TMPDIR": str(folder / "tmp"), "SEEN": str(folder / "seen")}
+        done = subprocess.run(
+            [shell, folder / "script.sh"],
+            env=environment | slurm | {"SLURM_CPUS_PER_TASK": "4"},
+            cwd=folder / "work",
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        assert list((folder / "work").iterdir()) == []
+        words = (folder / "seen/words").read_bytes().decode().split("\0")
+        assert words[-1 - 2 * len(overrides) : -1] == [word for each in overrides for word in ("--set", each)]
+        if shell == "bash":
+            assert (folder / "seen/spec").read_bytes() == text.encode()
+
+
+@pytest.mark.parametrize("kind", ["slurm", "kuberay", "cronjob", "ray-up"])
+@given(text=specs(), value=nasty_line)
+@settings(max_examples=12, deadline=None, database=None)
+def test_no_value_of_a_spec_is_shell_or_structure(kind, text, value):
+    override = f"recipe.negative_prompt={json.dumps(value, ensure_ascii=False)}"
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "job.yaml")
+        path.write_bytes(text.encode())
+        try:
+            made = launch(kind, str(path), [override])
+        except SpecError:  # the override has control characters, several lines or `${...}`
+            assume(False)
+    if kind == "slurm":
+        run_script(made, "bash", text, [override])
+    elif kind == "ray-up":
+        [line] = [line for line in made.splitlines() if "ray exec FILE" in line]
+        (command,) = shlex.split(line.removeprefix("#   ray exec FILE --tmux "))
+        assert shlex.split(command)[-1] == override
+        assert yaml.safe_load(made).keys() == yaml.safe_load(launch(kind, str(CLUSTER / "job.yaml"))).keys()
+    else:
+        found = documents(made)
+        assert list(found) == list(documents(launch(kind, str(CLUSTER / "job.yaml"))))
+        assert found["ConfigMap"]["data"]["job.yaml"] == text
+        run_script(found["ConfigMap"]["data"]["run.sh"], "sh", text, [override])
+
+
+FREE_TEXT = ["name", "image", "namespace", "schedule", "time_zone", "gpu_type", "service_account", "token_secret"]
+FREE_TEXT += ["ray_version", "kubectl_image", "region", "instance_profile", "partition"]
+
+
+@pytest.mark.parametrize("option", FREE_TEXT)
+@given(value=nasty.filter(bool))
+@settings(max_examples=40, deadline=None, database=None)
+def test_an_option_is_plain_words_or_refused(option, value):
+    try:
+        chosen = make_options(**{"kind": "slurm", "image": IMAGE} | {option: value})
+    except SpecError as error:
+        assert f"--{option.replace('_', '-')}" in str(error) or option in str(error)
+    else:
+        assert re.fullmatch(r"[A-Za-z0-9._:/@+=,*? -]*", getattr(chosen, option))
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("schedule", "0 1 * *\ntouch"),
+        ("schedule", "0 1 * *\u0085touch"),
+        ("image", "x;touch${IFS}PWNED"),
+        ("kubectl_image", "$(touch)"),
+        ("ray_version", "2.0\n# x"),
+        ("instance_profile", "arn:aws:iam::1:x\ny: z"),
+        ("setup", "source x\rtouch PWNED"),
+        ("partition", "gpu\n"),
+    ],
+)
+def test_an_option_that_is_more_than_a_word_is_refused(option, value):
+    with pytest.raises(SpecError, match=f"--{option.replace('_', '-')}"):
+        make_options(**{"kind": "slurm", "image": IMAGE} | {option: value})
+
+
+@pytest.mark.parametrize("number", ["1e3", "0o17", "12", "1.5", "+1"])
+def test_texts_that_look_like_numbers_are_quoted(number):
+    assert to_yaml({"x": number}) == f"x: '{number}'\n"
 
 
 # --- The files in cluster/ ---

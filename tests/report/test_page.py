@@ -164,3 +164,11 @@ def test_failed_rows_are_read_with_their_messages(spec):
     assert [(error.id, error.error_message) for error in read_errors(open_storage(spec.output))] == [
         ("row-0000", "boom in row-0000")
     ]
+
+
+def test_what_hides_or_reorders_text_is_escaped_on_the_page():
+    environment = page._template().environment
+    text = environment.from_string("{% macro m(x) %}<b>{{ x }}</b>{% endmacro %}{{ m(name) }}").render(
+        name="\u202e<\x1b"
+    )
+    assert text == "<b>\\u202e&lt;\\x1b</b>"
