@@ -73,6 +73,10 @@ class Storage(ABC):
         """Return a tag that changes with the content, if possible without reading it. Raises NotFoundError."""
 
     @abstractmethod
+    def version(self, key: str) -> str:
+        """Return what changes whenever an object may have changed, without reading it. Raises NotFoundError."""
+
+    @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List all complete objects whose key starts with `prefix`, in key order."""
 
@@ -186,6 +190,12 @@ class LocalStorage(Storage):
         """Return the SHA-256 of a file. Raises NotFoundError."""
         with _local_errors(self.root / key), (self.root / key).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def version(self, key: str) -> str:
+        """Return what a file system knows of a file. A program can set the time of change back, but not `ctime`."""
+        with _local_errors(self.root / key):
+            found = (self.root / key).stat()
+        return f"{found.st_dev}/{found.st_ino}/{found.st_size}/{found.st_mtime_ns}/{found.st_ctime_ns}"
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List all files below the folder whose key starts with `prefix`, in key order."""
@@ -402,6 +412,10 @@ class S3Storage(Storage):
         """Return the ETag of an object. Raises NotFoundError."""
         with self._errors(key):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ETag"].strip('"')
+
+    def version(self, key: str) -> str:
+        """Return the ETag of an object. Raises NotFoundError."""
+        return self.content_tag(key)
 
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List all objects whose key starts with `prefix`, in key order."""

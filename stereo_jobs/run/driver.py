@@ -130,11 +130,11 @@ def run(
         def ended() -> bool:
             return stopped.is_set() or lease.lost() is not None
 
-        _, job, recipe = prepare(spec, storage, extend=extend)
+        _, job, recipe = prepare(spec, storage, extend=extend, ended=ended)
         if retry:
             job = plan_retry(spec, storage, job)
         queue = ShardQueue(job, repair(storage, job.plans))
-        plan.refuse_changed_files(job, spec.runtime.storage, queue.generations)
+        plan.refuse_changed_files(job, spec.runtime.storage, queue.generations, ended)
         current = _Run(spec, storage, job, queue, JobMetrics(storage.uri, on_ray=not local))
         if queue:
             pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
