@@ -283,9 +283,8 @@ def _shown(cell: pa.Scalar) -> str:
     if not value.is_valid:
         return "null"
     raw = value.as_buffer()
-    return repr(raw.slice(0, min(320, raw.size)).to_pybytes().decode(errors="replace")[:80]) + (
-        "..." if raw.size > 80 else ""
-    )
+    start = raw.slice(0, min(320, raw.size)).to_pybytes().decode(errors="replace")[:80]
+    return repr(start) + ("..." if raw.size > 80 else "")
 
 
 def _first_line(error: Exception) -> str:

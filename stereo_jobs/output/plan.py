@@ -202,7 +202,6 @@ def make_plan(
     )
     _check_size(plan)
     hashes = planned_hashes(plan, settings, ended)
-    _confirm_files(plan, settings, ended)
     _refuse_duplicates(plan, hashes, earlier, storage, settings)
     return plan, hashes
 
@@ -221,14 +220,6 @@ def _check_size(plan: Plan) -> None:
             f"{where}: {plan.pairs} pairs in shards of {plan.shard_rows} are {plan.shards} shards, and at most "
             f"{MAX_SHARDS} can be planned at once; raise runtime.shard_rows"
         )
-
-
-def _confirm_files(plan: Plan, settings: StorageSpec, ended: Ended) -> None:
-    """Check that no file changed while its ids were read. Raises DriftError."""
-    reader = ManifestReader(settings)
-    for file in plan.files:
-        _stop_if(ended)
-        reader.confirm(file)
 
 
 def _stop_if(ended: Ended) -> None:

@@ -323,7 +323,7 @@ def test_only_the_known_columns_asked_for_are_read(write):
 @pytest.mark.parametrize("encoding", ["dictionary", "delta"])
 @pytest.mark.parametrize("dtype", [pa.string(), pa.large_string()])
 def test_a_value_that_many_rows_share_takes_memory_once(write, encoding, dtype):
-    value, count = "x" * 100_000, 5000  # 500 MB, once spread out
+    value, count = "x" * 400_000, 1000  # 400 MB, once spread out
     shared = pa.array([value], dtype)
     options = {"store_schema": False}
     if encoding == "delta":
