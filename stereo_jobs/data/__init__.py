@@ -3,7 +3,9 @@
 | module | what it does |
 |---|---|
 | `storage` | objects below one URI, local or on S3, with the writes that publish each shard exactly once |
-| `manifest` | Parquet files in, validated rows out |
+| `manifest` | finds and checks manifests; makes a checked row from its cells |
+| `manifest_reader` | reads rows, from the planned files only |
+| `row_groups` | reads Parquet row groups in bounded memory |
 | `build` | makes a manifest from lines of text, a table or a folder of images |
 | `reader` | reads the images that a manifest points to, within limits |
 | `images` | decodes and encodes images |
