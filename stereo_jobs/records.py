@@ -46,7 +46,7 @@ class Row:
         inputs: bytes of the manifest's image columns that the mode needs.
         depth_kind: what the `depth` input holds: `inverse` or `metric` depth.
         camera: the camera, as far as the row describes it.
-        carried: values of the manifest's further columns, written as `src_*`.
+        carried: the manifest's further columns, written as `src_*`: arrays of one cell, which pass bit for bit.
         error: why the row could not be read; it is then reported and not generated. None: the row is good.
     """
 

@@ -6,7 +6,9 @@
 | `storage` | opens storage by its URI; objects in a local folder |
 | `s3` | objects on S3, and what its errors mean |
 | `s3_access` | the clients of S3 that all storage of a process shares |
-| `manifest` | Parquet files in, validated rows out |
+| `manifest` | finds and checks manifests; makes a checked row from its cells |
+| `manifest_reader` | reads rows, from the planned files only |
+| `row_groups` | reads Parquet row groups in bounded memory |
 | `build` | makes a manifest from lines of text, a table or a folder of images |
 | `reader` | reads the images that a manifest points to, within limits |
 | `images` | decodes and encodes images |

@@ -7,17 +7,16 @@ breaks (an empty prompt, a damaged image) becomes the error of that row and neve
 import fnmatch
 import hashlib
 import math
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field
 
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.reader import InputReader
+from stereo_jobs.data.row_groups import RowGroups
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
 from stereo_jobs.errors import ManifestError, StereoJobsError, StorageError, StorageUnavailableError
@@ -41,13 +40,14 @@ INPUTS = {
 }
 """Image columns that each mode reads from the rows that have them."""
 
+_CAMERA = ("focal_px", "baseline", "doffs_px")
 _MAPS = ("depth", "disparity", "true_disparity")
 
 MAX_PROMPT = 2000
 """Longest prompt in characters; CLIP reads about 300 of them."""
 
 _IMAGE_TYPES = "binary, struct<bytes, path> or string (a URI)"
-_KINDS = {
+KNOWN = {
     "id": "string",
     "prompt": "string",
     "negative_prompt": "string",
@@ -68,7 +68,11 @@ _KINDS = {
 }
 """Known columns and their types; all other columns are carried through as `src_*`."""
 
-_CACHED_GROUP_BYTES = 256 * 1024**2
+SCALARS = frozenset(name for name, kind in KNOWN.items() if kind != _IMAGE_TYPES)
+"""Known columns that are no images: every mode reads those that a file has."""
+
+MAX_EXACT = 2**53
+"""Largest whole number up to which a float64 holds every one."""
 
 
 class ManifestFile(BaseModel):
@@ -140,16 +144,16 @@ def _glob(pattern: str, settings: StorageSpec) -> list[str]:
     ]
 
 
-def open_file(uri: str, settings: StorageSpec) -> pq.ParquetFile:
+def open_file(uri: str, settings: StorageSpec) -> RowGroups:
     """Open one manifest file. Raises ManifestError if it is missing or not Parquet."""
     storage, name = split_uri(uri, settings)
     filesystem, path = storage.for_pyarrow(name)
     try:
-        return pq.ParquetFile(filesystem.open_input_file(path))
+        return RowGroups(filesystem.open_input_file(path))
     except FileNotFoundError:
         raise ManifestError(f"manifest {uri}: no such file") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(uri, settings, "not a readable Parquet file", error) from None
+        raise unreadable(uri, settings, "not a readable Parquet file", error) from None
 
 
 def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFile, pa.Schema]:
@@ -160,7 +164,7 @@ def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFi
     """
     storage, name = split_uri(uri, settings)
     file = open_file(uri, settings)
-    schema = file.schema_arrow
+    schema = file.schema
     try:
         _check_columns(schema, recipe)
         if file.metadata.num_rows == 0:
@@ -185,7 +189,7 @@ def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
         # pyarrow finds no column by a name that two share.
         if schema.names.count(column) > 1:
             raise ValueError(f"column {column!r} appears twice; rename or drop one")
-        kind = _KINDS.get(column)
+        kind = KNOWN.get(column)
         if kind and not _fits(schema.field(column).type, kind):
             raise ValueError(f"column {column!r} must be {kind}, not {schema.field(column).type}; cast it")
     if "scale_percent" in schema.names and recipe.variants.scale_percent:
@@ -203,11 +207,11 @@ def _check_carried(carried: pa.Schema) -> None:
 
 def carried_schema(uri: str, settings: StorageSpec) -> pa.Schema:
     """Return names and types of the columns of a file that are carried through as `src_*`."""
-    return _carried(open_file(uri, settings).schema_arrow)
+    return _carried(open_file(uri, settings).schema)
 
 
 def _carried(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([_plain(field) for field in schema if field.name not in _KINDS])
+    return pa.schema([_plain(field) for field in schema if field.name not in KNOWN])
 
 
 def _plain(field: pa.Field) -> pa.Field:
@@ -217,7 +221,7 @@ def _plain(field: pa.Field) -> pa.Field:
 
 
 def _fits(dtype: pa.DataType, kind: str) -> bool:
-    """Return whether a column type is of one of the kinds in `_KINDS`."""
+    """Return whether a column type is of one of the kinds in `KNOWN`."""
     if pa.types.is_dictionary(dtype):
         dtype = dtype.value_type
     text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
@@ -239,31 +243,60 @@ def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
     """Read and check all ids of a file, batch by batch.
 
     Raises:
-        ManifestError: an id is not valid; the message names file, row (from 0) and id.
+        ManifestError: an id is not valid, or there are more or fewer of them than rows; the message names file, row
+            (from 0) and id.
     """
     parquet = open_file(file.uri, settings)
     start = 0
     try:
-        for batch in parquet.iter_batches(batch_size=16_384, columns=["id"]):
-            ids = batch.column(0).cast(pa.string())
-            good = pc.fill_null(pc.match_substring_regex(ids, ID_PATTERN.replace("$", r"\z")), False)
-            if not pc.all(good).as_py():
-                at = pc.index(good, False).as_py()
-                raw = ids[at].cast(pa.binary()).as_py()
-                value = None if raw is None else raw.decode(errors="replace")
-                shown = "null" if value is None else repr(value[:80]) + ("..." if len(value) > 80 else "")
-                raise ManifestError(f"manifest {file.uri} row {start + at}: id {shown} must be {ID_RULE}")
-            yield ids
-            start += len(ids)
+        for group in range(parquet.metadata.num_row_groups):
+            end = start + parquet.metadata.row_group(group).num_rows
+            (part,) = parquet.parts(group, ["id"])
+            for batch in parquet.batches(group, part):
+                yield _checked_ids(batch.column(0), file.uri, start)
+                start += len(batch)
+            if start != end:
+                raise ManifestError(
+                    f"manifest {file.uri}: its footer says that row group {group} ends after {end} rows, but it ends "
+                    f"after {start}; write the file again"
+                )
     except (pa.ArrowInvalid, OSError) as error:
-        raise _unreadable(file.uri, settings, f"cannot be read after row {start}", error) from None
+        raise unreadable(file.uri, settings, f"cannot be read after row {start}", error) from None
+    if start != file.rows:
+        raise ManifestError(
+            f"manifest {file.uri}: its footer says {file.rows} rows, but it holds {start}; write the file again"
+        )
+
+
+def _checked_ids(ids: pa.Array, uri: str, start: int) -> pa.StringArray:
+    """Check ids, as text or as a dictionary of it, before they are spread out: a bad one may be long and shared."""
+    pattern = ID_PATTERN.replace("$", r"\z")
+    if pa.types.is_dictionary(ids.type):
+        good = pc.match_substring_regex(ids.dictionary, pattern).take(ids.indices)
+    else:
+        good = pc.match_substring_regex(ids, pattern)
+    good = pc.fill_null(good, False)
+    if not pc.all(good).as_py():
+        at = pc.index(good, False).as_py()
+        raise ManifestError(f"manifest {uri} row {start + at}: id {_shown(ids[at])} must be {ID_RULE}")
+    return ids.cast(pa.string())
+
+
+def _shown(cell: pa.Scalar) -> str:
+    """Quote the start of a text that may be long or no text at all."""
+    value = cell.value if isinstance(cell, pa.DictionaryScalar) else cell
+    if not value.is_valid:
+        return "null"
+    raw = value.as_buffer()
+    start = raw.slice(0, min(320, raw.size)).to_pybytes().decode(errors="replace")[:80]
+    return repr(start) + ("..." if raw.size > 80 else "")
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) -> StereoJobsError:
+def unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) -> StereoJobsError:
     """Explain a failed read: the store does not answer or refuses, or the file is damaged."""
     if "AWS Error" in str(error):  # Arrow does not tell S3 errors apart; boto3 does
         storage, name = split_uri(uri, settings)
@@ -275,110 +308,28 @@ def _unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) ->
     return ManifestError(f"manifest {uri}: {what} ({_first_line(error)})")
 
 
-# --- Reading rows ---
-
-
-class ManifestReader:
-    """Reads single rows of manifest files. The last row group is cached, since the next shard often continues in it."""
-
-    def __init__(self, settings: StorageSpec) -> None:
-        self.settings = settings
-        self._file: tuple[str, pq.ParquetFile] | None = None
-        self._group: tuple[tuple[str, int], pa.Table] | None = None
-        self._lock = threading.Lock()
-
-    def read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """Read rows of a file; returns one dictionary of cells per row.
-
-        Args:
-            uri: the manifest file.
-            rows: indices into the file, ascending.
-
-        Raises:
-            ManifestError: the file cannot be read.
-            StorageUnavailableError: the store does not answer at the moment.
-        """
-        with self._lock:
-            try:
-                return self._read(uri, rows)
-            except (ManifestError, StorageUnavailableError):
-                # The credentials or the connection of the open file may have expired: try once more with a new one.
-                self._file = self._group = None
-                return self._read(uri, rows)
-
-    def _read(self, uri: str, rows: Sequence[int]) -> list[dict[str, Any]]:
-        parquet = self._open(uri)
-        cells: list[dict[str, Any]] = []
-        start = 0
-        try:
-            for group in range(parquet.metadata.num_row_groups):
-                end = start + parquet.metadata.row_group(group).num_rows
-                inside = [row - start for row in rows if start <= row < end]
-                if inside:
-                    cells += self._read_group(uri, parquet, group, inside)
-                start = end
-        except (pa.ArrowInvalid, OSError) as error:
-            raise _unreadable(uri, self.settings, "cannot be read", error) from None
-        if len(cells) != len(rows):
-            raise ManifestError(
-                f"manifest {uri}: has {start} rows, fewer than when the job was planned; restore the file"
-            )
-        return cells
-
-    def _open(self, uri: str) -> pq.ParquetFile:
-        if self._file is None or self._file[0] != uri:
-            self._file = (uri, open_file(uri, self.settings))
-        return self._file[1]
-
-    def _read_group(self, uri: str, parquet: pq.ParquetFile, group: int, rows: list[int]) -> list[dict[str, Any]]:
-        if parquet.metadata.row_group(group).total_byte_size <= _CACHED_GROUP_BYTES:
-            if self._group is None or self._group[0] != (uri, group):
-                self._group = ((uri, group), parquet.read_row_group(group))
-            return _plain_cells(self._group[1].take(rows))
-        cells: list[dict[str, Any]] = []
-        start = 0
-        for batch in parquet.iter_batches(batch_size=256, row_groups=[group]):
-            inside = [row - start for row in rows if start <= row < start + len(batch)]
-            if inside:
-                cells += _plain_cells(batch.take(pa.array(inside)))
-            start += len(batch)
-        return cells
-
-
-def _plain_cells(rows: pa.Table | pa.RecordBatch) -> list[dict[str, Any]]:
-    """Convert cells to plain values. One that cannot be converted becomes its ValueError, which fails only its row."""
-    try:
-        return rows.to_pylist()  # type: ignore[no-any-return]
-    except ValueError:
-        return [{name: _plain_cell(rows[name][i]) for name in rows.schema.names} for i in range(len(rows))]
-
-
-def _plain_cell(cell: pa.Scalar) -> Any:
-    try:
-        return cell.as_py()
-    except ValueError as error:
-        return error
+# --- From cells to a row ---
 
 
 def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence[str], inputs: InputReader) -> Row:
     """Make one Row from the cells of a manifest row; a rule that this row breaks becomes its `error`.
 
     Args:
-        cells: column name -> value.
+        cells: the row, as ManifestReader gives it: values of known columns, and what is carried of the others.
         variant: k of `<id>~k`; 0 where the recipe has no variants.
         recipe: seeds, scales and defaults come from it.
         wanted: image columns that the mode reads.
         inputs: reads these images, within its limits.
     """
-    unreadable = {name: value for name, value in cells.items() if isinstance(value, ValueError)}
-    cells = cells | dict.fromkeys(unreadable)
+    odd = {name: value for name, value in cells.items() if isinstance(value, Exception)}
+    cells = cells | dict.fromkeys(odd)
     row_id = str(cells["id"]) + (f"~{variant}" if recipe.variants.per_row > 1 else "")
     seed, scale = _seed_and_scale(cells, variant, recipe)
     error: RowError | None = None
     images: dict[str, bytes] = {}
     try:
-        if unreadable:
-            name, why = next(iter(unreadable.items()))
+        if odd:
+            name, why = next(iter(odd.items()))
             raise ValueError(f"{name}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
         _check_cells(cells, scale, recipe)
         images = _read_images(cells, wanted, REQUIRED[recipe.mode], inputs)
@@ -393,7 +344,7 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
         inputs=images,
         depth_kind=cells.get("depth_kind") or "inverse",
         camera=_camera(cells),
-        carried={name: value for name, value in cells.items() if name not in _KINDS},
+        carried={name: value for name, value in cells.items() if name not in KNOWN},
         error=error,
     )
 
@@ -421,7 +372,8 @@ def _read_images(
 
 
 def _camera(cells: dict[str, Any]) -> Camera:
-    return Camera(*(cells.get(name) for name in ("focal_px", "baseline", "doffs_px")))
+    given = [cells.get(name) for name in _CAMERA]
+    return Camera(*(None if value is None else float(value) for value in given))
 
 
 def _check_cells(cells: dict[str, Any], scale: float, recipe: Recipe) -> None:
@@ -435,10 +387,14 @@ def _check_cells(cells: dict[str, Any], scale: float, recipe: Recipe) -> None:
     given = cells.get("seed")
     if given is not None and not 0 <= given < 2**63:
         raise ValueError(f"seed: must be from 0 to 2**63 - 1, got {given}")
+    for column in _CAMERA:
+        value = cells.get(column)
+        if isinstance(value, int) and abs(value) > MAX_EXACT:
+            raise ValueError(f"{column}: a whole number must be from -2**53 to 2**53, got {value}; use a larger unit")
     if recipe.mode == "depth" and cells.get("depth") is None and cells.get("image") is None:
         raise ValueError("depth: mode depth needs a depth map, or an image to estimate it from; the row has neither")
     if (kind := cells.get("depth_kind")) not in (None, "inverse", "metric"):
-        raise ValueError(f"depth_kind: must be inverse or metric, got {kind!r}")
+        raise ValueError(f"depth_kind: must be inverse or metric, got {kind[:80]!r}")
     if recipe.method.geometry == "metric":
         has_disparity = "disparity" in INPUTS[recipe.mode] and cells.get("disparity") is not None
         has_depth = cells.get("depth") is not None

@@ -59,6 +59,10 @@ class Storage(ABC):
         """Return a tag that changes with the content, if possible without reading it. Raises NotFoundError."""
 
     @abstractmethod
+    def version(self, key: str) -> str:
+        """Return what changes whenever an object may have changed, without reading it. Raises NotFoundError."""
+
+    @abstractmethod
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List all complete objects whose key starts with `prefix`, in key order."""
 

@@ -166,6 +166,10 @@ class S3Storage(Storage):
         with self._errors(key):
             return self._client.head_object(Bucket=self.bucket, Key=self._key(key))["ETag"].strip('"')
 
+    def version(self, key: str) -> str:
+        """Return the ETag of an object. Raises NotFoundError."""
+        return self.content_tag(key)
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List all objects whose key starts with `prefix`, in key order."""
         skip = len(self._key(""))

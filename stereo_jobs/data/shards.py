@@ -68,7 +68,8 @@ def write_shard(
     """Return one shard as Parquet bytes; without successful rows, a file of 0 rows that still has its footer.
 
     Args:
-        cells: one dict for each successful row, by dataset column; missing columns become null.
+        cells: one dict for each successful row, by dataset column; missing columns become null. Carried cells are
+            arrays of one cell, and are written bit for bit, or plain values.
         carried: names (without prefix) and types of the manifest's further columns.
         record: counts and timings for the footer.
         errors: the failed rows, for the footer.
@@ -86,7 +87,12 @@ def write_shard(
         FOOTER_KEY: json.dumps(footer).encode(),
         b"huggingface": json.dumps({"info": {"features": hub_features(schema)}}).encode(),
     }
-    table = pa.Table.from_pylist(list(cells), schema=schema.with_metadata(metadata))
+    table = pa.Table.from_pylist(list(cells), schema=DATASET_COLUMNS)
+    for field in carried:
+        name = CARRIED_PREFIX + field.name
+        chunks = [_carried_cell(row.get(name), field.type) for row in cells]
+        table = table.append_column(pa.field(name, field.type), pa.chunked_array(chunks, field.type))
+    table = table.replace_schema_metadata(metadata)
     buffer = io.BytesIO()
     per_row = max(1, table.nbytes // max(1, len(table)))
     options = {
@@ -99,6 +105,13 @@ def write_shard(
         if len(table):  # `datasets` cannot read a row group of 0 rows
             writer.write_table(table, row_group_size=max(1, _ROW_GROUP_BYTES // per_row))
     return buffer.getvalue()
+
+
+def _carried_cell(value: Any, dtype: pa.DataType) -> pa.Array:
+    """Return an array of one cell. A dictionary, at any depth, is replaced by the value that this cell has in it."""
+    if not isinstance(value, pa.Array):
+        return pa.array([value], dtype)
+    return value if value.type == dtype else value.cast(dtype)
 
 
 def load_codecs() -> None:

@@ -90,6 +90,12 @@ class LocalStorage(Storage):
         with _local_errors(self.root / key), (self.root / key).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
+    def version(self, key: str) -> str:
+        """Return what a file system knows of a file. A program can set the time of change back, but not `ctime`."""
+        with _local_errors(self.root / key):
+            found = (self.root / key).stat()
+        return f"{found.st_dev}/{found.st_ino}/{found.st_size}/{found.st_mtime_ns}/{found.st_ctime_ns}"
+
     def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
         """List all files below the folder whose key starts with `prefix`, in key order."""
         folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent

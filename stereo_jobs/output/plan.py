@@ -9,7 +9,7 @@ import io
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -22,9 +22,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestFile
+from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
-from stereo_jobs.errors import DamagedError, DriftError, ManifestError, StorageError
+from stereo_jobs.errors import DamagedError, DriftError, InterruptedRunError, ManifestError, StorageError
 from stereo_jobs.output import layout
 from stereo_jobs.output.id_hashes import find_duplicate, hash_ids
 from stereo_jobs.output.reading import intact, read_json
@@ -34,6 +35,15 @@ from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, digest
 log = logging.getLogger(__name__)
 
 _LARGEST = 2**40
+
+
+MAX_PAIRS = 10**9
+"""Most pairs of a generation: while it is planned, the ids of its rows take 32 bytes each in memory."""
+MAX_SHARDS = 10**7
+"""Most shards of a generation: their names have seven digits, which sort as the numbers do."""
+
+Ended = Callable[[], bool]
+"""Tells whether the run was told to stop; planning a large manifest takes minutes."""
 
 
 class RowRef(NamedTuple):
@@ -173,7 +183,13 @@ def _check_whole(plan: Plan, generation: int) -> None:
 
 
 def make_plan(
-    spec: JobSpec, recipe: Recipe, files: Iterable[str], earlier: Job, storage: Storage
+    spec: JobSpec,
+    recipe: Recipe,
+    files: Iterable[str],
+    earlier: Job,
+    storage: Storage,
+    *,
+    ended: Ended = lambda: False,
 ) -> tuple[Plan, NDArray[np.uint64]]:
     """Check the manifest files and make the next generation from them; writes nothing.
 
@@ -185,14 +201,17 @@ def make_plan(
         files: URIs of manifest files that are in no earlier generation.
         earlier: earlier generations; their ids may not appear again.
         storage: storage of the output; hashes of earlier ids are read from it.
+        ended: whether the run was told to stop.
 
     Raises:
+        InterruptedRunError: the run was told to stop.
         ManifestError: a file breaks a rule; the message names file, row and rule.
     """
     settings = spec.runtime.storage
     listings: list[ManifestFile] = []
     columns: dict[str, str] | None = earlier.plans[0].carried if earlier.plans else None
     for uri in files:
+        _stop_if(ended)
         listing, carried = manifest.inspect(uri, recipe, settings)
         these = {field.name: str(field.type) for field in carried}
         if columns is not None and these != columns:
@@ -210,9 +229,31 @@ def make_plan(
         variants=recipe.variants.per_row,
         shard_rows=spec.runtime.shard_rows,
     )
-    hashes = planned_hashes(plan, settings)
+    _check_size(plan)
+    hashes = planned_hashes(plan, settings, ended)
     _refuse_duplicates(plan, hashes, earlier, storage, settings)
     return plan, hashes
+
+
+def _check_size(plan: Plan) -> None:
+    """Refuse a plan that is too large to be carried out, before its ids are read. Raises ManifestError."""
+    where = "manifest " + plan.files[0].uri + (f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else "")
+    rows = sum(file.rows for file in plan.files)
+    if plan.pairs > MAX_PAIRS:
+        raise ManifestError(
+            f"{where}: {rows} rows of {plan.variants} variants are {plan.pairs} pairs, and at most {MAX_PAIRS} can be "
+            "planned at once; add part of the files later with --extend, or use several outputs"
+        )
+    if plan.shards > MAX_SHARDS:
+        raise ManifestError(
+            f"{where}: {plan.pairs} pairs in shards of {plan.shard_rows} are {plan.shards} shards, and at most "
+            f"{MAX_SHARDS} can be planned at once; raise runtime.shard_rows"
+        )
+
+
+def _stop_if(ended: Ended) -> None:
+    if ended():
+        raise InterruptedRunError("interrupted while the manifest was planned; run again to go on")
 
 
 def publish(storage: Storage, plan: Plan, hashes: NDArray[np.uint64] | None = None) -> Plan:
@@ -281,15 +322,17 @@ def refuse_drift(job: Job, recipe: Recipe) -> None:
         )
 
 
-def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int]) -> None:
+def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int], ended: Ended = lambda: False) -> None:
     """Check that the content of the manifest files has not changed since they were planned.
 
     Args:
         job: all plans of the output.
         settings: S3 access.
         unfinished: generations that still need their files; files of other generations may be gone.
+        ended: whether the run was told to stop.
 
     Raises:
+        InterruptedRunError: the run was told to stop.
         DriftError: a file has changed, or is gone but still needed; the message names it.
     """
     seen: set[str] = set()
@@ -298,6 +341,7 @@ def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int]) 
             if file.uri in seen:
                 continue
             seen.add(file.uri)
+            _stop_if(ended)
             storage, name = manifest.split_uri(file.uri, settings)
             try:
                 same = storage.content_tag(name) == file.tag
@@ -327,9 +371,13 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
 # --- Ids ---
 
 
-def planned_hashes(plan: Plan, settings: StorageSpec) -> NDArray[np.uint64]:
+def planned_hashes(plan: Plan, settings: StorageSpec, ended: Ended = lambda: False) -> NDArray[np.uint64]:
     """Hash the manifest ids of a plan: N,2 uint64, in manifest order."""
-    parts = [hash_ids(ids) for file in plan.files for ids in manifest.stream_ids(file, settings)]
+    parts = []
+    for file in plan.files:
+        for ids in manifest.stream_ids(file, settings):
+            _stop_if(ended)
+            parts.append(hash_ids(ids))
     return np.concatenate(parts) if parts else np.empty((0, 2), np.uint64)
 
 
@@ -376,7 +424,8 @@ def _refuse_duplicates(
         return
     first, second = hit
     uri, row = _locate(plan, second - count)
-    value = manifest.ManifestReader(settings).read(uri, [row])[0]["id"]
+    file = next(file for file in plan.files if file.uri == uri)
+    value = ManifestReader(settings).read(file, [row], frozenset({"id"}))[0]["id"]
     if first < count:
         raise ManifestError(
             f"manifest {uri} row {row}: id {value!r} was already planned in an earlier generation; "

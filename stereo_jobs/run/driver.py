@@ -134,14 +134,14 @@ def run(
         def ended() -> bool:
             return stopped.is_set() or lease.lost() is not None
 
-        _, job, recipe = prepare(spec, storage, extend=extend)
+        _, job, recipe = prepare(spec, storage, extend=extend, ended=ended)
         storage.hold()
         if retry:
             job = plan_retry(spec, storage, job)
         done = repair(storage, job.plans)
         totals = audit.checked_totals(storage, job, done)
         queue = ShardQueue(job, done)
-        plan.refuse_changed_files(job, spec.runtime.storage, queue.generations)
+        plan.refuse_changed_files(job, spec.runtime.storage, queue.generations, ended)
         current = _Run(
             spec, storage, job, queue=queue, totals=totals, metrics=JobMetrics(storage.uri, on_ray=not local)
         )

@@ -42,7 +42,14 @@ def open_output(spec: JobSpec) -> Storage:
     return storage
 
 
-def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: bool = True) -> Prepared:
+def prepare(
+    spec: JobSpec,
+    storage: Storage,
+    *,
+    extend: bool = False,
+    publish: bool = True,
+    ended: plan.Ended = lambda: False,
+) -> Prepared:
     """Check the spec against the output, and plan what is new.
 
     Args:
@@ -50,8 +57,10 @@ def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: b
         storage: the storage of its output.
         extend: plan manifest files that no plan lists yet, as a new generation.
         publish: write the new plan. With False everything is checked and nothing is written.
+        ended: tells whether the run was told to stop.
 
     Raises:
+        InterruptedRunError: the run was told to stop.
         StereoJobsError: see `errors`. No model has been loaded and no pair generated then.
     """
     recipe = resolve_recipe(spec.recipe)
@@ -60,7 +69,7 @@ def prepare(spec: JobSpec, storage: Storage, *, extend: bool = False, publish: b
         plan.refuse_drift(job, recipe)
     new = _unplanned(spec, job, extend)
     if new:
-        made, hashes = plan.make_plan(spec, recipe, new, job, storage)
+        made, hashes = plan.make_plan(spec, recipe, new, job, storage, ended=ended)
         if publish:
             if not job.plans:
                 storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))

@@ -1,5 +1,6 @@
 """Makes shards: reads rows, generates, scores and encodes their pairs, and commits them. Used locally and by Ray."""
 
+import contextlib
 import contextvars
 import dataclasses
 import logging
@@ -17,8 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 import tenacity
 
 from stereo_jobs import logs
-from stereo_jobs.data import manifest
-from stereo_jobs.data.manifest import ManifestReader, to_row
+from stereo_jobs.data.manifest import INPUTS, SCALARS, to_row
+from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.shards import encode_pair, load_codecs, write_shard
 from stereo_jobs.data.storage import NotFoundError, open_storage
@@ -47,6 +48,9 @@ ENCODERS = 2
 """Threads of a worker that score and encode pairs while the models work on others."""
 STORE_PATIENCE_S = 600.0
 """Seconds that a finished shard waits for a store that does not answer, before the shard fails and is requeued."""
+
+CONFIRM_EVERY_S = 10.0
+"""Seconds between two looks, while a shard is generated, at whether its manifest files are still the planned ones."""
 
 GeneratorFactory = Callable[[Recipe, str, int], Generator]
 """Loads a generator: (resolved recipe, device, batch size) -> generator."""
@@ -154,6 +158,7 @@ class ShardWorker:
         Raises:
             AbandonedError: the worker was told to stop.
             DeviceLostError: the GPU fails and needs a new process.
+            DriftError: a manifest file is not the one that was planned.
             ManifestError: the manifest cannot be read.
             OutputGoneError: the output was removed or replaced.
             StorageError: the shard cannot be read or written.
@@ -194,9 +199,10 @@ class ShardWorker:
         return self._timed("write", self._write, task, cells, record, errors)
 
     def _write(self, task: ShardTask, cells: list[Cells], record: ShardRecord, errors: list[RowError]) -> ShardRecord:
-        """Build the shard and commit it."""
-        carried = patient()(manifest.carried_schema, task.plan.files[0].uri, self.runtime.storage)
+        """Build the shard and commit it, if its rows are from the files that were planned."""
+        carried = patient()(self.manifests.carried_schema, task.plan.files[0])
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
+        self._confirm_manifest(task)
         return patient()(self._commit, task, data)
 
     def _commit(self, task: ShardTask, data: bytes) -> ShardRecord:
@@ -234,13 +240,17 @@ class ShardWorker:
             prefixes = tuple(sorted({file.uri.rpartition("/")[0] for file in task.plan.files}))
         inputs = InputReader(prefixes, runtime.max_image_bytes, runtime.storage, runtime.max_image_pixels)
         refs = task.plan.refs(task.shard)
+        files = {file.uri: file for file in task.plan.files}
+        columns = SCALARS.union(INPUTS[self.recipe.mode], self.generator.inputs)
         wanted: dict[str, set[int]] = {}
         for ref in refs:
             wanted.setdefault(ref.uri, set()).add(ref.row)
         cells = {
             (uri, row): values
             for uri, indices in wanted.items()
-            for row, values in zip(sorted(indices), self.manifests.read(uri, sorted(indices)), strict=True)
+            for row, values in zip(
+                sorted(indices), self.manifests.read(files[uri], sorted(indices), columns), strict=True
+            )
         }
         rows = []
         for position, ref in enumerate(refs):
@@ -250,6 +260,13 @@ class ShardWorker:
                 row = dataclasses.replace(row, error=error)
             rows.append(row)
         return rows
+
+    def _confirm_manifest(self, task: ShardTask, patience_s: float | None = None) -> None:
+        """Check that the files of a shard's rows are still those that were planned. Raises DriftError."""
+        used = {ref.uri for ref in task.plan.refs(task.shard)}
+        for file in task.plan.files:
+            if file.uri in used:
+                patient(patience_s)(self.manifests.confirm, file)
 
     # --- Generating ---
 
@@ -262,7 +279,7 @@ class ShardWorker:
         Raises:
             AbandonedError: the worker was told to stop.
         """
-        started = time.monotonic()
+        started = confirmed = time.monotonic()
         results: dict[str, Future[Cells] | RowError] = {}
         position = {row.id: i for i, row in enumerate(rows)}
         for row in rows:
@@ -272,6 +289,10 @@ class ShardWorker:
         while good:
             if self.stop.is_set():
                 raise AbandonedError(f"shard {task.key} was abandoned after {len(results)} of {len(rows)} rows")
+            if time.monotonic() - confirmed > CONFIRM_EVERY_S:
+                with contextlib.suppress(StorageUnavailableError):  # it is confirmed before the commit at the latest
+                    self._confirm_manifest(task, patience_s=0)
+                confirmed = time.monotonic()
             batch = good[:1] if task.one_by_one else next(batches(good, self.generator.batch_size))
             good = good[len(batch) :]
             self.report(task.key, [position[row.id] for row in batch])

@@ -11,23 +11,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stereo_jobs.data import manifest
+from stereo_jobs.data import row_groups
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
     INPUTS,
     MAX_PROMPT,
     REQUIRED,
     ManifestFile,
-    ManifestReader,
     carried_schema,
     find,
     inspect,
+    split_uri,
     stream_ids,
     to_row,
 )
+from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.reader import InputReader
-from stereo_jobs.data.storage import open_storage
-from stereo_jobs.errors import ManifestError, StorageError
+from stereo_jobs.data.row_groups import RowGroups
+from stereo_jobs.data.storage import LocalStorage, open_storage
+from stereo_jobs.errors import DriftError, ManifestError, StorageError
 from stereo_jobs.records import Camera
 from stereo_jobs.spec import Recipe, StorageSpec
 
@@ -56,8 +58,22 @@ def write(tmp_path):
     return make
 
 
-def listed(uri):
-    return ManifestFile(uri=uri, size=0, tag="", rows=1)
+def listed(uri, rows=1, settings=LOCAL):
+    """The file as a plan made now would list it."""
+    storage, name = split_uri(uri, settings)
+    return ManifestFile(uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=rows)
+
+
+def read(reader, uri, rows, columns=None):
+    """Rows as plain values; those that are carried are arrays of one cell."""
+    cells = reader.read(listed(uri, settings=reader.settings), rows, columns)
+    return [{name: plain(value) for name, value in row.items()} for row in cells]
+
+
+def plain(value):
+    if isinstance(value, pa.Array):
+        (value,) = value.to_pylist()
+    return value
 
 
 def invalid_utf8(*values):
@@ -112,7 +128,7 @@ def test_manifests_on_s3_are_found_checked_and_read(s3_server):
     assert (file.rows, file.size, carried.names) == (3, storage.size("in/a.parquet"), ["note"])
     assert file.tag == storage.content_tag("in/a.parquet")
     assert [i for ids in stream_ids(file, settings) for i in ids.to_pylist()] == ["a", "b", "c"]
-    cells = ManifestReader(settings).read(names[0], [1, 2])
+    cells = read(ManifestReader(settings), names[0], [1, 2])
     assert cells == [{"id": "b", "prompt": "two", "note": 2}, {"id": "c", "prompt": "three", "note": 3}]
     storage.create("in/broken.parquet", b"garbage")
     with pytest.raises(ManifestError, match="not a readable Parquet file"):
@@ -201,7 +217,7 @@ def test_a_broken_file_is_refused(write, tmp_path):
 def test_a_bad_id_is_refused_with_file_and_row(write, bad):
     uri = write({"id": pa.array(["fine", "also.fine", bad, "fine-3"], pa.string())})
     with pytest.raises(ManifestError, match=r"row 2: id .* must be 1 to 200 characters") as caught:
-        list(stream_ids(listed(uri), LOCAL))
+        list(stream_ids(listed(uri, 4), LOCAL))
     assert uri in str(caught.value)
     assert len(str(caught.value)) < len(uri) + 300
 
@@ -224,35 +240,49 @@ def test_good_ids_are_streamed(write, encode):
     ids = ["a", "x" * 200, "A-b_c.9", "-", "_"]
     column = encode(ids) if encode else pa.array(ids).dictionary_encode()
     uri = write({"id": column, "prompt": ["p"] * 5})
-    streamed = list(stream_ids(listed(uri), LOCAL))
+    streamed = list(stream_ids(listed(uri, 5), LOCAL))
     assert [i for array in streamed for i in array.to_pylist()] == ids
     assert {array.type for array in streamed} == {pa.string()}
+
+
+@pytest.mark.parametrize("claimed", [2, 4, 2**40])
+def test_a_footer_that_claims_other_rows_than_there_are_is_refused(write, claimed):
+    uri = write({"id": ["a", "b", "c"]})
+    with pytest.raises(ManifestError, match=f"its footer says {claimed} rows, but it holds 3; write the file again"):
+        list(stream_ids(listed(uri, claimed), LOCAL))
+
+
+def test_a_bad_id_that_many_rows_share_is_refused_before_it_is_spread_out(write):
+    shared = pa.array(["x" * 1_000_000]).dictionary_encode().take(pa.array([0] * 10_000))
+    with pytest.raises(ManifestError, match=r"row 0: id 'xxx[x]*'\.\.\. must be 1 to 200"):
+        list(stream_ids(listed(write({"id": shared}, store_schema=False), 10_000), LOCAL))
 
 
 # --- Reading rows ---
 
 
-@pytest.mark.parametrize("cached_bytes", [None, 0])
-def test_rows_are_read_across_row_groups(write, monkeypatch, cached_bytes):
-    if cached_bytes is not None:
-        monkeypatch.setattr(manifest, "_CACHED_GROUP_BYTES", cached_bytes)
+@pytest.mark.parametrize("wide_bytes", [2**20, 0])
+@pytest.mark.parametrize("recent_bytes", [2**20, 0])
+def test_rows_are_read_across_row_groups(write, monkeypatch, wide_bytes, recent_bytes):
+    monkeypatch.setattr(row_groups, "_WIDE_BYTES", wide_bytes)
+    monkeypatch.setattr(row_groups, "_RECENT_BYTES", recent_bytes)
     table = pa.table({"id": [f"r{i}" for i in range(1000)], "n": range(1000)})
     uri = write(table, row_group_size=300)
     reader = ManifestReader(LOCAL)
     for rows in ([0], [299, 300, 301], [5, 599, 600, 999], list(range(250, 650)), [7, 7]):
-        assert reader.read(uri, rows) == [{"id": f"r{i}", "n": i} for i in rows]
+        assert read(reader, uri, rows) == [{"id": f"r{i}", "n": i} for i in rows]
 
 
 def test_one_reader_serves_several_files(write):
     uris = [write({"id": [f"{name}{i}" for i in range(4)]}) for name in "ab"]
     reader = ManifestReader(LOCAL)
-    assert [reader.read(uri, [2])[0]["id"] for uri in (*uris, *uris)] == ["a2", "b2", "a2", "b2"]
+    assert [read(reader, uri, [2])[0]["id"] for uri in (*uris, *uris)] == ["a2", "b2", "a2", "b2"]
 
 
 def test_fewer_rows_than_planned_are_refused(write):
     uri = write({"id": ["a", "b"]})
     with pytest.raises(ManifestError, match="has 2 rows, fewer than when the job was planned"):
-        ManifestReader(LOCAL).read(uri, [1, 2])
+        read(ManifestReader(LOCAL), uri, [1, 2])
 
 
 def test_every_string_type_reads_as_text(write):
@@ -264,17 +294,125 @@ def test_every_string_type_reads_as_text(write):
             "note": pa.array(values).dictionary_encode(),
         }
     )
-    assert ManifestReader(LOCAL).read(uri, [1]) == [{"id": "b", "prompt": "b", "note": "b"}]
+    assert read(ManifestReader(LOCAL), uri, [1]) == [{"id": "b", "prompt": "b", "note": "b"}]
 
 
-@pytest.mark.parametrize("cached_bytes", [2**20, 0])
-@pytest.mark.parametrize("column", ["prompt", "note"])
-def test_text_that_is_not_utf8_fails_only_its_row(write, monkeypatch, cached_bytes, column):
-    monkeypatch.setattr(manifest, "_CACHED_GROUP_BYTES", cached_bytes)
-    columns = {"id": ["a", "b", "c"], "prompt": ["x", "y", "z"]} | {column: invalid_utf8(b"one", b"\xff\xfe", b"three")}
-    rows = [to_row(c, 0, Recipe(), (), NO_INPUTS) for c in ManifestReader(LOCAL).read(write(columns), [0, 1, 2])]
-    assert [row.error and row.error.error_message for row in rows] == [None, f"{column}: not valid UTF-8", None]
-    assert [{"prompt": row.prompt, **row.carried}[column] for row in (rows[0], rows[2])] == ["one", "three"]
+@pytest.mark.parametrize("wide_bytes", [2**20, 0])
+def test_text_that_is_not_utf8_fails_only_its_row_or_is_carried(write, monkeypatch, wide_bytes):
+    monkeypatch.setattr(row_groups, "_WIDE_BYTES", wide_bytes)
+    bad = invalid_utf8(b"one", b"\xff\xfe", b"three")
+    for column, errors in (("prompt", [None, "prompt: not valid UTF-8", None]), ("note", [None] * 3)):
+        uri = write({"id": ["a", "b", "c"], "prompt": ["x", "y", "z"]} | {column: bad})
+        rows = [to_row(c, 0, Recipe(), (), NO_INPUTS) for c in ManifestReader(LOCAL).read(listed(uri), [0, 1, 2])]
+        assert [row.error and row.error.error_message for row in rows] == errors
+        if column == "note":
+            assert [row.carried["note"].cast(pa.binary()).to_pylist() for row in rows] == [
+                [b"one"],
+                [b"\xff\xfe"],
+                [b"three"],
+            ]
+        else:
+            assert [rows[0].prompt, rows[2].prompt] == ["one", "three"]
+
+
+def test_only_the_known_columns_asked_for_are_read(write):
+    uri = write({"id": ["a"], "prompt": ["p"], "true_right": [b"large"], "note": [1]})
+    assert read(ManifestReader(LOCAL), uri, [0], frozenset({"id"})) == [{"id": "a", "note": 1}]
+
+
+@pytest.mark.parametrize("encoding", ["dictionary", "delta"])
+@pytest.mark.parametrize("dtype", [pa.string(), pa.large_string()])
+def test_a_value_that_many_rows_share_takes_memory_once(write, encoding, dtype):
+    value, count = "x" * 400_000, 1000  # 400 MB, once spread out
+    shared = pa.array([value], dtype)
+    options = {"store_schema": False}
+    if encoding == "delta":
+        options |= {"use_dictionary": False, "column_encoding": {"id": "PLAIN", "shared": "DELTA_BYTE_ARRAY"}}
+        chunk = shared.take(pa.array([0] * 50))
+        columns = {"shared": pa.chunked_array([chunk] * (count // 50))}
+    else:
+        columns = {"shared": shared.dictionary_encode().take(pa.array([0] * count))}
+    uri = write({"id": [f"r{i}" for i in range(count)], **columns}, **options)
+    before = pa.total_allocated_bytes()
+    reader = ManifestReader(LOCAL)
+    cells = reader.read(listed(uri), [7, count - 1])
+    assert [cell["id"] for cell in cells] == ["r7", f"r{count - 1}"]
+    assert all(plain(cell["shared"].cast(dtype)) == value for cell in cells)
+    assert pa.total_allocated_bytes() - before < 100_000_000
+
+
+def test_rows_that_share_an_input_share_its_bytes(write):
+    shared = pa.array([b"picture" * 1000]).dictionary_encode().take(pa.array([0] * 50))
+    one, *others = ManifestReader(LOCAL).read(
+        listed(write({"id": [f"r{i}" for i in range(50)], "image": shared})), range(50)
+    )
+    assert all(other["image"] is one["image"] for other in others)
+
+
+def test_shards_one_after_another_read_a_row_group_once(write, monkeypatch):
+    uri = write({"id": [f"r{i}" for i in range(64)], "image": [bytes([i]) * 100_000 for i in range(64)]})
+    started = []
+    batches = RowGroups.batches
+    monkeypatch.setattr(RowGroups, "batches", lambda self, *args: started.append(args) or batches(self, *args))
+    reader = ManifestReader(LOCAL)
+    for first in (0, 16, 8, 24, 32, 56):  # two shards of a worker may be read in either order
+        rows = list(range(first, first + 8))
+        assert [row["image"][0] for row in read(reader, uri, rows)] == rows
+    assert len(started) == 2  # the ids, the images
+
+
+# --- The planned file ---
+
+
+def overwrite(path, data):
+    """Write other content of the same size into a file, and set its time back."""
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+
+
+def test_a_file_overwritten_since_it_was_planned_is_refused(write):
+    path = Path(write({"id": ["a", "b"], "prompt": ["old", "old"]}))
+    old, planned, reader = path.read_bytes(), listed(str(path)), ManifestReader(LOCAL)
+    reader.read(planned, [0])
+    overwrite(path, old.replace(b"old", b"new"))
+    for look in (lambda: reader.confirm(planned), lambda: reader.read(planned, [1])):
+        with pytest.raises(DriftError, match=f"manifest {path}: its content changed since it was planned; restore it"):
+            look()
+    overwrite(path, old)
+    assert [row["prompt"] for row in reader.read(planned, [1])] == ["old"]
+    path.unlink()
+    with pytest.raises(DriftError, match="gone since it was planned; restore it"):
+        reader.confirm(planned)
+
+
+def test_an_object_overwritten_since_it_was_planned_is_refused(s3_server):
+    settings = StorageSpec(endpoint_url=s3_server)
+    uri = f"s3://jobs/{uuid.uuid4().hex}/m.parquet"
+    storage, name = split_uri(uri, settings)
+    old = parquet_bytes(pa.table({"id": ["a", "b"], "prompt": ["old", "old"]}))
+    storage.replace(name, old)
+    planned, reader = listed(uri, settings=settings), ManifestReader(settings)
+    reader.read(planned, [0])
+    storage.replace(name, old.replace(b"old", b"new"))
+    for look in (lambda: reader.confirm(planned), lambda: reader.read(planned, [1])):
+        with pytest.raises(DriftError, match="its content changed"):
+            look()
+
+
+def test_a_file_that_was_only_touched_is_read_on(write, monkeypatch):
+    path = Path(write({"id": ["a", "b"]}))
+    planned, reader = listed(str(path)), ManifestReader(LOCAL)
+    hashed = []
+    tag = LocalStorage.content_tag
+    monkeypatch.setattr(LocalStorage, "content_tag", lambda self, key: hashed.append(key) or tag(self, key))
+    for _ in range(3):
+        reader.read(planned, [0])
+    path.touch()
+    reader.read(planned, [1])
+    assert len(hashed) == 2
 
 
 # --- From cells to a row ---
@@ -349,6 +487,13 @@ def test_a_scale_in_the_manifest_wins_and_null_takes_the_recipe_s():
         ({"negative_prompt": "x" * 3000}, "negative_prompt: at most 2000 characters, got 3000"),
         ({"seed": -1}, "seed: must be from 0 to 2\\*\\*63 - 1, got -1"),
         ({"seed": 2**63}, "seed: must be from 0"),
+        ({"seed": 2**64 - 1}, "seed: must be from 0"),
+        ({"scale_percent": 2**63}, "scale_percent: must be a percentage"),
+        ({"scale_percent": float("nan")}, "scale_percent: must be a percentage"),
+        ({"focal_px": 2**53 + 1}, r"focal_px: a whole number must be from -2\*\*53 to 2\*\*53, got 9007199254740993"),
+        ({"baseline": -(2**63)}, "baseline: a whole number must be from"),
+        ({"doffs_px": 2**64 - 1}, "doffs_px: a whole number must be from"),
+        ({"depth_kind": "x" * 10_000}, "depth_kind: must be inverse or metric, got 'x{80}'$"),
         ({"scale_percent": 0.08}, "scale_percent: must be a percentage.*looks like a fraction: write 8, got 0.08"),
         ({"scale_percent": float("nan")}, "scale_percent: must be a percentage"),
         ({"scale_percent": 0}, "scale_percent: must be a percentage"),

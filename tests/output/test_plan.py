@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from stereo_jobs.data.manifest import ManifestFile
 from stereo_jobs.data.storage import LocalStorage, open_storage
-from stereo_jobs.errors import DriftError, ManifestError
+from stereo_jobs.errors import DriftError, InterruptedRunError, ManifestError
 from stereo_jobs.output import layout, progress
+from stereo_jobs.output import plan as plan_module
 from stereo_jobs.output.id_hashes import find_duplicate, hash_ids
 from stereo_jobs.output.plan import Job, Plan, publish, refuse_drift, retry_plan
 from stereo_jobs.output.shard_set import ShardSet
@@ -81,6 +82,27 @@ def test_a_duplicate_id_is_named_with_both_places(make_spec, make_manifest):
         ManifestError, match=r"b\.parquet row 0: id 'row-0003' appears twice, first in .*a\.parquet row 3"
     ):
         prepare(make_spec(folder))
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("MAX_PAIRS", r"8 rows of 3 variants are 24 pairs, and at most 7 can be planned at once"),
+        ("MAX_SHARDS", r"24 pairs in shards of 3 are 8 shards, and at most 7 can be planned at once; raise runtime"),
+    ],
+)
+def test_a_plan_too_large_to_carry_out_is_refused_before_its_ids_are_read(make_spec, monkeypatch, limit, words):
+    monkeypatch.setattr(plan_module, limit, 7)
+    monkeypatch.setattr(plan_module.manifest, "stream_ids", lambda *args: pytest.fail("ids were read"))
+    with pytest.raises(ManifestError, match=words):
+        prepare(make_spec(recipe={"variants": {"seeds": 3}}), publish=False)
+
+
+def test_planning_stops_when_the_run_is_told_to(make_spec, tmp_path):
+    answers = iter([False, True])
+    with pytest.raises(InterruptedRunError, match="interrupted while the manifest was planned"):
+        prepare(make_spec(), ended=lambda: next(answers))
+    assert not (tmp_path / "out" / layout.plan(0)).exists()
 
 
 def test_a_dry_run_checks_everything_and_writes_nothing(make_spec, tmp_path):

@@ -1,10 +1,13 @@
 """Whole runs in this process with the stand-in generator: results, resume, drift, extend, retry."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import ClassVar
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stereo_jobs.data.storage import LocalStorage, open_storage
@@ -21,6 +24,7 @@ from stereo_jobs.output import layout, progress
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import JobSpec
+from stereo_jobs.workers import worker
 from stereo_jobs.workers.worker import ShardWorker
 from tests import standin
 from tests.datasets import prepared, rows, verdict
@@ -92,6 +96,53 @@ def test_a_changed_manifest_is_refused(make_spec, make_manifest):
     make_manifest(rows=9)
     with pytest.raises(DriftError, match="content changed"):
         local(spec)
+
+
+@pytest.mark.parametrize("shard_rows", [2, 100])
+def test_a_manifest_overwritten_during_a_run_ends_it_and_mixes_nothing(
+    make_spec, make_manifest, shard_rows, monkeypatch
+):
+    monkeypatch.setattr(worker, "CONFIRM_EVERY_S", 0)
+    path = make_manifest(rows=8)
+    before, data = path.stat(), path.read_bytes()
+    made = []
+
+    class Meanwhile(standin.StandIn):
+        def generate(self, rows):
+            if len(made) == 4:  # same size, same time of change
+                with path.open("r+b") as file:
+                    file.write(data.replace(b"a red circle", b"a RED circle"))
+                os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+            made.extend(row.id for row in rows)
+            return super().generate(rows)
+
+    spec = make_spec(path, shard_rows=shard_rows)
+    with pytest.raises(DriftError, match="its content changed since it was planned") as caught:
+        run(spec, local=True, load=lambda recipe, device, size: Meanwhile(size))
+    assert caught.value.exit_code == 2
+    assert len(str(caught.value).splitlines()) == 1
+    assert len(made) <= 6
+    there = rows(spec) if Path(spec.output, "data").exists() else {}
+    assert all(row["prompt"].startswith("a red circle") for row in there.values())
+    path.write_bytes(data)
+    assert local(spec).complete
+    assert all(row["prompt"].startswith("a red circle") for row in rows(spec).values())
+
+
+def test_odd_cells_fail_their_rows_alone_and_odd_carried_cells_none(make_spec, make_manifest):
+    expires = pa.array([0, 253402300800000000, None, -(2**63)], pa.timestamp("us"))  # the second: year 10000
+    day = pa.array([0, 2**30, -(2**30), 1], pa.date32())
+    focal = pa.array([700, 2**53, None, 2**53 + 1], pa.int64())
+    spec = make_spec(make_manifest(rows=4, expires=expires, day=day, focal_px=focal), max_failure_ratio=0.5)
+    status = local(spec)
+    assert (status.succeeded, status.failed) == (3, 1)
+    (error,) = pq.ParquetFile(Path(spec.output, layout.errors((0, 1)))).read().to_pylist()
+    assert (error["id"], error["error_type"]) == ("row-0003", "InvalidRow")
+    assert error["error_message"].startswith("focal_px: a whole number must be from -2**53 to 2**53, got")
+    table = pq.ParquetFile(Path(spec.output, layout.data((0, 0)))).read()
+    assert table["src_expires"].cast(pa.int64()).to_pylist() == [0, 253402300800000000, None]
+    assert table["src_day"].cast(pa.int32()).to_pylist() == [0, 2**30, -(2**30)]
+    assert table["focal_px"].to_pylist() == [700.0, 2.0**53, None]
 
 
 def test_a_finished_job_does_not_need_its_manifest(make_spec, caplog):

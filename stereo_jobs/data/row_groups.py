@@ -1,0 +1,155 @@
+"""Reads rows of a Parquet file in memory that their decoded size bounds, whatever its footer says.
+
+Many rows can share one value: Parquet stores it once in a dictionary, and a file of 4 MB may decode to 2.5 GB. Such
+columns stay dictionaries here, which hold each value once. All others come in batches of few rows. A row group can only
+be read from its start, so a reader that reads on keeps its place.
+"""
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+_BATCH_BYTES = 8 * 1024**2
+"""Decoded bytes that a batch should have, going by the footer."""
+_WIDE_BYTES = 64 * 1024
+"""Bytes a row, by the footer, from which a column counts as wide."""
+_NARROW_ROWS = 16_384
+"""Most rows of a batch of narrow columns: each of their values is small, or is stored once."""
+_WIDE_ROWS = 32
+"""Most rows of a batch of wide columns. Their decoded size may be far above what the footer says."""
+_BUFFER_BYTES = 1024**2
+"""Bytes read at a time of each column. Without it, Arrow reads the whole column of a row group at once."""
+_RECENT_BYTES = 64 * 1024**2
+"""Decoded bytes that a cursor keeps behind it: two shards of a worker may be read in either order."""
+
+
+class _Part(NamedTuple):
+    """Columns of a row group that are read together.
+
+    Attributes:
+        columns: their names.
+        dictionaries: paths of their leaves that stay dictionaries.
+        batch_rows: rows of a batch.
+    """
+
+    columns: list[str]
+    dictionaries: list[str]
+    batch_rows: int
+
+
+class RowGroups:
+    """An open Parquet file.
+
+    Args:
+        handle: the open file; it is read by range.
+
+    Raises:
+        pa.ArrowInvalid: it is not Parquet.
+        OSError: it cannot be read.
+    """
+
+    def __init__(self, handle: Any) -> None:
+        parquet = pq.ParquetFile(handle)
+        self._handle = handle
+        self.metadata: pq.FileMetaData = parquet.metadata
+        self.schema: pa.Schema = parquet.schema_arrow
+
+    def batches(self, group: int, part: _Part) -> Iterator[pa.RecordBatch]:
+        """Read some columns of a row group from its start."""
+        parquet = pq.ParquetFile(
+            self._handle,
+            metadata=self.metadata,
+            read_dictionary=part.dictionaries,
+            pre_buffer=False,
+            buffer_size=_BUFFER_BYTES,
+        )
+        return parquet.iter_batches(  # type: ignore[no-any-return]
+            part.batch_rows, row_groups=[group], columns=part.columns, use_threads=False
+        )
+
+    def parts(self, group: int, columns: Sequence[str]) -> list[_Part]:
+        """Split columns of a row group into those that are read in large batches and those in small ones."""
+        chunks = self.metadata.row_group(group)
+        rows = max(1, chunks.num_rows)
+        narrow, wide = _Part([], [], _NARROW_ROWS), _Part([], [], _WIDE_ROWS)
+        widths = {narrow.batch_rows: 1.0, wide.batch_rows: 1.0}
+        leaf = 0
+        for field in self.schema:
+            leaves = [chunks.column(i) for i in range(leaf, leaf + _leaves(field.type))]
+            repeated = any(self.metadata.schema.column(leaf + i).max_repetition_level for i in range(len(leaves)))
+            leaf += len(leaves)
+            if field.name not in columns:
+                continue
+            # Numbers that lists share are stored once, too.
+            width = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values * repeated) for chunk in leaves) / rows
+            part = wide if width > _WIDE_BYTES or any(map(_hides_its_size, leaves)) else narrow
+            widths[part.batch_rows] += width
+            part.columns.append(field.name)
+            if part is narrow:
+                part.dictionaries.extend(chunk.path_in_schema for chunk in leaves if _has_dictionary(chunk))
+        return [
+            part._replace(batch_rows=max(1, min(part.batch_rows, int(_BATCH_BYTES / widths[part.batch_rows]))))
+            for part in (narrow, wide)
+            if part.columns
+        ]
+
+
+class Cursor:
+    """A place in some columns of a row group, from which it reads on.
+
+    Args:
+        file: the open file.
+        group: number of the row group.
+        part: what to read of it.
+    """
+
+    def __init__(self, file: RowGroups, group: int, part: _Part) -> None:
+        self._file, self._group, self.part = file, group, part
+        self._restart()
+
+    def _restart(self) -> None:
+        self._batches = self._file.batches(self._group, self.part)
+        self._recent: deque[tuple[int, pa.RecordBatch]] = deque()
+        self._end = 0
+        """The first row that has not been read yet."""
+
+    def take(self, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+        """Read rows, ascending, counted from the start of the row group; yields them in one or more batches."""
+        if rows and rows[0] < (self._recent[0][0] if self._recent else self._end):
+            self._restart()
+        for start, batch in list(self._recent):
+            yield from _inside(start, batch, rows)
+        while rows and rows[-1] >= self._end:
+            batch = next(self._batches, None)
+            if batch is None:
+                return
+            start, self._end = self._end, self._end + len(batch)
+            self._recent.append((start, batch))
+            while len(self._recent) > 1 and sum(old.nbytes for _, old in self._recent) > _RECENT_BYTES:
+                self._recent.popleft()
+            yield from _inside(start, batch, rows)
+
+
+def _inside(start: int, batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
+    inside = [row - start for row in rows if start <= row < start + len(batch)]
+    if inside:
+        yield batch.take(pa.array(inside))
+
+
+def _leaves(dtype: pa.DataType) -> int:
+    """Count the Parquet columns that hold a column of this type."""
+    dtype = getattr(dtype, "storage_type", dtype)
+    return sum(_leaves(dtype.field(i).type) for i in range(dtype.num_fields)) or 1
+
+
+def _has_dictionary(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Whether a column of strings or bytes has its values in a dictionary, at least at first."""
+    return chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in name for name in chunk.encodings)
+
+
+def _hides_its_size(chunk: pq.ColumnChunkMetaData) -> bool:
+    """Whether values are stored as differences from others: Arrow cannot keep those as a dictionary."""
+    return chunk.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in chunk.encodings
