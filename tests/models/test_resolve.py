@@ -490,3 +490,9 @@ def test_a_checkpoint_that_lacks_weights_is_refused(tmp_path):
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ModelError, match="1 weights are missing"):
         DepthEstimator(folder, "inverse", torch.float32, "cpu")
+
+
+@pytest.mark.parametrize("path", ["~nobody-at-all/x", "x" * 5000 + "/y"])
+def test_a_path_that_cannot_be_one_is_refused(path):
+    with pytest.raises(ModelError, match="not a usable path"):
+        local_folder(path, "sd")
