@@ -103,6 +103,13 @@ class Letterbox:
             whole[:, columns] = to_image(part)
         return whole
 
+    def map_back(self, maps: Tensor) -> Tensor:
+        """Bring masks or labels B,h,w of the working size back to the image's size, by the nearest pixel."""
+        cut = maps[:, None, : self.inner[0], : self.inner[1]]
+        if self.inner == self.size:
+            return cut[:, 0]
+        return functional.interpolate(cut.float(), self.size, mode="nearest-exact")[:, 0].to(maps.dtype)
+
     def _strips(self, cut: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Scale the inner part of an image B,C,h,w to its own size, a strip of columns after the other.
 
