@@ -130,9 +130,9 @@ def main() -> None:
     for megapixels in options.megapixels:
         with multiprocessing.get_context("spawn").Pool(1) as process:
             reports.append(process.apply(measure, (megapixels, STEPS[options.steps])))
+        print(json.dumps(reports[-1]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(reports, indent=1) + "\n")
-    print(json.dumps(reports))
     print(table(reports))
 
 
