@@ -20,8 +20,6 @@ REACH_PX = 12.0
 """Pixels between a hole's pixel and its background over which the composite's colour correction fades out."""
 COLUMNS_PER_ROW = 256
 """Columns of the image for which a plain hole is smoothed across one more row above and below, and one at least."""
-MOST_ROWS = 16
-"""The largest number of rows above and below across which a plain hole is smoothed."""
 
 
 def continued_at_working_size(
@@ -93,7 +91,7 @@ def _composite(
     """Compose one right view. Each band is computed with the rows around it that its pixels depend on."""
     height, width = left.shape[:2]
     trusted = bool((share == 1).all())
-    reach = 0 if trusted else min(MOST_ROWS, max(1, width // COLUMNS_PER_ROW))
+    reach = 0 if trusted else max(1, width // COLUMNS_PER_ROW)
     device = warp.disparity.device
     finished = np.empty_like(left)
     for rows in warp.bands():

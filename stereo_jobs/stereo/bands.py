@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-BAND_PIXELS = 2**19
+BAND_PIXELS = 2**20
 """Pixels of a band, about; at least one row. A picture of this size is one band."""
 
 

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 TIMED_OUT = "TimedOut"
-"""Error type of a row whose reading, scoring or encoding took longer than `runtime.batch_timeout_s`."""
+"""Error type of a row whose reading, scoring or encoding missed its deadline."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _start(works: "queue.SimpleQueue[_Work[Any] | None]", name: str, timeout_s: 
     """Start a thread that works until it is told to end, or misses a deadline."""
 
     def give_up(work: _Work[Any]) -> None:
-        message = f"took more than runtime.batch_timeout_s = {timeout_s:g} s; raise it, or leave the row out"
+        message = f"took more than {timeout_s:g} s; raise runtime.batch_timeout_s and shard_timeout_s, or leave it out"
         if not work.future.done() and work.settle(work.error(TIMED_OUT, message)):
             _start(works, name, timeout_s)
 

@@ -152,7 +152,8 @@ class ShardWorker:
         self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
-        timeout_s = self.runtime.batch_timeout_s
+        # Less than the shard's own deadline, so that the row is blamed and not its shard.
+        timeout_s = min(self.runtime.batch_timeout_s, self.runtime.shard_timeout_s / 2)
         self._readers = TimedThreads(IN_FLIGHT, "read", timeout_s)
         self._encoders = TimedThreads(ENCODERS, "encode", timeout_s, MOST_WAITING_BYTES)
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
