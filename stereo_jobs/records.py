@@ -90,7 +90,7 @@ class RowError:
 
 
 class LeftDepth(NamedTuple):
-    """Depth that the estimator finds in a finished left view, for quality control.
+    """Depth that the estimator finds in a finished left view, for quality control, at the size of scoring.
 
     Attributes:
         plain: H,W float32 inverse depth of the left view.

@@ -322,7 +322,8 @@ class Runtime(_Model):
         gt=0,
         le=MAX_SECONDS,
         description="Maximum seconds per batch; then the actor is replaced. A row that causes this twice is "
-        "recorded as failed.",
+        "recorded as failed. A row whose reading, or scoring and encoding, takes longer (or longer than half of "
+        "shard_timeout_s) is recorded as failed at once (TimedOut).",
     )
     start_timeout_s: float = Field(
         900.0, gt=0, le=MAX_SECONDS, description="Maximum seconds for the first actors to load their models."

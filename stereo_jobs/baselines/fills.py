@@ -1,12 +1,14 @@
 """Pixel baselines (StereoDiffusion, Table 1): from a left image and its disparity to a right image."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
 import torch
 
 from stereo_jobs.pixels import F32, Bools, Image, to_image, to_tensor
-from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.fill import background_columns
+from stereo_jobs.stereo.image_warp import ImageWarp, WarpedRows
 from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
 
 Result = tuple[Image, Bools]
@@ -32,29 +34,46 @@ class Fill(Protocol):
 
 def identity(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
     """Return the left image itself; for reference: what a metric gives for a pair without any depth."""
-    warp = warp_of(left, disparity, scale_sign, subpixel)
-    return left.copy(), ~warp.filled[0].numpy()
+    _check(left, disparity)
+    return left.copy(), ~image_warp(disparity, scale_sign, subpixel).masks.filled[0].numpy()
 
 
 def leave_blank(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
     """Forward warp whose holes stay black (StereoDiffusion, Table 1, "leave blank")."""
-    warp = warp_of(left, disparity, scale_sign, subpixel)
-    return to_image(warp(to_tensor(left))), ~warp.filled[0].numpy()
+    return _by_bands(left, disparity, scale_sign, subpixel, lambda warped, pixels: warped.warp(pixels))
 
 
 def stretch(left: Image, disparity: F32, *, scale_sign: int = 1, subpixel: bool = True) -> Result:
     """Forward warp whose holes take the pixel beside them on the background's side (Table 1, "stretching")."""
-    warp = warp_of(left, disparity, scale_sign, subpixel)
-    columns = columns_of(warp, disparity, scale_sign)
-    return to_image(extend_background(warp(to_tensor(left)), columns)), ~warp.filled[0].numpy()
+    return _by_bands(left, disparity, scale_sign, subpixel, WarpedRows.continued)
+
+
+def _by_bands(
+    left: Image,
+    disparity: F32,
+    scale_sign: int,
+    subpixel: bool,
+    fill: Callable[[WarpedRows, torch.Tensor], torch.Tensor],
+) -> Result:
+    """Make the right view band by band with `fill`: (warp of some rows, their pixels 1,3,rows,W) -> 1,3,rows,W."""
+    _check(left, disparity)
+    warp = image_warp(disparity, scale_sign, subpixel)
+    right = np.empty_like(left)
+    for rows in warp.bands():
+        right[rows] = to_image(fill(warp.rows(rows), to_tensor(left[rows])))
+    return right, ~warp.masks.filled[0].numpy()
+
+
+def image_warp(disparity: F32, scale_sign: int, subpixel: bool) -> ImageWarp:
+    """The warp of an image that a fill makes, by bands; arguments as for `Fill`."""
+    values = torch.from_numpy(disparity)[None]
+    moved = values if subpixel else torch.from_numpy(np.round(disparity))[None]
+    return ImageWarp(moved, torch.tensor([scale_sign]), subpixel=subpixel, nearness=values)
 
 
 def warp_of(left: Image, disparity: F32, scale_sign: int, subpixel: bool) -> ForwardWarp:
     """The forward warp of H,W pixels that every fill starts with; arguments and errors as for `Fill`."""
-    if left.shape[:2] != disparity.shape:
-        raise ValueError(f"disparity: must have the image's size {left.shape[:2]}, got {disparity.shape}")
-    if not np.isfinite(disparity).all():
-        raise ValueError("disparity: must be finite everywhere; fill its gaps first")
+    _check(left, disparity)
     values = torch.from_numpy(disparity if subpixel else np.round(disparity))[None]
     return forward_warp(values, torch.tensor([scale_sign]), subpixel=subpixel)
 
@@ -63,3 +82,10 @@ def columns_of(warp: ForwardWarp, disparity: F32, scale_sign: int) -> torch.Tens
     """Columns from which the holes of a warp continue the background, see `background_columns`: 1,H,W int64."""
     at_target = warp(torch.from_numpy(disparity)[None, None])[:, 0]
     return background_columns(warp.filled, at_target, torch.tensor([scale_sign]))
+
+
+def _check(left: Image, disparity: F32) -> None:
+    if left.shape[:2] != disparity.shape:
+        raise ValueError(f"disparity: must have the image's size {left.shape[:2]}, got {disparity.shape}")
+    if not np.isfinite(disparity).all():
+        raise ValueError("disparity: must be finite everywhere; fill its gaps first")

@@ -56,7 +56,8 @@ class DepthEstimator:
             images: H,W,3 uint8 each, of any sizes.
 
         Returns:
-            For each image H,W float32 at its own size, larger is nearer, in the estimator's own unit.
+            For each image H,W float32 at its own size, larger is nearer, in the estimator's own unit. Images that are
+            one object, as in a padded batch, share their map.
         """
         # No padding: the border that some processors (ZoeDepth's) add would be taken for a part of the picture.
         inputs = [self.processor(images=image, do_pad=False, return_tensors="pt")["pixel_values"] for image in images]
@@ -69,7 +70,11 @@ class DepthEstimator:
             predicted = self.network(pixels.to(self.device, self.network.dtype)).predicted_depth.float()
             # Invert before resizing: resizing overshoots at steep edges, and the inverse of a depth near 0 is huge.
             for inverse in predicted if self.polarity == "inverse" else 1.0 / predicted.clamp_min(1e-6):
-                size = images[len(results)].shape[:2]
+                image = images[len(results)]
+                if results and image is images[len(results) - 1]:
+                    results.append(results[-1])
+                    continue
+                size = image.shape[:2]
                 full = functional.interpolate(inverse[None, None], size=size, mode="bicubic", align_corners=False)
                 results.append(full[0, 0])
         return results

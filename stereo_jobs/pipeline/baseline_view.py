@@ -7,22 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stereo_jobs.baselines import FILLS, columns_of, leave_blank, warp_of
+from stereo_jobs.baselines import FILLS, image_warp, leave_blank
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import ImageWarp, at_working_size, composites
+from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
 from stereo_jobs.pipeline.inputs import DecodedRow, PhotoPair
 from stereo_jobs.pipeline.left_view import LeftViews, decode, grid_of, stack
 from stereo_jobs.pipeline.pair import FinishedViews, Labels, requested_disparity, scale_sign
-from stereo_jobs.pixels import F32, Image, to_tensor
+from stereo_jobs.pixels import F32, Image
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize
-from stereo_jobs.stereo.fill import extend_background
+from stereo_jobs.stereo.image_warp import ImageWarp
 from stereo_jobs.stereo.repaint import repaint
 from stereo_jobs.stereo.sampler import GuidedUNet
 from stereo_jobs.stereo.solver import Solver
-from stereo_jobs.stereo.warp import ForwardWarp, border_holes
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,12 @@ class _ImageShift:
         sign: sign of the scale for a fill; -1 where the second view lies to the left.
         applied: H,W float32 pixels, what the pixels really do.
         warp: warp by `applied`.
-        columns: column from which each pixel of a hole continues the background.
     """
 
     disparity: F32
     sign: int
     applied: F32
-    warp: ForwardWarp
-    columns: Tensor
+    warp: ImageWarp
 
 
 class BaselineViewMaker:
@@ -65,16 +62,14 @@ class BaselineViewMaker:
             lefts: the left view of each row, and more of them where the batch is padded.
             guidance: guidance scale of `repaint`.
         """
-        shifts = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(padded(rows, len(lefts.images)))]
-        labels = [
-            Labels(shift.applied, shift.warp.visible, shift.warp.filled, border_holes(shift.warp.filled))
-            for shift in shifts[: len(rows)]
-        ]
+        asked = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(rows)]
+        shifts = padded(asked, len(lefts.images))
+        labels = [Labels(shift.applied, shift.warp.masks) for shift in asked]
         if self.method.right_view != "repaint":
-            rights = [self._fill(*one) for one in zip(lefts.decoded, lefts.images, shifts, strict=True)]
+            rights = [self._fill(lefts.decoded[i], lefts.images[i], shift) for i, shift in enumerate(asked)]
             return FinishedViews(lefts.images, rights, None, labels, lefts.usable, lefts.evaluations)
         rights, usable, spent = self._repaint(lefts, shifts, guidance)
-        finished = self._composites(lefts, shifts, rights) if self.method.composite else rights
+        finished = self._composites(lefts, shifts, rights, len(rows)) if self.method.composite else rights
         raw = rights if self.method.composite else None
         return FinishedViews(lefts.images, finished, raw, labels, usable, lefts.evaluations + spent)
 
@@ -83,10 +78,9 @@ class BaselineViewMaker:
         full = requested_disparity(values, row, self.method, edge_px=self.method.edge_px)
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
-        blank = np.empty((*full.shape, 3), np.uint8)  # only its size is used
         sign = scale_sign(row, self.method)
-        warp = warp_of(blank, full, sign, self.subpixel)
-        return _ImageShift(full, sign, full if self.subpixel else np.round(full), warp, columns_of(warp, full, sign))
+        warp = image_warp(full, sign, self.subpixel)
+        return _ImageShift(full, sign, full if self.subpixel else np.round(full), warp)
 
     def _fill(self, decoded: DecodedRow, left: Image, shift: _ImageShift) -> Image:
         """Take the right view that the row brings, or fill the holes of the warped left view by the baseline."""
@@ -95,11 +89,20 @@ class BaselineViewMaker:
         fill = FILLS[self.method.right_view]
         return fill(left, shift.disparity, scale_sign=shift.sign, subpixel=self.subpixel)[0]
 
-    def _composites(self, lefts: LeftViews, shifts: list[_ImageShift], diffused: list[Image]) -> list[Image]:
-        """Put the known pixels of the warped left views over repainted right views."""
-        warps = [ImageWarp(shift.warp, shift.columns, shift.columns) for shift in shifts]
-        continued = [warp.continued(left) for warp, left in zip(warps, lefts.images, strict=True)]
-        return composites(self.sd, lefts.decoded, warps, continued=continued, diffused=diffused, method=self.method)
+    def _composites(
+        self, lefts: LeftViews, shifts: list[_ImageShift], diffused: list[Image], count: int
+    ) -> list[Image]:
+        """Put the known pixels of the warped left views over the first `count` repainted right views."""
+        warps = [shift.warp for shift in shifts]
+        return composites(
+            self.sd,
+            lefts.decoded,
+            warps[:count],
+            lefts=lefts.images,
+            given=continued_at_working_size(self.sd, lefts.decoded, warps, lefts.images),
+            diffused=diffused,
+            method=self.method,
+        )
 
     def _repaint(self, lefts: LeftViews, shifts: list[_ImageShift], guidance: float) -> tuple[list[Image], Tensor, int]:
         """RePaint (Lugmayr et al. 2022) on the latents of right views with blank holes.
@@ -112,8 +115,9 @@ class BaselineViewMaker:
             leave_blank(left, shift.disparity, scale_sign=shift.sign, subpixel=self.subpixel)[0]
             for left, shift in zip(lefts.images, shifts, strict=True)
         ]
-        known = self.sd.encode(at_working_size(self.sd, decoded, [to_tensor(blank) for blank in blanks]))
-        holes = [one.letterbox.map_into((~s.warp.filled).float()) for one, s in zip(decoded, shifts, strict=True)]
+        inside = [one.letterbox.image_into(blank) for one, blank in zip(decoded, blanks, strict=True)]
+        known = self.sd.encode(stack(self.sd, inside))
+        holes = [one.letterbox.map_into((~s.warp.masks.filled).float()) for one, s in zip(decoded, shifts, strict=True)]
         # A latent is known only where all of its pixels are.
         mask = functional.adaptive_max_pool2d(stack(self.sd, holes), grid_of(self.sd, decoded)) > 0
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
@@ -134,7 +138,7 @@ class BaselineViewMaker:
         if lefts.condition is None:
             return None
         moved = [
-            one.letterbox.map_into(extend_background(shift.warp(values.cpu()[None, None]), shift.columns)[:, 0])
+            one.letterbox.map_into(shift.warp.continued(values.cpu()[None, None])[:, 0])
             for one, values, shift in zip(lefts.decoded, lefts.maps, shifts, strict=True)
         ]
         grid = grid_of(self.sd, lefts.decoded)

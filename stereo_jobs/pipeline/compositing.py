@@ -1,18 +1,20 @@
-"""Warps images at their own size, and composes right views from warped and diffused pixels."""
+"""Composes right views at their own size from warped and diffused pixels, band by band."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow
 from stereo_jobs.pipeline.left_view import stack
+from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image, to_image, to_tensor
-from stereo_jobs.stereo.composite import composite, trusted_share
+from stereo_jobs.stereo.bands import widened
+from stereo_jobs.stereo.composite import HALO, composite, trusted_share
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.fill import extend_background, smooth_across_rows
-from stereo_jobs.stereo.warp import ForwardWarp
+from stereo_jobs.stereo.image_warp import ImageWarp
 
 REACH_PX = 12.0
 """Pixels between a hole's pixel and its background over which the composite's colour correction fades out."""
@@ -20,33 +22,29 @@ COLUMNS_PER_ROW = 256
 """Columns of the image for which a plain hole is smoothed across one more row above and below, and one at least."""
 
 
-@dataclass(frozen=True)
-class ImageWarp:
-    """The warp of one image at its own size. B = 1.
+def continued_at_working_size(
+    sd: StableDiffusion, decoded: Sequence[DecodedRow], warps: Sequence[ImageWarp], images: Sequence[Image]
+) -> Tensor:
+    """Warp images, continue the background into their holes and bring them to the working size: B,3,h,w in [0, 1].
 
-    Attributes:
-        warp: warp of its pixels.
-        edges: column of the background beside each hole.
-        columns: column from which each pixel of a hole continues the background.
+    Args:
+        sd: says on which device.
+        decoded: the rows of a batch.
+        warps: the warp of each image; a batch is padded by the same warp again.
+        images: H,W,3 uint8 each.
     """
-
-    warp: ForwardWarp
-    edges: Tensor
-    columns: Tensor
-
-    def continued(self, image: Image) -> Tensor:
-        """Warp an image and continue the background into its holes: 1,3,H,W in [0, 1]."""
-        return extend_background(self.warp(to_tensor(image).to(self.columns.device)), self.columns)
-
-    def plain(self, continued: Tensor) -> Tensor:
-        """Replace each hole by the background's pixel beside it, smoothed across rows: 1,3,H,W in [0, 1]."""
-        extended = extend_background(continued, self.edges)
-        return smooth_across_rows(extended, ~self.warp.filled, max(1, extended.shape[-1] // COLUMNS_PER_ROW))
+    made: list[Tensor] = []
+    for i, (warp, image) in enumerate(zip(warps, images, strict=True)):
+        again = i > 0 and warp is warps[i - 1] and image is images[i - 1]
+        made.append(made[-1] if again else _continued_into(decoded[i].letterbox, warp, image))
+    return stack(sd, made)
 
 
-def at_working_size(sd: StableDiffusion, decoded: Sequence[DecodedRow], images: Sequence[Tensor]) -> Tensor:
-    """Bring images at their own sizes, 1,3,H,W each -> B,3,h,w at the working size."""
-    return stack(sd, [one.letterbox.into(image) for one, image in zip(decoded, images, strict=True)])
+def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
+    device = warp.disparity.device
+    return letterbox.into_from_bands(
+        warp.rows(rows).continued(to_tensor(image[rows]).to(device)) for rows in warp.bands()
+    )
 
 
 def composites(
@@ -54,7 +52,8 @@ def composites(
     decoded: Sequence[DecodedRow],
     warps: Sequence[ImageWarp],
     *,
-    continued: Sequence[Tensor],
+    lefts: Sequence[Image],
+    given: Tensor,
     diffused: Sequence[Image],
     method: MethodConfig,
     encoded: Tensor | None = None,
@@ -64,28 +63,56 @@ def composites(
     Args:
         sd: its VAE decoded `diffused`.
         decoded: the rows of the batch.
-        warps: warps of the left images.
-        continued: the left images, warped and continued by `warps`.
+        warps: warps of the left images, one for each row that asks for a right view; the others pad the batch.
+        lefts: the left images.
+        given: B,3,h,w, what `continued_at_working_size` makes of them.
         diffused: the right views as decoded.
         method: says how holes are finished.
-        encoded: latents of `continued`; None: they are computed.
+        encoded: latents of `given`; None: they are computed.
     """
-    given = at_working_size(sd, decoded, continued)
     returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
     shares = trusted_share(given, returned, method.trusted_loss)
     return [
-        to_image(
-            composite(
-                pixels,
-                warp.warp.filled,
-                to_tensor(diffused[i]).to(pixels.device),
-                warp.columns,
-                reach_px=REACH_PX,
-                returned=decoded[i].letterbox.back(returned[i : i + 1]).to(pixels.device),
-                grain=method.grain,
-                plain=warp.plain(pixels),
-                share=shares[i : i + 1],
-            )
+        _composite(
+            warp,
+            lefts[i],
+            diffused[i],
+            decoded[i].letterbox.back(returned[i : i + 1]).to(warp.disparity.device),
+            grain=method.grain,
+            share=shares[i : i + 1],
         )
-        for i, (warp, pixels) in enumerate(zip(warps, continued, strict=True))
+        for i, warp in enumerate(warps)
     ]
+
+
+def _composite(
+    warp: ImageWarp, left: Image, diffused: Image, returned: Tensor, *, grain: float, share: Tensor
+) -> Image:
+    """Compose one right view. Each band is computed with the rows around it that its pixels depend on."""
+    height, width = left.shape[:2]
+    trusted = bool((share == 1).all())
+    reach = 0 if trusted else max(1, width // COLUMNS_PER_ROW)
+    device = warp.disparity.device
+    finished = np.empty_like(left)
+    for rows in warp.bands():
+        wide, own = widened(rows, max(HALO, reach), height)
+        warped = warp.rows(wide)
+        pixels = warped.continued(to_tensor(left[wide]).to(device))
+        composed = composite(
+            pixels,
+            warped.warp.filled,
+            to_tensor(diffused[wide]).to(device),
+            warped.columns,
+            reach_px=REACH_PX,
+            returned=returned[..., wide, :],
+            grain=grain,
+            plain=None if trusted else _plain(pixels, warped.edges, warped.warp.filled, reach),
+            share=share,
+        )
+        finished[rows] = to_image(composed[..., own, :])
+    return finished
+
+
+def _plain(continued: Tensor, edges: Tensor, filled: Tensor, reach: int) -> Tensor:
+    """Replace each hole by the background's pixel beside it, smoothed across rows: 1,3,rows,W in [0, 1]."""
+    return smooth_across_rows(extend_background(continued, edges), ~filled, reach)

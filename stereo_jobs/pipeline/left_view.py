@@ -12,7 +12,7 @@ from torch.nn import functional
 from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow, GuidedNoise, MaskedPhoto, Photo
-from stereo_jobs.pixels import Bools, Image, to_image, to_tensor
+from stereo_jobs.pixels import Bools, Image
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.stereo.inversion import ddim_inversion, null_text
@@ -172,7 +172,7 @@ class LeftViewMaker:
 
     def _inverted(self, batch: _Batch, images: list[Image], usable: Tensor, evaluations: Tensor) -> _Made:
         """Find the latents of images (Sec. 3.4); unless inversion is direct, the views are what the latents show."""
-        inside = [one.letterbox.into(to_tensor(image)) for one, image in zip(batch.decoded, images, strict=True)]
+        inside = [one.letterbox.image_into(image) for one, image in zip(batch.decoded, images, strict=True)]
         x_0 = self.sd.encode(stack(self.sd, inside))
         trajectory, unconditional, spent = self._invert(x_0, batch.model, batch.solver, batch.condition)
         if self.method.inversion != "direct":
@@ -205,7 +205,7 @@ class LeftViewMaker:
         decoded, model, solver, _ = batch
         pairs = list(zip(decoded, masked, strict=True))
         masks = stack(self.sd, [one.letterbox.map_into(_as_tensor(photo.mask)) for one, photo in pairs])
-        photos = stack(self.sd, [one.letterbox.into(to_tensor(photo.image)) for one, photo in pairs])
+        photos = stack(self.sd, [one.letterbox.image_into(photo.image) for one, photo in pairs])
         grid = functional.adaptive_max_pool2d(masks, grid_of(self.sd, decoded)) > 0  # any latent it touches is redrawn
         # The latents of what stands outside must not know what stood inside, nor its mean colour.
         keep = (masks <= 0.5)[:, None]
@@ -218,8 +218,7 @@ class LeftViewMaker:
         filled = self.sd.decode(inpainted.x_0)
         images = []
         for (one, photo), pixels in zip(pairs, filled, strict=True):
-            inside = _as_tensor(photo.mask)[:, None] > 0.5
-            images.append(to_image(torch.where(inside, one.letterbox.back(pixels[None]).cpu(), to_tensor(photo.image))))
+            images.append(np.where(photo.mask[..., None], one.letterbox.image_back(pixels[None]), photo.image))
         return images, finite(filled), known.evaluations + inpainted.evaluations
 
     def _condition(self, decoded: list[DecodedRow]) -> Tensor | None:
@@ -274,8 +273,8 @@ def stack_noise(sd: StableDiffusion, decoded: Sequence[DecodedRow], stream: int 
 def decode(sd: StableDiffusion, latents: Tensor, decoded: Sequence[DecodedRow]) -> tuple[list[Image], Tensor]:
     """Decode latents B,4,h,w -> images at their own sizes, and B bool, which of them hold no NaN; NaN becomes black."""
     pixels = sd.decode(latents)
-    backs = [one.letterbox.back(image[None].nan_to_num(0.0)) for one, image in zip(decoded, pixels, strict=True)]
-    return [to_image(back) for back in backs], finite(pixels)
+    images = [one.letterbox.image_back(image[None].nan_to_num(0.0)) for one, image in zip(decoded, pixels, strict=True)]
+    return images, finite(pixels)
 
 
 def finite(x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from stereo_jobs.quality.truth import psnr
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity, sharpen_edges
+from stereo_jobs.stereo.image_warp import Masks
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,11 @@ class Labels:
 
     Attributes:
         applied: H,W float32, disparity of the left view that was really applied, pixels.
-        visible: 1,H,W bool, pixels of the left view that the right one shows.
-        filled: 1,H,W bool, pixels of the right view that the left one gives.
-        border: 1,H,W bool, pixels of the right view that lie beyond the left view's frame.
+        masks: what it shows, fills and leaves open.
     """
 
     applied: F32
-    visible: Tensor
-    filled: Tensor
-    border: Tensor
+    masks: Masks
 
 
 @dataclass(frozen=True)
@@ -85,9 +82,9 @@ def _labelled_pair(row: Row, lefts: LeftViews, views: FinishedViews, i: int, met
         disparity=labels.applied,
         disparity_requested=None if np.array_equal(requested, labels.applied) else requested,
         disparity_of="first_left" if method.changes_left else "left",
-        mask_nonocc_left=labels.visible[0].cpu().numpy(),
-        mask_hole_right=~labels.filled[0].cpu().numpy(),
-        mask_border_right=labels.border[0].cpu().numpy(),
+        mask_nonocc_left=labels.masks.visible[0].cpu().numpy(),
+        mask_hole_right=~labels.masks.filled[0].cpu().numpy(),
+        mask_border_right=labels.masks.border[0].cpu().numpy(),
         unet_evaluations=int(views.evaluations[i]),
         raw_right=None if views.raw_right is None else views.raw_right[i],
         left_psnr=_left_psnr(views.left[i], decoded),

@@ -1,10 +1,15 @@
 """Brings an image of any size to the size that diffusion works at: scaled, then padded at the right and below."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from stereo_jobs.pixels import Image, to_image, to_tensor
+from stereo_jobs.stereo.bands import bands, widened
 
 Size = tuple[int, int]
 """Height, width."""
@@ -54,18 +59,49 @@ class Letterbox:
 
     def into(self, image: Tensor) -> Tensor:
         """Bring an image B,C,H,W to the working size; padded by reflection."""
-        scaled = _scale(image, self.inner)
+        return self.into_from_bands([image])
+
+    def image_into(self, image: Image) -> Tensor:
+        """Bring an image H,W,3 uint8 to the working size: 1,3,h,w in [0, 1]."""
+        return self.into_from_bands(to_tensor(image[rows]) for rows in bands(*self.size))
+
+    def into_from_bands(self, parts: Iterable[Tensor]) -> Tensor:
+        """Bring an image to the working size whose bands come one after the other, from the top down: B,C,rows,W each.
+
+        The scaling is separable: every band is scaled along its rows as it comes, and all of them together across.
+        """
+        narrow, lows, highs = [], [], []
+        for part in parts:
+            lows.append(part.amin())
+            highs.append(part.amax())
+            narrow.append(_interpolate(part, (part.shape[-2], self.inner[1])))
+        scaled = _interpolate(torch.cat(narrow, -2), self.inner)
+        if self.inner != self.size:
+            scaled = scaled.clamp(torch.stack(lows).amin(), torch.stack(highs).amax())
         return _pad(scaled, self.working)
 
     def map_into(self, maps: Tensor) -> Tensor:
         """Bring depth, disparity or masks B,H,W to the working size. No value overshoots; padding repeats the edge."""
-        scaled = _scale(maps[:, None], self.inner, smooth=False)
+        scaled = _scale(maps[:, None], self.inner)
         below, beside = self.working[0] - self.inner[0], self.working[1] - self.inner[1]
         return functional.pad(scaled, (0, beside, 0, below), mode="replicate")[:, 0]
 
     def back(self, image: Tensor) -> Tensor:
         """Bring an image B,C,h,w of the working size back to its own size."""
-        return _scale(image[..., : self.inner[0], : self.inner[1]], self.size)
+        cut = image[..., : self.inner[0], : self.inner[1]]
+        if self.inner == self.size:
+            return cut
+        whole = torch.empty((*cut.shape[:-2], *self.size), dtype=cut.dtype, device=cut.device)
+        for columns, part in self._strips(cut):
+            whole[..., columns] = part
+        return whole
+
+    def image_back(self, image: Tensor) -> Image:
+        """Bring an image 1,3,h,w in [0, 1] of the working size back to its own size: H,W,3 uint8."""
+        whole = np.empty((*self.size, 3), np.uint8)
+        for columns, part in self._strips(image[..., : self.inner[0], : self.inner[1]]):
+            whole[:, columns] = to_image(part)
+        return whole
 
     def map_back(self, maps: Tensor) -> Tensor:
         """Bring masks or labels B,h,w of the working size back to the image's size, by the nearest pixel."""
@@ -74,13 +110,30 @@ class Letterbox:
             return cut[:, 0]
         return functional.interpolate(cut.float(), self.size, mode="nearest-exact")[:, 0].to(maps.dtype)
 
+    def _strips(self, cut: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Scale the inner part of an image B,C,h,w to its own size, a strip of columns after the other.
 
-def _scale(image: Tensor, size: Size, smooth: bool = True) -> Tensor:
+        The scaling is separable: all rows are scaled first, then every strip across the rows.
+        """
+        low, high = cut.amin(), cut.amax()
+        wide = _interpolate(cut, (self.inner[0], self.size[1]))
+        for columns in bands(self.size[1], self.size[0]):  # a band of the picture turned by 90 degrees
+            # One column more on each side: a strip of a single column is scaled wrongly by torch 2.13.
+            broad, own = widened(columns, 1, self.size[1])
+            part = _interpolate(wide[..., broad], (self.size[0], broad.stop - broad.start))[..., own]
+            yield columns, part if self.inner == self.size else part.clamp(low, high)
+
+
+def _interpolate(image: Tensor, size: Size) -> Tensor:
     if tuple(image.shape[-2:]) == size:
         return image
-    return functional.interpolate(image, size, mode="bicubic" if smooth else "bilinear", antialias=True).clamp(
-        image.amin(), image.amax()
-    )
+    return functional.interpolate(image, size, mode="bicubic", antialias=True)
+
+
+def _scale(maps: Tensor, size: Size) -> Tensor:
+    if tuple(maps.shape[-2:]) == size:
+        return maps
+    return functional.interpolate(maps, size, mode="bilinear", antialias=True).clamp(maps.amin(), maps.amax())
 
 
 def _pad(image: Tensor, size: Size) -> Tensor:

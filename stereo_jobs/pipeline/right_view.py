@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import ImageWarp, at_working_size, composites
+from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
 from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pair import FinishedViews, Labels
 from stereo_jobs.pipeline.resizing import Letterbox
@@ -18,6 +18,7 @@ from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
+from stereo_jobs.stereo.image_warp import ImageWarp, Masks
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
@@ -65,11 +66,11 @@ class RightViewMaker:
         """
         method = self.method
         solver = Solver.of(self.sd.scheduler_config, method.steps, method.scheduler)
-        asked = padded(rows, len(lefts.images))
         half = 0.5 if method.shift_both else 1.0
-        shifts = [self._shift(lefts, i, row, half) for i, row in enumerate(asked)]
-        back = [self._shift(lefts, i, row, -half) for i, row in enumerate(asked)] if method.shift_both else None
-        continued = _continued(lefts.images, shifts)
+        shifts = self._shifts(lefts, rows, half)
+        back = self._shifts(lefts, rows, -half) if method.shift_both else None
+        # At the working size. Both the shift of a method that warps pixels and the composite are made of it.
+        continued = self._continued(lefts, shifts, lefts.images)
         to_right = self._view_shift(lefts, shifts, continued)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         latents = denoise_pair(
@@ -78,7 +79,7 @@ class RightViewMaker:
             lefts.trajectory,
             method=method,
             to_right=to_right,
-            to_left=self._view_shift(lefts, back, _continued(lefts.images, back)) if back else None,
+            to_left=self._view_shift(lefts, back, self._continued(lefts, back, lefts.images)) if back else None,
             conditions=self._conditions(lefts, shifts),
         )
         left, left_finite = lefts.images, lefts.usable
@@ -88,11 +89,13 @@ class RightViewMaker:
         finished = right
         if method.composite:
             same = not method.changes_left and method.warp == "pixel"
+            given = self._continued(lefts, shifts, left) if method.changes_left else continued
             finished = composites(
                 self.sd,
                 lefts.decoded,
-                _image_warps(shifts),
-                continued=_continued(left, shifts) if method.changes_left else continued,
+                _image_warps(shifts)[: len(rows)],
+                lefts=left,
+                given=_given(given),
                 diffused=right,
                 method=method,
                 encoded=to_right.clean if same else None,
@@ -107,6 +110,15 @@ class RightViewMaker:
         )
 
     # --- The shift ---
+
+    def _shifts(self, lefts: LeftViews, rows: list[Row], share: float) -> list[_LatentShift]:
+        """Shift the left view of each row; the batch is padded by the last shift, like its left views."""
+        return padded([self._shift(lefts, i, row, share) for i, row in enumerate(rows)], len(lefts.images))
+
+    def _continued(self, lefts: LeftViews, shifts: list[_LatentShift], images: list[Image]) -> Tensor | None:
+        """Warp left images and continue their holes: B,3,h,w at the working size; None where no image is warped."""
+        warps = _image_warps(shifts)
+        return continued_at_working_size(self.sd, lefts.decoded, warps, images) if warps else None
 
     def _shift(self, lefts: LeftViews, i: int, row: Row, share: float) -> _LatentShift:
         """Shift the left view at place `i` of the batch by `share` of the whole way (Sec. 3.1, Eq. 3)."""
@@ -128,32 +140,30 @@ class RightViewMaker:
             # Relative shifts are truncated as in the published code; known pixels are rounded, which is more exact.
             on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
         latents = _warp_within(on_grid, -(-letterbox.inner[1] // factor), sign, subpixel=method.warp != "integer")
-        _, columns = self._columns(latents, on_grid, sign, SURFACE_PX * letterbox.zoom / factor)
+        columns = self._columns(latents, on_grid, sign, SURFACE_PX * letterbox.zoom / factor)
         if method.warp != "pixel" and not method.composite:
             applied = letterbox.map_back(upsample(on_grid * factor, factor)) / letterbox.zoom
             return _LatentShift(latents, columns, None, applied / share)
-        pixels = forward_warp(full, sign, subpixel=True)
-        image = ImageWarp(pixels, *self._columns(pixels, full, sign, SURFACE_PX))
-        return _LatentShift(latents, columns, image, full / share)
+        image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None)
+        return _LatentShift(latents, columns, image, full if share == 1 else full / share)
 
-    def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> tuple[Tensor, Tensor]:
-        """Find the background column beside each hole of a warp by `disparity`, and the one that the hole continues."""
+    def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> Tensor:
+        """Find the column from which each latent of a hole continues the background."""
         moved = warp(disparity[:, None])[:, 0]
-        edges = background_columns(warp.filled, moved, sign)
         if self.method.fill == "mirror":
-            return edges, mirrored_columns(warp.filled, moved, sign, step)
-        return edges, edges
+            return mirrored_columns(warp.filled, moved, sign, step)
+        return background_columns(warp.filled, moved, sign)
 
-    def _view_shift(self, lefts: DiffusedLeftViews, shifts: list[_LatentShift], continued: list[Tensor]) -> ViewShift:
+    def _view_shift(self, lefts: DiffusedLeftViews, shifts: list[_LatentShift], continued: Tensor | None) -> ViewShift:
         """Bring the shifts of a batch, and its warped images, to the form that the sampler takes."""
         method, decoded = self.method, lefts.decoded
         warp, columns = _stacked(shifts)
         filled, clean = warp.filled, None
         if method.warp == "pixel":
-            clean = self.sd.encode(at_working_size(self.sd, decoded, continued))
+            clean = self.sd.encode(_given(continued))
             # A latent is given only where all of its pixels are.
             warps = _image_warps(shifts)
-            seen = [one.letterbox.map_into(w.warp.filled.float()) for one, w in zip(decoded, warps, strict=True)]
+            seen = [one.letterbox.map_into(w.masks.filled.float()) for one, w in zip(decoded, warps, strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, decoded)) > 0.999
         elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.trajectory.final), columns)
@@ -174,10 +184,10 @@ class RightViewMaker:
         """Bring the facts of a shift to the image's size."""
         applied = np.asarray(shift.applied[0].cpu().numpy(), np.float32)
         if shift.image is not None:
-            warp = shift.image.warp
-            return Labels(applied, warp.visible, warp.filled, border_holes(warp.filled))
+            return Labels(applied, shift.image.masks)
         grids = (shift.latents.visible, shift.latents.filled, border_holes(shift.latents.filled))
-        return Labels(applied, *(letterbox.map_back(upsample(grid, self.sd.latent_factor)) for grid in grids))
+        masks = Masks(*(letterbox.map_back(upsample(grid, self.sd.latent_factor)) for grid in grids))
+        return Labels(applied, masks)
 
 
 def _warp_within(disparity: Tensor, width: int, sign: Tensor, *, subpixel: bool) -> ForwardWarp:
@@ -190,11 +200,11 @@ def _image_warps(shifts: list[_LatentShift]) -> list[ImageWarp]:
     return [shift.image for shift in shifts if shift.image is not None]
 
 
-def _continued(images: list[Image], shifts: list[_LatentShift]) -> list[Tensor]:
-    """Warp left images and continue their holes: 1,3,H,W each; empty for a method that needs no warp of images."""
-    return [
-        shift.image.continued(image) for shift, image in zip(shifts, images, strict=True) if shift.image is not None
-    ]
+def _given(continued: Tensor | None) -> Tensor:
+    """The warped images, which a method that warps pixels or composes needs."""
+    if continued is None:
+        raise ValueError("this method warps the left images, but none of its shifts has a warp of an image")
+    return continued
 
 
 def _stacked(shifts: list[_LatentShift]) -> tuple[ForwardWarp, Tensor]:

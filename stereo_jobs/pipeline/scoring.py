@@ -11,15 +11,18 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.pipeline.batching import padded
+from stereo_jobs.pixels import F32, Image
 from stereo_jobs.quality import truth
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.quality.verdict import judge
+from stereo_jobs.quality.working_size import WorkingSize
 from stereo_jobs.records import (
     QUALITY_PREFIX,
     TRUE_PREFIX,
@@ -76,12 +79,16 @@ class ModelScorer:
         """Estimate the depth of the left views and of their mirror images."""
         if self.depth is None:
             return [None] * len(batch)
-        plain = self.depth.inverse_depth([pair.left for pair in batch])
-        mirrored = self.depth.inverse_depth([np.ascontiguousarray(pair.left[:, ::-1]) for pair in batch])
-        return [
-            LeftDepth(*(np.asarray(values.cpu().numpy(), np.float32) for values in both))
-            for both in zip(plain, mirrored, strict=True)
-        ]
+        plain = self._working(self.depth.inverse_depth([pair.left for pair in batch]))
+        flipped: dict[int, Image] = {}  # pairs that pad the batch share their image
+        for pair in batch:
+            flipped.setdefault(id(pair), np.ascontiguousarray(pair.left[:, ::-1]))
+        mirrored = self._working(self.depth.inverse_depth([flipped[id(pair)] for pair in batch]))
+        return [LeftDepth(*both) for both in zip(plain, mirrored, strict=True)]
+
+    def _working(self, maps: list[Tensor]) -> list[F32]:
+        """Bring depth maps to the size at which their pairs are scored, so that a waiting pair needs less memory."""
+        return [WorkingSize.of(*values.shape).values(np.asarray(values.cpu().numpy(), np.float32)) for values in maps]
 
     def _clips(self, batch: list[StereoPair], rows: Sequence[Row]) -> list[ClipScores | None]:
         """Compare both views with the prompt; None for a row without one."""

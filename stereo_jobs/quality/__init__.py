@@ -5,6 +5,7 @@
 | `config` | which metrics are measured, and the thresholds of acceptance |
 | `measure` | all metrics of a pair that need no true right view, in one call |
 | `verdict` | from metrics to accepted or rejected, with the reason |
+| `working_size` | the size at which large pairs are measured |
 | `labelled_pair` | a pair with its disparity label, as the metrics read it |
 | `geometry` | do the views lie where the label says? |
 | `appearance` | do the views look alike, and do the holes look like their surroundings? |

@@ -68,15 +68,7 @@ class Views:
         Raises:
             ValueError: an image is not H,W,3 uint8, or the sizes differ.
         """
-        given = {"left": left, "right": right, "raw_right": raw_right, "true_right": true_right}
-        for name, image in given.items():
-            if image is None:
-                continue
-            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape != left.shape:
-                raise ValueError(f"{name} must be H,W,3 uint8 in one size, got {image.shape} {image.dtype}")
-        for name, values in (("disparity", disparity), ("nonocc_left", nonocc_left), ("hole_right", hole_right)):
-            if values.shape != left.shape[:2]:
-                raise ValueError(f"{name} must be {left.shape[:2]}, the size of left, got {values.shape}")
+        check_sizes(left, right, disparity, nonocc_left, hole_right, raw_right=raw_right, true_right=true_right)
         known = np.isfinite(disparity)
         complete = fill_sparse(torch.from_numpy(np.ascontiguousarray(disparity, np.float32))[None])[0].numpy()
         complete = np.where(np.isfinite(complete), complete, np.float32(0))
@@ -110,6 +102,28 @@ class Views:
         pixels = torch.from_numpy(self.left).permute(2, 0, 1)[None].float()  # H,W,3 -> 1,3,H,W
         filled = extend_background(warp(pixels), columns)[0].permute(1, 2, 0)
         return np.asarray((filled + 0.5).clamp(0, 255).to(torch.uint8).numpy(), np.uint8)
+
+
+def check_sizes(
+    left: Image,
+    right: Image,
+    disparity: F32,
+    nonocc_left: Bools,
+    hole_right: Bools,
+    *,
+    raw_right: Image | None = None,
+    true_right: Image | None = None,
+) -> None:
+    """Check that the parts of a pair have one size. Raises ValueError, naming the part that does not fit."""
+    given = {"left": left, "right": right, "raw_right": raw_right, "true_right": true_right}
+    for name, image in given.items():
+        if image is None:
+            continue
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.shape != left.shape:
+            raise ValueError(f"{name} must be H,W,3 uint8 in one size, got {image.shape} {image.dtype}")
+    for name, values in (("disparity", disparity), ("nonocc_left", nonocc_left), ("hole_right", hole_right)):
+        if values.shape != left.shape[:2]:
+            raise ValueError(f"{name} must be {left.shape[:2]}, the size of left, got {values.shape}")
 
 
 def _flip(values: NDArray[T]) -> NDArray[T]:

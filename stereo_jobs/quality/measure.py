@@ -1,6 +1,6 @@
 """All metrics of a pair without ground truth, in one call. The only network is LPIPS; no GPU, nothing random."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
@@ -8,8 +8,9 @@ from stereo_jobs.pixels import F32, Bools, Image
 from stereo_jobs.quality.appearance import measure_appearance
 from stereo_jobs.quality.depth_agreement import depth_doubt, depth_rank
 from stereo_jobs.quality.geometry import measure_geometry
-from stereo_jobs.quality.labelled_pair import Views
+from stereo_jobs.quality.labelled_pair import Views, check_sizes
 from stereo_jobs.quality.matcher import match
+from stereo_jobs.quality.working_size import WorkingSize
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def measure(
     clip_right: float | None = None,
     scale_sign: int = 1,
 ) -> Metrics:
-    """Measure one pair.
+    """Measure one pair, at its `WorkingSize`: pixels in the metrics of a larger pair are pixels of that size.
 
     Args:
         left: H,W,3 uint8.
@@ -72,8 +73,9 @@ def measure(
         hole_right: H,W bool, right pixels without a source in the left view.
         raw_right: H,W,3 uint8, the right view before it was composited; None: no composite.
         true_right: H,W,3 uint8, the view of a real camera; None: not known. Only `siou` uses it.
-        depth: H,W inverse depth, as estimated for the left view; without it, both depth metrics are None.
-        mirrored_depth: H,W inverse depth, as estimated for the mirrored left view.
+        depth: inverse depth, as estimated for the left view, at the pair's size or its `WorkingSize`; without it, both
+            depth metrics are None.
+        mirrored_depth: the same, as estimated for the mirrored left view.
         clip_left: CLIP score of the left view with its prompt; None: not scored.
         clip_right: CLIP score of the right view with its prompt; None: not scored.
         scale_sign: negative where the second view lies to the left, so that the smallest disparity is the nearest.
@@ -81,24 +83,27 @@ def measure(
     Raises:
         ValueError: an image is not H,W,3 uint8, or the sizes differ.
     """
+    check_sizes(left, right, disparity, nonocc_left, hole_right, raw_right=raw_right, true_right=true_right)
+    size = WorkingSize.of(*disparity.shape)
+    disparity = size.disparity(disparity)
     views = Views.of(
-        left,
-        right,
+        size.image(left),
+        size.image(right),
         disparity,
-        nonocc_left,
-        hole_right,
-        raw_right=raw_right,
-        true_right=true_right,
+        size.mask(nonocc_left),
+        size.mask(hole_right),
+        raw_right=None if raw_right is None else size.image(raw_right),
+        true_right=None if true_right is None else size.image(true_right),
         scale_sign=scale_sign,
     )
     found = match(views.left, views.right, views.reach)
     values = asdict(measure_geometry(views, found)) | asdict(measure_appearance(views, found))
     nearness = disparity if scale_sign >= 0 else -disparity
-    values["depth_rank"] = np.nan if depth is None else depth_rank(nearness, depth, np.isfinite(disparity))
-    values["depth_confidence"] = (
-        np.nan if depth is None or mirrored_depth is None else depth_doubt(depth, mirrored_depth)
-    )
+    if depth is not None:
+        depth = size.values(depth)
+        values["depth_rank"] = depth_rank(nearness, depth, np.isfinite(disparity))
+        if mirrored_depth is not None:
+            values["depth_confidence"] = depth_doubt(depth, size.values(mirrored_depth))
     values |= {"clip_left": clip_left, "clip_right": clip_right}
-    return Metrics(
-        **{name: float(value) if value is not None and np.isfinite(value) else None for name, value in values.items()}
-    )
+    finite = {name: float(value) for name, value in values.items() if value is not None and np.isfinite(value)}
+    return Metrics(**{field.name: finite.get(field.name) for field in fields(Metrics)})

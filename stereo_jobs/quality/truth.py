@@ -6,9 +6,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
+from torch import Tensor
 
 from stereo_jobs.pixels import Bools, Image
 from stereo_jobs.quality.lpips import SMALLEST_SIDE, lpips_model
+from stereo_jobs.quality.working_size import WorkingSize
+from stereo_jobs.stereo.bands import bands, in_bands
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
@@ -16,6 +19,8 @@ Floats = NDArray[np.floating]
 
 PSNR_CAP = 100.0
 """Decibels reported for equal images, whose PSNR is infinite, so that columns and their means stay finite."""
+SSIM_WINDOW = 7
+"""Side of SSIM's window in pixels."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,14 @@ def hidden(true_disparity: Floats) -> tuple[Bools, Bools]:
         Two H,W bool masks of the right view: the hidden pixels (holes), and the pixels for which this is known.
     """
     values = torch.from_numpy(true_disparity)[None]
-    warp = forward_warp(fill_sparse(values), torch.ones(1), subpixel=True)
-    measured = warp(torch.isfinite(values).float()[:, None], torch.nan)[:, 0]
-    sides = fill_sparse(measured), fill_sparse(measured.flip(-1)).flip(-1)
-    return ~warp.filled[0].numpy(), torch.minimum(*sides)[0].numpy() == 1
+
+    def measured(complete: Tensor, given: Tensor) -> Tensor:
+        warp = forward_warp(complete, torch.ones(1), subpixel=True)
+        return torch.where(warp.filled, warp(torch.isfinite(given).float()[:, None])[:, 0], torch.nan)
+
+    seen = in_bands(measured, fill_sparse(values), values)  # NaN in holes
+    sides = fill_sparse(seen), fill_sparse(seen.flip(-1)).flip(-1)
+    return torch.isnan(seen)[0].numpy(), torch.minimum(*sides)[0].numpy() == 1
 
 
 def score(
@@ -76,6 +85,7 @@ def score(
 
     All use a data range of 255 on uint8 RGB. SSIM uses scikit-image's defaults, as published comparisons do: a uniform
     window of 7x7 pixels, sample covariance, K1 0.01, K2 0.03, the mean over the channels. LPIPS is v0.1 on AlexNet.
+    Views are scored at their `WorkingSize`, which is their own unless they are large.
 
     Args:
         right: H,W,3 uint8, with sides of 31 pixels or more.
@@ -88,24 +98,24 @@ def score(
         ValueError: an input has another type or shape, the sizes differ, or a side is below 31 pixels.
     """
     _check(right, true_right, hole)
+    size = WorkingSize.of(*hole.shape)
+    right, true_right, hole = size.image(right), size.image(true_right), size.mask(hole)
+    known = None if known is None else size.mask(known)
     seen = ~hole if known is None else ~hole & known
     unseen = hole if known is None else hole & known
     error = ((right.astype(np.float64) - true_right) ** 2).mean(-1)  # H,W,3 -> H,W
-    ssim, ssim_map = structural_similarity(  # type: ignore[no-untyped-call]
-        right, true_right, channel_axis=-1, data_range=255, full=True
-    )
-    ssim_map = ssim_map.mean(-1)  # H,W,3 -> H,W
-    distance = lpips_model(device)(right, true_right)
+    ssim, ssim_map = _ssim(right, true_right)
+    lpips, lpips_map = _lpips(right, true_right, device)
     return TrueScores(
         psnr=decibels(float(error.mean())),
         psnr_nonocc=decibels(masked_mean(error, seen)),
         psnr_occ=decibels(masked_mean(error, unseen)),
-        ssim=float(ssim),
+        ssim=ssim,
         ssim_nonocc=masked_mean(ssim_map, seen),
         ssim_occ=masked_mean(ssim_map, unseen),
-        lpips=float(distance.score),
-        lpips_nonocc=masked_mean(distance.map, seen),
-        lpips_occ=masked_mean(distance.map, unseen),
+        lpips=lpips,
+        lpips_nonocc=masked_mean(lpips_map, seen),
+        lpips_occ=masked_mean(lpips_map, unseen),
     )
 
 
@@ -125,14 +135,36 @@ def psnr(image: Image, truth: Image, over: Bools | None = None) -> float:
     Returns:
         Decibels, at most `PSNR_CAP`.
     """
-    squared = (image.astype(np.float64) - truth) ** 2
-    return decibels(float(np.mean(squared if over is None else squared[over])))
+    total = count = 0
+    for rows in bands(*image.shape[:2]):  # whole numbers, whose sum does not depend on the bands
+        squared = (image[rows].astype(np.int32) - truth[rows]) ** 2
+        chosen = squared if over is None else squared[over[rows]]
+        total, count = total + int(chosen.sum(dtype=np.int64)), count + chosen.size
+    return decibels(total / count if count else np.nan)
 
 
 def decibels(squared_error: float) -> float:
     """PSNR in decibels, at most `PSNR_CAP`, from the mean squared error of values in [0,255]; NaN stays NaN."""
     above_zero = np.maximum(squared_error, 1e-9)  # zero has no logarithm; values this small reach the cap anyway
     return float(np.minimum(PSNR_CAP, 10 * np.log10(255**2 / above_zero)))
+
+
+def _ssim(right: Image, true_right: Image) -> tuple[float, Floats]:
+    """SSIM and its map H,W; NaN for a strip that is narrower than its window at the working size."""
+    if min(right.shape[:2]) < SSIM_WINDOW:
+        return np.nan, np.full(right.shape[:2], np.nan)
+    ssim, ssim_map = structural_similarity(  # type: ignore[no-untyped-call]
+        right, true_right, channel_axis=-1, data_range=255, full=True
+    )
+    return float(ssim), ssim_map.mean(-1)  # H,W,3 -> H,W
+
+
+def _lpips(right: Image, true_right: Image, device: str) -> tuple[float, Floats]:
+    """LPIPS and its map H,W; NaN for a strip that is too narrow for it at the working size."""
+    if min(right.shape[:2]) < SMALLEST_SIDE:
+        return np.nan, np.full(right.shape[:2], np.nan)
+    distance = lpips_model(device)(right, true_right)
+    return float(distance.score), distance.map
 
 
 def _check(right: Image, true_right: Image, hole: Bools) -> None:

@@ -11,6 +11,8 @@
 | `inversion` | from a photo to latents that lead back to it (Sec. 3.4, Eq. 9-10) |
 | `repaint` | RePaint, a baseline (Table 1) |
 | `fill` | continuing the background into holes |
+| `bands` | pictures in bands of rows, so that memory does not grow with them |
+| `image_warp` | the warp of an image at its own size, in bands |
 | `composite` | the finished right view: the left's own pixels, diffusion in the holes |
 
 Conventions: `disparity` always belongs to the LEFT view and is measured in pixels of the grid it is on. Positive

@@ -16,7 +16,7 @@ def composite(
     reach_px: float,
     returned: Tensor,
     grain: float,
-    plain: Tensor,
+    plain: Tensor | None,
     share: Tensor,
 ) -> Tensor:
     """Combine warped pixels, where the warp is filled, with diffused pixels in the holes, without a seam or blur.
@@ -38,7 +38,7 @@ def composite(
         reach_px: distance of a pixel to its column at which the correction of its colour has faded to 1/e.
         returned: B,3,H,W in [0, 1], `continued`, encoded and decoded.
         grain: share of the lost grain that is added back, in [0, 1].
-        plain: B,3,H,W in [0, 1], the warped view with its holes filled without diffusion.
+        plain: B,3,H,W in [0, 1], the warped view with its holes filled without diffusion; None where each `share` is 1.
         share: B in [0, 1], from `trusted_share`: weight of the diffused pixels in the holes; the rest is `plain`.
 
     Returns:
@@ -51,8 +51,13 @@ def composite(
     hole = diffused + extend_background(missed, columns) * fade
     lost = continued - returned
     hole = hole + grain * (lost - _blur(lost, 3))
-    hole = torch.lerp(plain, hole, share.to(hole)[:, None, None, None])
+    if plain is not None:
+        hole = torch.lerp(plain, hole, share.to(hole)[:, None, None, None])
     return torch.where(filled[:, None], continued, hole).clamp(0, 1)
+
+
+HALO = 2
+"""Rows above and below a pixel that `composite` looks at."""
 
 
 def trusted_share(given: Tensor, returned: Tensor, trusted_loss: float | None) -> Tensor:

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from stereo_jobs.stereo.bands import in_bands
+
 
 def relative_disparity(inverse_depth: Tensor, *, of: Tensor | None = None) -> Tensor:
     """Normalise inverse depth to [0, 1] per sample (StereoDiffusion, Sec. 3.1: "normalize the range").
@@ -20,7 +22,7 @@ def relative_disparity(inverse_depth: Tensor, *, of: Tensor | None = None) -> Te
     low = flat.amin(dim=1)[:, None, None]
     high = flat.amax(dim=1)[:, None, None]
     span = high - low
-    return torch.where(span > 0, (inverse_depth - low) / span.where(span > 0, 1.0), 0.0)
+    return in_bands(lambda part: torch.where(span > 0, (part - low) / span.where(span > 0, 1.0), 0.0), inverse_depth)
 
 
 def resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
@@ -82,6 +84,11 @@ def sharpen_edges(maps: Tensor, radius: int, threshold: float = 0.12, near: floa
         return maps
     flat = maps.flatten(1)
     step = threshold * (flat.amax(1) - flat.amin(1))[:, None, None]
+    return in_bands(lambda part: _sharpen(part, step, radius, near), maps, halo=radius + 3)
+
+
+def _sharpen(maps: Tensor, step: Tensor, radius: int, near: float) -> Tensor:
+    """Sharpen the edges of maps, or of some of their rows; `step` (B,1,1) is the difference that counts as an edge."""
     even = _median_around(maps)
     high, low = _largest_around(even, radius), -_largest_around(-even, radius)
     row_high, row_low = _largest_around(even, radius, rows=0), -_largest_around(-even, radius, rows=0)

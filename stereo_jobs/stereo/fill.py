@@ -2,7 +2,11 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from stereo_jobs.stereo.bands import in_bands
+
+MEDIANS = 2**16
+"""Pixels of holes that are smoothed together."""
 
 
 def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) -> Tensor:
@@ -69,13 +73,21 @@ def extend_background(image: Tensor, columns: Tensor) -> Tensor:
 def smooth_across_rows(image: Tensor, holes: Tensor, reach: int) -> Tensor:
     """Replace hole pixels by the median over the rows above and below, so that no single pixel becomes a streak.
 
+    Only the pixels of holes are looked at. Far from the top and the bottom, a pixel's column has 2 * reach + 1 values.
+
     Args:
         image: B,C,h,w, its holes continued from the background row by row.
         holes: B,h,w bool.
         reach: number of rows above, and of rows below.
     """
-    around = functional.pad(image, (0, 0, reach, reach), mode="replicate").unfold(-2, 2 * reach + 1, 1)
-    return torch.where(holes[:, None], around.median(-1).values, image)
+    smooth = image.clone()
+    around = torch.arange(-reach, reach + 1, device=image.device)
+    for sample, row, column in (part.unbind(1) for part in torch.split(holes.nonzero(), MEDIANS)):
+        rows = (row[:, None] + around).clamp(0, image.shape[-2] - 1)  # n,2*reach+1; the frame's edge is repeated
+        for channel in range(image.shape[1]):
+            values = image[sample[:, None], channel, rows, column[:, None]]
+            smooth[sample, channel, row, column] = values.median(-1).values
+    return smooth
 
 
 def fill_sparse(maps: Tensor) -> Tensor:
@@ -84,16 +96,22 @@ def fill_sparse(maps: Tensor) -> Tensor:
     A gap takes the nearest value on its left, or on its right where there is none on the left. A row without any value
     is filled from the row above, or below. A map without any value stays as it is.
     """
-    rows = _carry(maps, torch.isfinite(maps))
-    down = rows.transpose(-1, -2)
-    return _carry(down, torch.isfinite(down)).transpose(-1, -2)
+    maps = in_bands(_fill_rows, maps)
+    known = torch.isfinite(maps[..., :1]).transpose(-1, -2)  # B,1,h: a row is now known throughout, or not at all
+    if known.all():
+        return maps
+    return maps.gather(-2, _nearest_known(known).transpose(-1, -2).expand_as(maps))
 
 
-def _carry(maps: Tensor, known: Tensor) -> Tensor:
-    """Fill unknown values along the last dimension, from the left first."""
-    width = maps.shape[-1]
-    column = torch.arange(width, device=maps.device).expand(maps.shape)
-    before = torch.where(known, column, -1).cummax(-1).values
-    after = torch.where(known, column, width).flip(-1).cummin(-1).values.flip(-1)
-    chosen = torch.where(before >= 0, before, after)
-    return maps.gather(-1, chosen.clamp(max=width - 1))
+def _fill_rows(maps: Tensor) -> Tensor:
+    """Fill the gaps of each row from the row alone."""
+    return maps.gather(-1, _nearest_known(torch.isfinite(maps)))
+
+
+def _nearest_known(known: Tensor) -> Tensor:
+    """Find the nearest known place along the last dimension, for every place; on the left if there is any."""
+    width = known.shape[-1]
+    place = torch.arange(width, device=known.device).expand(known.shape)
+    before = torch.where(known, place, -1).cummax(-1).values
+    after = torch.where(known, place, width).flip(-1).cummin(-1).values.flip(-1)
+    return torch.where(before >= 0, before, after).clamp(max=width - 1)

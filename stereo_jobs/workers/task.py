@@ -14,6 +14,9 @@ from stereo_jobs.records import ShardRecord
 IN_FLIGHT = 2
 """Shards that one worker has at a time: one generates while the other reads or uploads."""
 
+GENERATE = "generate"
+"""Name of the work that a worker reports for a batch in its model."""
+
 FaultScope = Literal["none", "batch", "shard"]
 """What a lost worker says about its shard.
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 import tenacity
@@ -38,7 +39,8 @@ from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, R
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
 from stereo_jobs.workers.prometheus import Stage
-from stereo_jobs.workers.task import ShardTask
+from stereo_jobs.workers.task import GENERATE, IN_FLIGHT, ShardTask
+from stereo_jobs.workers.timed_threads import TimedThreads
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
@@ -55,14 +57,21 @@ CONFIRM_EVERY_S = 10.0
 GeneratorFactory = Callable[[Recipe, str, int], Generator]
 """Loads a generator: (resolved recipe, device, batch size) -> generator."""
 
-Report = Callable[[layout.ShardKey, list[int]], None]
-"""Called before each batch with the shard and the positions of the batch's rows in it."""
+MOST_WAITING_BYTES = 2**30
+"""Bytes of finished pairs that are encoded or wait for it, before the models wait; one larger pair is let through."""
+
+Report = Callable[[layout.ShardKey, list[int], str], None]
+"""Called with the shard, the positions of the rows that a work begins with, and its name: `generate`, or another name
+for each pair that is scored and encoded. Without rows: the work of this name is done."""
 
 Observe = Callable[[Stage, float], None]
 """Called after each piece of work with the stage and its seconds in one thread."""
 
 Cells = dict[str, Any]
 """One row of the dataset, by column."""
+
+Encoded = Future[Cells | RowError]
+"""A pair that is being scored and encoded."""
 
 
 class AbandonedError(StereoJobsError):
@@ -84,6 +93,11 @@ class GeneratedPair:
     seconds: float
     attempt: int
     batch_size: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pair's images and maps."""
+        return sum(value.nbytes for value in vars(self.pair).values() if hasattr(value, "nbytes"))
 
 
 def load_generator(recipe: Recipe, device: str, batch_size: int) -> Generator:
@@ -111,7 +125,7 @@ class ShardWorker:
         spec: the job; only its output and `runtime` are used.
         recipe: the resolved recipe.
         load: loads the generator, in the thread that will use it.
-        report: called before each batch.
+        report: called before each batch, and before each pair is scored.
         observe: called after each stage of work with its time.
 
     Raises:
@@ -130,7 +144,7 @@ class ShardWorker:
     ) -> None:
         self.runtime = spec.runtime
         self.recipe = recipe
-        self.report = report or (lambda key, rows: None)
+        self.report = report or (lambda key, rows, work: None)
         self.observe = observe
         self.storage = open_storage(spec.output, self.runtime.storage)
         # Half of the start timeout, so that this error is reported before the timeout ends the worker.
@@ -145,7 +159,10 @@ class ShardWorker:
         self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
-        self._encoders = ThreadPoolExecutor(ENCODERS, thread_name_prefix="encode")
+        # Less than the shard's own deadline, so that the row is blamed and not its shard.
+        timeout_s = min(self.runtime.batch_timeout_s, self.runtime.shard_timeout_s / 2)
+        self._readers = TimedThreads(IN_FLIGHT, "read", timeout_s)
+        self._encoders = TimedThreads(ENCODERS, "encode", timeout_s, MOST_WAITING_BYTES)
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
@@ -176,7 +193,7 @@ class ShardWorker:
         rows = self._timed("read", patient(), self._read, task)
         context = contextvars.copy_context()
         results, seconds = self._model_thread.submit(context.run, self._generate, rows, task).result()
-        encoded = [result.result() if isinstance(result, Future) else result for result in results]
+        encoded = [_settled(result, position) for position, result in enumerate(results)]
         finished = [result for result in encoded if not isinstance(result, RowError)]
         kept = [self._unless_rejected(result, position) for position, result in enumerate(encoded)]
         cells = [result for result in kept if not isinstance(result, RowError)]
@@ -254,7 +271,7 @@ class ShardWorker:
         }
         rows = []
         for position, ref in enumerate(refs):
-            row = to_row(cells[ref.uri, ref.row], ref.variant, self.recipe, self.generator.inputs, inputs)
+            row = self._read_row(cells[ref.uri, ref.row], ref.variant, inputs)
             if position in task.quarantined:
                 error = RowError(row.id, "KilledWorker", "two workers died or hung while generating this row", 2)
                 row = dataclasses.replace(row, error=error)
@@ -268,9 +285,20 @@ class ShardWorker:
             if file.uri in used:
                 patient(patience_s)(self.manifests.confirm, file)
 
+    def _read_row(self, cells: Cells, variant: int, inputs: InputReader) -> Row:
+        """Read one row and its inputs, within the deadline."""
+        read = partial(to_row, cells, variant, self.recipe, self.generator.inputs, inputs)
+        if not self.generator.inputs:
+            return read()
+        row = self._readers.submit(str(cells["id"]), "reading", read).result()
+        if isinstance(row, Row):
+            return row
+        bare = to_row(cells, variant, self.recipe, (), inputs)  # what is known of it without its inputs
+        return dataclasses.replace(bare, error=dataclasses.replace(row, id=bare.id))
+
     # --- Generating ---
 
-    def _generate(self, rows: list[Row], task: ShardTask) -> tuple[list[Future[Cells] | RowError], float]:
+    def _generate(self, rows: list[Row], task: ShardTask) -> tuple[list[Encoded | RowError], float]:
         """Generate all rows of a shard, batch by batch.
 
         Returns:
@@ -280,7 +308,7 @@ class ShardWorker:
             AbandonedError: the worker was told to stop.
         """
         started = confirmed = time.monotonic()
-        results: dict[str, Future[Cells] | RowError] = {}
+        results: dict[str, Encoded | RowError] = {}
         position = {row.id: i for i, row in enumerate(rows)}
         for row in rows:
             if row.error:
@@ -295,15 +323,28 @@ class ShardWorker:
                 confirmed = time.monotonic()
             batch = good[:1] if task.one_by_one else next(batches(good, self.generator.batch_size))
             good = good[len(batch) :]
-            self.report(task.key, [position[row.id] for row in batch])
-            for row, made in zip(batch, self._timed("generate", self._attempt, batch), strict=True):
-                results[row.id] = (
-                    dataclasses.replace(made, row=position[row.id])
-                    if isinstance(made, RowError)
-                    else self._encoders.submit(self._timed, "encode", _encode, row, made, self.recipe)
-                )
-        self.report(task.key, [])  # if the worker is killed from here on, none of the rows is at fault
+            self.report(task.key, [position[row.id] for row in batch], GENERATE)
+            made = self._timed("generate", self._attempt, batch)
+            self.report(task.key, [], GENERATE)  # the time that the models wait for the encoders is not the batch's
+            for row in batch:
+                results[row.id] = self._encoded(task, position[row.id], row, made.pop(0))
         return [results[row.id] for row in rows], time.monotonic() - started
+
+    def _encoded(self, task: ShardTask, position: int, row: Row, made: GeneratedPair | RowError) -> Encoded | RowError:
+        """Have a pair scored and encoded; waits while too many bytes of others are waiting. An error stays an error."""
+        if isinstance(made, RowError):
+            return dataclasses.replace(made, row=position)
+        work = f"encode {task.key} {position}"
+
+        def encode() -> Cells:
+            self.report(task.key, [position], work)
+            return self._timed("encode", _encode, row, made, self.recipe)
+
+        future = self._encoders.submit(row.id, "scoring and encoding", encode, made.size)
+        future.add_done_callback(lambda _: self.report(task.key, [], work))
+        if task.one_by_one:
+            future.exception()  # it is waited for: with one row in work at a time, it is known which one kills
+        return future
 
     def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list[GeneratedPair | RowError]:
         """Generate a batch; after an exception each row alone, so that only the rows at fault fail."""
@@ -371,6 +412,12 @@ def patient(seconds: float | None = None) -> tenacity.Retrying:
         before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
         reraise=True,
     )
+
+
+def _settled(result: "Encoded | RowError", position: int) -> "Cells | RowError":
+    """Wait for the cells of a row; an error gets the row's position in the shard."""
+    made = result.result() if isinstance(result, Future) else result
+    return dataclasses.replace(made, row=position) if isinstance(made, RowError) else made
 
 
 def _encode(row: Row, made: GeneratedPair, recipe: Recipe) -> Cells:

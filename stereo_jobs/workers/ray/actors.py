@@ -42,10 +42,10 @@ class ActorWorker:
 
         logs.configure(spec.runtime.log_format)
 
-        def report(key: ShardKey, rows: list[int]) -> None:
+        def report(key: ShardKey, rows: list[int], work: str) -> None:
             # The call is waited for: the report must have arrived before the batch can kill this process.
             with contextlib.suppress(*actor_lost_errors()):
-                ray.get(self._heartbeats.report.remote(number, key, rows))
+                ray.get(self._heartbeats.report.remote(number, key, rows, work))
 
         self._heartbeats = heartbeats
         self._plans: dict[int, Plan] = {}

@@ -235,7 +235,7 @@ class RayPool(Pool):
             if actor.place and actor.place.node not in alive:
                 self._discard(actor, "its node is gone", "none")
             elif actor.number in late:
-                self._discard(actor, f"a batch took more than {runtime.batch_timeout_s:g} s", "batch")
+                self._discard(actor, f"a batch or a row took more than {runtime.batch_timeout_s:g} s", "batch")
             elif actor.in_flight.seconds() > runtime.shard_timeout_s:
                 self._discard(actor, f"the shard took more than {runtime.shard_timeout_s:g} s", "shard")
 
@@ -257,7 +257,8 @@ class RayPool(Pool):
         """End an actor and report its shards as lost. `_reconcile` starts another one."""
         log.warning("actor %s is discarded: %s", actor.label, reason)
         self._end(actor)
-        key, rows = self._heartbeats.take_batch(actor.number) if actor.in_flight.tasks else (None, [])
+        working = self._heartbeats.take_batch(actor.number, self._runtime.batch_timeout_s)
+        key, rows = working if actor.in_flight.tasks else (None, [])
         if key and scope != "none":
             self._record_failure(actor, key)
         places = {other.label for other in self._serving()} | {actor.label}

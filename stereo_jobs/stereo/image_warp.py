@@ -1,0 +1,108 @@
+"""The warp of one image at its own size, in bands of rows: at 50 megapixels a whole warp would take 1.5 GB."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from stereo_jobs.stereo.bands import bands
+from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
+from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp
+
+
+@dataclass(frozen=True)
+class Masks:
+    """What a warp says of both views, 1,H,W bool each.
+
+    Attributes:
+        visible: pixels of the left view that the right one shows.
+        filled: pixels of the right view that the left one gives.
+        border: pixels of the right view that lie beyond the left view's frame.
+    """
+
+    visible: Tensor
+    filled: Tensor
+    border: Tensor
+
+
+@dataclass(frozen=True)
+class WarpedRows:
+    """The warp of some rows of an image, and where its holes continue the background. B = 1.
+
+    Attributes:
+        warp: warp of their pixels.
+        edges: column of the background beside each hole.
+        columns: column from which each pixel of a hole continues the background.
+    """
+
+    warp: ForwardWarp
+    edges: Tensor
+    columns: Tensor
+
+    def continued(self, pixels: Tensor) -> Tensor:
+        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W."""
+        return extend_background(self.warp(pixels), self.columns)
+
+
+class ImageWarp:
+    """The Stereo Pixel Shift of one image at its own size. Rows are warped when they are asked for.
+
+    Args:
+        disparity: 1,H,W pixels; content moves left by it.
+        sign: the sign of the scale, see `forward_warp`.
+        subpixel: keep the fraction of the disparity.
+        nearness: 1,H,W, a disparity that says which background is farther; None: `disparity` itself.
+        mirror: continue the background by its mirror image, over surfaces whose disparity changes by at most so many
+            pixels; None: by the pixel at its edge.
+    """
+
+    def __init__(
+        self,
+        disparity: Tensor,
+        sign: Tensor,
+        *,
+        subpixel: bool = True,
+        nearness: Tensor | None = None,
+        mirror: float | None = None,
+    ) -> None:
+        self.disparity = disparity
+        self.sign = sign
+        self._subpixel = subpixel
+        self._nearness = disparity if nearness is None else nearness
+        self._mirror = mirror
+        self._latest: tuple[slice, WarpedRows] | None = None
+        """The rows that were warped last: an image of one band is warped once."""
+
+    def bands(self) -> Iterator[slice]:
+        """The bands of the image, from the top down."""
+        return bands(*self.disparity.shape[-2:])
+
+    def rows(self, rows: slice) -> WarpedRows:
+        """Warp some rows."""
+        if self._latest is None or self._latest[0] != rows:
+            self._latest = rows, self._warp(rows)
+        return self._latest[1]
+
+    def _warp(self, rows: slice) -> WarpedRows:
+        nearness = self._nearness[:, rows]
+        warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
+        moved = warp(nearness[:, None])[:, 0]
+        edges = background_columns(warp.filled, moved, self.sign)
+        if self._mirror is None:
+            return WarpedRows(warp, edges, edges)
+        return WarpedRows(warp, edges, mirrored_columns(warp.filled, moved, self.sign, self._mirror))
+
+    def continued(self, values: Tensor) -> Tensor:
+        """Warp an image or map 1,C,H,W and continue the background into its holes."""
+        return torch.cat([self.rows(rows).continued(values[..., rows, :]) for rows in self.bands()], -2)
+
+    @cached_property
+    def masks(self) -> Masks:
+        """What the warp says of both views."""
+        parts = []
+        for rows in self.bands():
+            warp = self.rows(rows).warp
+            parts.append((warp.visible, warp.filled, border_holes(warp.filled)))
+        return Masks(*(torch.cat(masks, 1) for masks in zip(*parts, strict=True)))
