@@ -42,7 +42,7 @@ _REVISION = "Branch, tag or commit of a Hub id, as for recipe.models.stable_diff
 
 
 class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 def check_scale_percent(value: float) -> float:
@@ -314,19 +314,17 @@ class Runtime(_Model):
     shard_timeout_s: float = Field(
         3600.0,
         gt=0,
-        le=MAX_SECONDS,
         description="Maximum seconds per shard; then the actor is replaced and the shard is retried.",
     )
     batch_timeout_s: float = Field(
         1800.0,
         gt=0,
-        le=MAX_SECONDS,
         description="Maximum seconds per batch; then the actor is replaced. A row that causes this twice is "
         "recorded as failed. A row whose reading, or scoring and encoding, takes longer (or longer than half of "
         "shard_timeout_s) is recorded as failed at once (TimedOut).",
     )
     start_timeout_s: float = Field(
-        900.0, gt=0, le=MAX_SECONDS, description="Maximum seconds for the first actors to load their models."
+        900.0, gt=0, description="Maximum seconds for the first actors to load their models."
     )
     spot_notice: str | None = Field(
         None,
@@ -336,7 +334,6 @@ class Runtime(_Model):
     drain_timeout_s: float = Field(
         30.0,
         ge=0,
-        le=MAX_SECONDS,
         description="Seconds after SIGTERM in which running shards may finish; then they are abandoned.",
     )
     max_failure_ratio: float = Field(
@@ -345,7 +342,6 @@ class Runtime(_Model):
     lease_ttl_s: float = Field(
         60.0,
         ge=0,
-        le=MAX_SECONDS,
         description="Seconds without a sign of life from a run before another run may take over its output; 0 disables "
         "the lease.",
     )
@@ -368,6 +364,13 @@ class Runtime(_Model):
         "shard and row.",
     )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
+
+    @field_validator("shard_timeout_s", "batch_timeout_s", "start_timeout_s", "drain_timeout_s", "lease_ttl_s")
+    @classmethod
+    def _fit_timers(cls, value: float) -> float:
+        if not value <= MAX_SECONDS:
+            raise ValueError(f"must be at most {MAX_SECONDS} seconds")
+        return value
 
     @field_validator("allowed_prefixes")
     @classmethod
