@@ -117,7 +117,7 @@ def judge(kind: str, ended: Ended, folder: Path, kept: bool) -> tuple[list[Findi
     found = _of_process(ended, folder, stderr)
     if ended.code != BROKEN:
         found += _of_steps(record, stdout, stderr)
-    found += [(what, re.sub(r"\d+", "N", detail.partition(":")[0]), detail) for what, detail in record["found"]]
+    found += [(what, detail.partition(":")[0], detail) for what, detail in record["found"]]
     for name, data in (("stdout", stdout), ("stderr", stderr)):
         words = data.decode(errors="replace")
         if hit := _CONTROL.search(words):

@@ -77,7 +77,8 @@ class _Child:
     pid: int
     handle: int
     started: float
-    start_bytes: int
+    start: tuple[int, int]
+    peak_bytes: int = 0
     beyond: str | None = None
 
     def seconds(self) -> float:
@@ -120,8 +121,9 @@ def run_all(
             for handle in ended:
                 poll.unregister(handle)
                 yield _finish(running.pop(handle), limits)
-            for child in running.values():
-                _end_if_beyond(child, limits)
+            if not ended:  # nobody has ended unseen while the parent was busy with another
+                for child in running.values():
+                    _end_if_beyond(child, limits)
     finally:
         for child in running.values():
             os.kill(child.pid, signal.SIGKILL)
@@ -130,7 +132,7 @@ def run_all(
 
 
 def _start(number: int, folder: Path, work: Callable[[int, Path], int], limits: Limits) -> _Child:
-    start_bytes = _resident_bytes(os.getpid())
+    start = _memory_bytes(os.getpid())
     pid = os.fork()
     if pid == 0:
         code = BROKEN
@@ -143,7 +145,7 @@ def _start(number: int, folder: Path, work: Callable[[int, Path], int], limits: 
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             os._exit(code)
-    return _Child(number, folder, pid, os.pidfd_open(pid), time.monotonic(), start_bytes)
+    return _Child(number, folder, pid, os.pidfd_open(pid), time.monotonic(), start)
 
 
 def _prepare(folder: Path, limits: Limits) -> None:
@@ -171,9 +173,10 @@ def _end_if_beyond(child: _Child, limits: Limits) -> None:
     """Kill a child that broke a limit; how it ended is told once it has."""
     if child.beyond:
         return
+    child.peak_bytes = max(child.peak_bytes, _memory_bytes(child.pid)[1] - child.start[1])
     if child.seconds() > limits.seconds:
         child.beyond = "hang"
-    elif _resident_bytes(child.pid) - child.start_bytes > limits.memory_bytes:
+    elif child.peak_bytes > limits.memory_bytes:
         child.beyond = "memory"
     elif sum(_size(child.folder / name) for name in (STDOUT, STDERR)) > limits.output_bytes:
         child.beyond = "output"
@@ -188,17 +191,19 @@ def _finish(child: _Child, limits: Limits) -> Ended:
     seconds = child.seconds()
     _, status, usage = os.wait4(child.pid, 0)
     os.close(child.handle)
-    memory_bytes = max(0, usage.ru_maxrss * 1024 - child.start_bytes)
+    # The kernel's own peak misses nothing, but counts files too, of which the child has touched fewer than the parent.
+    memory_bytes = max(child.peak_bytes, usage.ru_maxrss * 1024 - child.start[0])
     beyond = child.beyond or ("memory" if memory_bytes > limits.memory_bytes else None)
     return Ended(child.number, os.waitstatus_to_exitcode(status), beyond, seconds, memory_bytes)
 
 
-def _resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM; 0 once it has ended."""
+def _memory_bytes(pid: int) -> tuple[int, int]:
+    """Memory of a process that is in RAM, and the part that holds no files; 0 once it has ended."""
     try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE_BYTES
-    except OSError:
-        return 0
+        _, resident, files, *_ = Path(f"/proc/{pid}/statm").read_text().split()
+    except (OSError, ValueError):
+        return 0, 0
+    return int(resident) * PAGE_BYTES, (int(resident) - int(files)) * PAGE_BYTES
 
 
 def _queued_s(pid: int) -> float:

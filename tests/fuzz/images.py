@@ -174,7 +174,7 @@ def _png(rng: random.Random) -> Sample:
     image = _image(rng, mode)
     if how == "colour key":
         key = image.getpixel((0, 0))
-        options["transparency"] = key
+        options["transparency"] = key if mode != "1" else key // 255
     elif how == "palette with alpha":
         options["transparency"] = rng.choice((0, bytes(range(0, 250, 50))))
     elif how == "animated":
@@ -310,7 +310,9 @@ def _scientific_tiff(rng: random.Random) -> Sample:
     data = buffer.getvalue()
     # 16 bits become 8 here by their upper byte, there by scaling; of premultiplied colours few bits may be left.
     tolerance = {"assocalpha": 3.0, "unassalpha": 2.01}.get(options.get("extrasamples", [""])[0], 1.51)
-    return Sample(data, f"TIFF of {values.dtype}, {values.shape}, {options}", _tiff_picture(data), tolerance=tolerance)
+    made = f"TIFF of {values.dtype}, {values.shape}, {options}"
+    rare = values.dtype == np.uint16 and ("planarconfig" in options or options["photometric"] == "miniswhite")
+    return Sample(data, made, _tiff_picture(data), tolerance=tolerance, refusable=rare)
 
 
 def _rare_tiff(rng: random.Random) -> Sample:

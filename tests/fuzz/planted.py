@@ -28,8 +28,8 @@ def _hang(record: Record) -> None:
 
 
 def _memory(record: Record) -> None:
-    held = [b"x" * (1 << 20) for _ in range(2000)]
-    time.sleep(len(held))
+    held = [b"x" * (1 << 20) for _ in range(300)]
+    time.sleep(3600 + len(held))
 
 
 def _output(record: Record) -> None:
