@@ -535,8 +535,11 @@ def _decode_map(sample: Sample, damaged: bool, record: Record, rng: random.Rando
         if found is None:
             if np.isfinite(expected).any():
                 record.find("refused", f"{_kind_of(sample)}: refused by {name}")
+        elif found.shape != expected.shape:
+            record.find("picture", f"{_kind_of(sample)}: {name}: of {found.shape} and not {expected.shape}")
         elif not np.array_equal(found, expected, equal_nan=True):
-            record.find("picture", f"{_kind_of(sample)}: {name}: {found.ravel()[:3]} and not {expected.ravel()[:3]}")
+            at = np.flatnonzero((found != expected) & ~(np.isnan(found) & np.isnan(expected)))[0]
+            record.find("picture", f"{_kind_of(sample)}: {name}: {found.flat[at]} and not {expected.flat[at]}, first")
 
 
 def _kind_of(sample: Sample) -> str:

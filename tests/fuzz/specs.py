@@ -278,7 +278,7 @@ ODD_NAMES: dict[str, bytes] = {
     "bidi override": "spec-\u202elmay.yaml".encode(),
     "a new line": b"spec\nerror: fine.yaml",
     "a C1 control": "spec-\u009b1m.yaml".encode(),
-    "markup": b"[red]spec[/].yaml",
+    "markup": b"[red]spec[bold].yaml",
     "a percent sign": b"%s%n.yaml",
     "a dash": b"-spec.yaml",
     "spaces": b"  .yaml",
