@@ -327,6 +327,7 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score methods on scenes with truth, as the paper's tables do; resumes where it left off."""
+    interrupts.install()
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
     from stereo_jobs.evaluate.methods import PROTOCOLS, protocol_by_name
@@ -572,6 +573,9 @@ def main() -> None:
             raise
         log.exception("internal error")
         sys.exit(StereoJobsError.exit_code)
+    except interrupts.Interrupt:
+        err.print("error: interrupted; run again to go on", style="red", markup=False)
+        raise
     except KeyboardInterrupt:
         sys.exit(interrupts.EXIT_CODE)
 

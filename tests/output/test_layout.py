@@ -36,7 +36,7 @@ def test_other_spellings_are_no_names(name):
 
 
 def test_shards_beyond_seven_digits_come_in_order():
-    keys = [(0, 10_000_000), (0, 9_999_999), (0, 99_999_999), (10_000, 0), (9_999, 5)]
+    keys = [(0, 10_000_000), (0, 9_999_999), (10_000, 0), (9_999, 5)]
     assert list(ShardSet(layout.shard_key(layout.data(key)) for key in keys)) == sorted(keys)
 
 
