@@ -20,6 +20,8 @@ DOCUMENTED = frozenset({0, 2, 3, 4, 5, 75})
 RECORD = "case.json"
 """What a case says of itself, in its folder: how its input was made, how its commands ended, what it found."""
 
+READ_BYTES = 1 << 20
+
 _TRACEBACK = b"Traceback (most recent call last)"
 # C0 but tab and newline, DEL, C1, and what turns the direction of text.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -187,7 +189,9 @@ def _last_line(words: str) -> str:
 
 
 def _bytes(path: Path) -> bytes:
+    """What a case printed; of very much the beginning and the end."""
     try:
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError:
         return b""
+    return data if len(data) <= READ_BYTES else data[:READ_BYTES] + b"\n" + data[-10_000:]

@@ -598,10 +598,12 @@ def work(rng: random.Random, folder: Path, record: Record) -> None:
     driver.run.__kwdefaults__["load"] = standin.load_with_images if mutant.mode != "text" else standin.load
     form = ["--json"] if rng.random() < 0.3 else []
     if command(record, "plan", "spec.json", *form):
+        _refused(mutant, record, "plan")
         return
     if mutant.rows is not None and (planned := _planned(folder)) != mutant.rows:
         record.find("count", f"a file with another number of rows was planned: {mutant.rows} rows, {planned} planned")
     if command(record, "run", "spec.json", "--local", *form):
+        _refused(mutant, record, "run")
         return
     if command(record, "verify", "out", *form):
         record.find("verify", "not ok after a run that succeeded")
@@ -625,6 +627,10 @@ def make(rng: random.Random) -> tuple[Mutant, bytes]:
         mutant = Mutant(valid(rng).columns, "text", made=[*mutant.made, f"not written ({error})"])
         data = mutant.file()
     mutant.rows = mutant.table().num_rows
+    try:
+        read_table(data)
+    except (pa.ArrowException, OSError):  # pages of one byte are written as no reader takes them
+        mutant.touched = mutant.rows = None
     if rng.random() < 0.3:
         change = rng.choice(FILE_CHANGES)
         data, made = change(rng, data)
@@ -652,6 +658,12 @@ def _spec(mutant: Mutant, rng: random.Random) -> dict[str, Any]:
     }
 
 
+def _refused(mutant: Mutant, record: Record, verb: str) -> None:
+    """Odd cells fail their own rows; they may end neither the plan nor the run."""
+    if mutant.touched is not None:
+        record.find("ended", f"odd cells end the {verb}: {sorted(mutant.touched)}")
+
+
 def _planned(folder: Path) -> int:
     """Rows of all files of the plan."""
     plans = [json.loads(path.read_text()) for path in (folder / "out/_job").glob("plan-*.json")]
@@ -661,7 +673,7 @@ def _planned(folder: Path) -> int:
 def _check(folder: Path, mutant: Mutant, record: Record) -> None:
     """Rows that were left as they are have been made, and every row has its own cells."""
     made = _rows_of(folder / "out" / "data")
-    table = mutant.table()
+    table = read_table((folder / "rows.parquet").read_bytes())
     ids = table["id"].to_pylist()
     variants = {name: name.rpartition("~")[0] if mutant.variants > 1 else name for name in made}
     lost = {i for i, name in enumerate(ids) if list(variants.values()).count(name) != mutant.variants}
@@ -697,8 +709,8 @@ def _same(given: pa.Scalar, kept: pa.Scalar) -> bool:
         return np.array_equal(given.as_py(), kept.as_py(), equal_nan=True)
     try:
         return bool(given.cast(kept.type).equals(kept))
-    except pa.ArrowInvalid:  # a type with a rest that the other one has not: date64 is whole days in Parquet
-        return bool(kept.cast(given.type).equals(given)) or pa.types.is_date(given.type)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # date64 as date32, among others inside of a list
+        return bool(given.as_py() == kept.as_py())
 
 
 def _errors(folder: Path) -> list[str]:
