@@ -16,14 +16,14 @@ from stereo_jobs.local_files import check_location, local_path, refuse_special
         ("a/b", "a/b"),
         ("/a/b", "/a/b"),
         ("/a/b://c", "/a/b:/c"),
-        ("~/a", str(Path.home() / "a")),
+        ("~/a", "HOME/a"),
         ("file:///a/b", "/a/b"),
         ("file://localhost/a/b", "/a/b"),
         ("file:///a%20b", "/a%20b"),
     ],
 )
 def test_local_paths(text, path):
-    assert str(local_path(text)) == path
+    assert str(local_path(text)) == path.replace("HOME", str(Path.home()))
     check_location(text)
 
 
