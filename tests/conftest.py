@@ -103,6 +103,14 @@ def s3_server() -> Iterator[str]:
         yield endpoint
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Iterator[None]:
+    """What a test has captured may hold half surrogates; the processes of pytest-xdist send only text that is UTF-8."""
+    report = yield
+    report.sections = [(name, text.encode(errors="backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
 LONGEST_FIRST = (
     "workers/test_ray.py",
     "cluster/test_chaos.py",

@@ -236,7 +236,8 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
             ShardTask(_sample_plan(plan, generation, recipe, batches * batch_size), 0)
             for generation, batches in enumerate((1, BATCHES))
         ]
-        publish(storage, tasks[0].plan)
+        for task in tasks:
+            publish(storage, task.plan)
         started = time.monotonic()
         worker = ShardWorker(
             spec.model_copy(update={"output": folder}), recipe, load, observe=lambda *span: spans.append(span)

@@ -229,7 +229,7 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
 def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
-    manifest = make_manifest(rows=24, prompt=["slow"] * 24)
+    manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
     assert status.complete
