@@ -65,6 +65,7 @@ class RowGroups:
             read_dictionary=part.dictionaries,
             pre_buffer=False,
             buffer_size=_BUFFER_BYTES,
+            page_checksum_verification=True,
         )
         return parquet.iter_batches(  # type: ignore[no-any-return]
             part.batch_rows, row_groups=[group], columns=part.columns, use_threads=False

@@ -15,6 +15,7 @@ from tests.datasets import prepared
 from tests.run import killed
 from tests.run.test_gone import files, strike_when_begun
 
+
 @pytest.fixture
 def slow(pids, make_spec, make_manifest):
     """A spec whose shards take 0.4 s each, for a minute on two actors."""
