@@ -1,11 +1,11 @@
-"""Memory of a worker over many shards on S3: `python benchmarks/s3_memory.py [--shards 1000] [--ray]`.
+"""Memory of all processes of a run over many shards on S3: `python benchmarks/s3_memory.py [--shards 1000] [--ray]`.
 
 A stand-in generator makes shards of two rows. Manifest, pictures and output are on S3: a SeaweedFS server on loopback,
 or the one at `--endpoint`, with a bucket for `--place` and the AWS credential chain. Without `--ray` the worker shares
-its process with the driver.
+its process with the driver. With it there are the driver, two actors, and the actor that keeps their heartbeats.
 
-Prints one JSON object and one line. The exit code is 1 if a worker holds over 50 MB more after the last shard than
-after the first hundred, or if it has more threads or open files.
+Prints one JSON object and one line. The exit code is 1 if a process holds over 50 MB more after the last shard than
+after the first tenth of them, or if it has more threads or open files.
 """
 
 import argparse
@@ -34,7 +34,9 @@ from stereo_jobs.run.driver import RunProgress, run
 from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, parse_spec
 from tests import seaweed, standin
 
-WARM_SHARDS = 100
+WARM_SHARE = 0.1
+"""Share of the shards after which nothing grows any more."""
+ACTORS = 2
 MAX_GROWTH_MB = 50
 MAX_MORE = 4
 """Threads or open files that may come and go."""
@@ -69,54 +71,87 @@ def make_spec(place: str, endpoint: str | None, shards: int) -> JobSpec:
             "runtime": {
                 "shard_rows": ROWS_PER_SHARD,
                 "batch_size": ROWS_PER_SHARD,
-                "actors": 1,
+                "actors": ACTORS,
                 "storage": {"endpoint_url": endpoint},
             },
         }
     )
 
 
-def sample() -> dict[str, int] | None:
-    """Return what the worker holds now: memory in MB, threads, open files."""
-    for file in Path(os.environ["HOME"]).glob("worker-*"):
-        with contextlib.suppress(psutil.Error):
-            worker = psutil.Process(int(file.name.removeprefix("worker-")))
-            memory = round(worker.memory_info().rss / 2**20)
-            return {"rss_mb": memory, "threads": worker.num_threads(), "files": worker.num_fds()}
-    return None
+Sample = dict[str, int]
+"""What a process holds: memory in MB, threads, open files; and how many shards were done then."""
+
+
+def processes(local: bool) -> dict[str, psutil.Process]:
+    """Find the processes of the run, as far as they are there."""
+    found = {"driver": psutil.Process()}
+    if not local:
+        workers = sorted(int(file.name.removeprefix("worker-")) for file in Path(os.environ["HOME"]).glob("worker-*"))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found |= {f"actor {number}": psutil.Process(pid) for number, pid in enumerate(workers, 1)}
+        for child in found["driver"].children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if child.cmdline()[0].startswith("ray::Heartbeats"):
+                    found["heartbeats"] = child
+    return found
+
+
+def sample(process: psutil.Process, shards: int) -> Sample:
+    """Look at one process."""
+    memory = round(process.memory_info().rss / 2**20)
+    return {"shards": shards, "rss_mb": memory, "threads": process.num_threads(), "files": process.num_fds()}
 
 
 def measure(spec: JobSpec, shards: int, local: bool) -> dict[str, Any]:
-    """Run the job, and sample its worker as the shards are done."""
-    samples: list[dict[str, int]] = []
+    """Run the job, and sample its processes as the shards are done."""
+    samples: dict[str, list[Sample]] = {}
+    running: dict[str, psutil.Process] = {}
 
     def watch(progress: RunProgress) -> None:
-        now = sample()
         done = progress.done // ROWS_PER_SHARD
-        if now and (not samples or done > samples[-1]["shards"]):
-            samples.append({"shards": done} | now)
+        if len(running) < (1 if local else ACTORS + 2):
+            running.update(processes(local))
+        for name, process in running.items():
+            seen = samples.setdefault(name, [])
+            if not seen or done > seen[-1]["shards"]:
+                seen.append(sample(process, done))
 
     started = time.monotonic()
     run(spec, local=local, load=load, watch=watch)
     seconds = time.monotonic() - started
-    warm = [each for each in samples if each["shards"] >= min(WARM_SHARDS, shards // 2)]
-    growth = {name: warm[-1][name] - warm[0][name] for name in ("rss_mb", "threads", "files")}
+    found = {name: summary(seen, shards) for name, seen in samples.items()}
     return {
         "shards": shards,
-        "worker": "this process" if local else "Ray actor",
         "seconds": round(seconds, 1),
-        "first": samples[0],
-        "warm": warm[0],
-        "last": warm[-1],
-        "growth": growth,
-        "ok": growth["rss_mb"] <= MAX_GROWTH_MB and max(growth["threads"], growth["files"]) <= MAX_MORE,
+        "processes": found,
+        "ok": len(found) == len(running) and all(each["flat"] for each in found.values()),
     }
+
+
+def summary(seen: list[Sample], shards: int) -> dict[str, Any]:
+    """Compare what a process held in the end with what it held after the first tenth of the shards."""
+    warm = [each for each in seen if each["shards"] >= WARM_SHARE * shards]
+    first, last = warm[0], warm[-1]
+    more = {name: last[name] - first[name] for name in ("rss_mb", "threads", "files")}
+    highest = {name: max(each[name] for each in warm) for name in more}
+    flat = more["rss_mb"] <= MAX_GROWTH_MB and max(more["threads"], more["files"]) <= MAX_MORE
+    return {"begin": seen[0], "warm": first, "last": last, "highest": highest, "growth": more, "flat": flat}
+
+
+def line(result: dict[str, Any]) -> str:
+    """Say it in one line."""
+    parts = [
+        f"{name} {each['warm']['rss_mb']} MB after {each['warm']['shards']} shards and {each['last']['rss_mb']} MB "
+        f"after {each['last']['shards']} ({each['last']['threads']} threads, {each['last']['files']} open files)"
+        for name, each in result["processes"].items()
+    ]
+    return f"{'flat' if result['ok'] else 'NOT FLAT'}: {'; '.join(parts)}; {result['seconds']} s"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--shards", type=int, default=1000)
-    parser.add_argument("--ray", action="store_true", help="in a Ray actor instead of this process")
+    parser.add_argument("--ray", action="store_true", help="in Ray actors instead of this process")
     parser.add_argument("--endpoint", help="an S3 server; by default SeaweedFS is started")
     parser.add_argument("--place", default=f"s3://{seaweed.BUCKET}/memory", help="where on S3 to write")
     arguments = parser.parse_args()
@@ -125,11 +160,7 @@ def main() -> int:
         spec = make_spec(f"{arguments.place}/{uuid.uuid4().hex[:8]}", endpoint, arguments.shards)
         result = measure(spec, arguments.shards, local=not arguments.ray)
     print(json.dumps(result))
-    warm, last = result["warm"], result["last"]
-    print(
-        f"{result['worker']}: {warm['rss_mb']} MB after {warm['shards']} shards, {last['rss_mb']} MB after "
-        f"{last['shards']}; {last['threads']} threads, {last['files']} open files; {result['seconds']} s"
-    )
+    print(line(result))
     return int(not result["ok"])
 
 

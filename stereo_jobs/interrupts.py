@@ -3,17 +3,24 @@
 The first signal raises `Interrupt` in the main thread, wherever that is: reading plans, repairing, planning. Inside of
 `draining` it only sets an event, so that shards in flight may end. Ctrl-C after any other signal ends the process at
 once, without waiting for threads, actors or a cluster.
+
+Python calls a handler in the main thread, between two instructions of its own, and only once for signals that came
+while Ray kept that thread. A thread therefore counts the signals as they come, and ends the process for a main thread
+that does not.
 """
 
 import contextlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 EXIT_CODE = 75
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+MAIN_THREAD_S = 1.0
+"""Seconds that the main thread has to end the process itself."""
 
 
 class Interrupt(SystemExit):
@@ -30,9 +37,13 @@ class _State:
         told: whether a signal has come.
         drain: the event to set instead of raising; None outside of `draining`.
         terminals: descriptors of output that were terminals at the start.
+        came: how many signals the thread has counted.
+        wakeup: the end of a pipe to which Python writes the number of each signal; None if it is nobody's.
     """
 
     told = False
+    came = 0
+    wakeup: int | None = None
     drain: threading.Event | None = None
     terminals: tuple[int, ...] = ()
 
@@ -46,8 +57,10 @@ def install(*, ctrl_c: bool = True) -> dict[int, Any]:
     Args:
         ctrl_c: also handle Ctrl-C; without it, Ctrl-C raises KeyboardInterrupt as usual.
     """
-    _state.told = False
+    _forget()
     _state.terminals = tuple(fd for fd in (1, 2) if os.isatty(fd))
+    if _state.wakeup is None and ctrl_c:
+        _count_in_a_thread()
     return {
         number: signal.signal(number, _handle)
         for number in SIGNALS
@@ -61,7 +74,11 @@ def restore(former: dict[int, Any]) -> None:
     """Give the signals back to the handlers that `install` returned."""
     for number, handler in former.items():
         signal.signal(number, handler)
-    _state.told = False
+    _forget()
+    if _state.wakeup is not None:
+        signal.set_wakeup_fd(-1)
+        os.close(_state.wakeup)  # the thread ends
+        _state.wakeup = None
 
 
 @contextlib.contextmanager
@@ -71,7 +88,7 @@ def handled() -> Iterator[None]:
         yield
         return
     if all(signal.getsignal(number) == _handle for number in (signal.SIGTERM, signal.SIGINT)):
-        _state.told = False
+        _forget()
         yield  # the command line has installed them, and they stay until the end of the process
         return
     former = install()
@@ -105,6 +122,42 @@ def _handle(number: int, frame: object) -> None:
     elif not _state.told:
         _state.told = True
         raise Interrupt
+
+
+def _forget() -> None:
+    """Begin anew: the next signal is the first."""
+    _state.told, _state.came = False, 0
+
+
+def _count_in_a_thread() -> None:
+    """Count signals in a thread, which ends the process on Ctrl-C after another one if the main thread does not."""
+    source, sink = os.pipe()
+    os.set_blocking(sink, False)
+    signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+    _state.wakeup = sink
+
+    def count() -> None:
+        while number := os.read(source, 1):
+            if number[0] in SIGNALS:
+                _state.came += 1
+            if number[0] == signal.SIGINT and _state.came > 1:
+                time.sleep(MAIN_THREAD_S)
+                if _state.came > 1:  # the signals still count
+                    os._exit(EXIT_CODE)
+        os.close(source)
+
+    threading.Thread(target=count, name="signals", daemon=True).start()
+
+
+def _leave_pipe() -> None:
+    """Write nothing into the pipe of the process that this one was forked from."""
+    if _state.wakeup is not None:
+        signal.set_wakeup_fd(-1)
+        os.close(_state.wakeup)
+        _state.wakeup = None
+
+
+os.register_at_fork(after_in_child=_leave_pipe)
 
 
 def _leave_terminals() -> None:

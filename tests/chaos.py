@@ -58,6 +58,7 @@ FAULTS = {
     "store_slow": 2,
     "store_busy": 2,
     "store_breaks_off": 2,
+    "store_alters": 2,
     "lease_damaged": 1,
     "record_damaged": 1,
     "totals_damaged": 1,
@@ -168,6 +169,7 @@ class Chaos:
         self.driver.wait()
 
     def driver_hung_up(self) -> None:
+        self.wait_for_work()
         self.driver.send_signal(signal.SIGHUP)
         self.driver.wait()
 
@@ -207,16 +209,36 @@ class Chaos:
         time.sleep(self.random.uniform(1, 20))
         self.proxy.heal()
 
+    def store_alters(self) -> None:
+        self.proxy.altered_share = 0.2
+        time.sleep(self.random.uniform(1, 20))
+        self.proxy.heal()
+
     def lease_damaged(self) -> None:
+        self.wait_for_work()
         self.damage(layout.LEASE)
 
     def totals_damaged(self) -> None:
+        self.wait_for_work()
         self.damage(layout.PROGRESS)
 
     def record_damaged(self) -> None:
-        records = [info.key for info in self.storage().list(layout.RECORDS_PREFIX)]
-        if records:
+        self.wait_for_work()
+        if records := self.records():
             self.damage(self.random.choice(records))
+
+    def wait_for_work(self) -> None:
+        """Wait until the current run has an output with a shard in it, or has ended."""
+
+        def at_work() -> bool:
+            self.mend()
+            return bool(self.records()) or self.driver.poll() is not None
+
+        wait_until(at_work, what="a shard")
+
+    def records(self) -> list[str]:
+        """Records of the current job."""
+        return [info.key for info in self.storage().list(layout.RECORDS_PREFIX)]
 
     def damage(self, key: str) -> None:
         damages = (b"", b"[]", b"{}", b"\xff\xfe", b'{"holder": 7, "shards": 1e400}')
@@ -228,6 +250,7 @@ class Chaos:
 
     def manifest_overwritten(self) -> None:
         """Put another manifest in the place of the first until the run ends, as it must, with exit code 2."""
+        self.wait_for_work()
         self.replace_manifest((self.folder / "other.parquet").read_bytes())
         try:
             code = self.driver.wait(timeout=60)

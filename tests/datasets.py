@@ -1,12 +1,11 @@
 """Reads finished datasets, and compares pairs."""
 
 import dataclasses
-import io
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.output import layout
 from stereo_jobs.output.plan import load_job
@@ -28,7 +27,7 @@ def verdict(spec: JobSpec) -> VerifyReport:
 def rows(spec: JobSpec) -> dict[str, dict]:
     """All rows by id, without the columns that may differ between runs."""
     storage = open_storage(spec.output, spec.runtime.storage)
-    tables = [pq.read_table(io.BytesIO(storage.read(info.key))) for info in storage.list(layout.DATA_PREFIX)]
+    tables = [read_table(storage.read(info.key)) for info in storage.list(layout.DATA_PREFIX)]
     table = pa.concat_tables(tables)
     table = table.drop_columns([name for name in table.column_names if name.startswith(RUN_PREFIX)])
     listed = table.to_pylist()
@@ -39,7 +38,7 @@ def rows(spec: JobSpec) -> dict[str, dict]:
 def failures(spec: JobSpec) -> dict[str, str]:
     """Types of error by the ids of rows that failed."""
     storage = open_storage(spec.output, spec.runtime.storage)
-    tables = [pq.read_table(io.BytesIO(storage.read(info.key))) for info in storage.list(layout.ERRORS_PREFIX)]
+    tables = [read_table(storage.read(info.key)) for info in storage.list(layout.ERRORS_PREFIX)]
     return {row["id"]: row["error_type"] for table in tables for row in table.to_pylist()}
 
 

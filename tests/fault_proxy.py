@@ -23,6 +23,7 @@ class FaultProxy:
         delay_s: before each request is passed on.
         slow_down_share: of the requests, answered with 503 SlowDown.
         cut_share: of the answers with a body, broken off in the middle of it.
+        altered_share: of the objects and ranges that are read, given back with one other byte.
         refused: how many requests got no proper answer so far.
     """
 
@@ -32,6 +33,7 @@ class FaultProxy:
         self.delay_s = 0.0
         self.slow_down_share = 0.0
         self.cut_share = 0.0
+        self.altered_share = 0.0
         self.refused = 0
         self._random = random.Random(seed)
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"proxy": self}))
@@ -40,13 +42,22 @@ class FaultProxy:
 
     def heal(self) -> None:
         """As if there were no proxy."""
-        self.away, self.delay_s, self.slow_down_share, self.cut_share = False, 0.0, 0.0, 0.0
+        self.away, self.delay_s = False, 0.0
+        self.slow_down_share = self.cut_share = self.altered_share = 0.0
 
     def asks_for_patience(self) -> bool:
         return self._random.random() < self.slow_down_share
 
     def cuts(self) -> bool:
         return self._random.random() < self.cut_share
+
+    def altered(self, body: bytes) -> bytes:
+        """The body, or one that differs in a byte."""
+        if not body or self._random.random() >= self.altered_share:
+            return body
+        self.refused += 1
+        place = self._random.randrange(len(body))
+        return body[:place] + bytes([body[place] ^ self._random.randrange(1, 256)]) + body[place + 1 :]
 
     @contextlib.contextmanager
     def serving(self) -> Iterator["FaultProxy"]:
@@ -80,7 +91,10 @@ class _Handler(BaseHTTPRequestHandler):
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
             upstream.request(self.command, self.path, body or None, headers)
             answer = upstream.getresponse()
-            self._answer(answer.status, answer.getheaders(), answer.read())
+            content = answer.read()
+            if self.command == "GET" and answer.status < 300 and "list-type=" not in self.path:
+                content = self.proxy.altered(content)
+            self._answer(answer.status, answer.getheaders(), content)
         finally:
             upstream.close()
 

@@ -111,6 +111,37 @@ def test_a_second_ctrl_c_does_not_wait(make_spec, make_manifest, tmp_path, optio
     assert process.wait(timeout=30) == 75
 
 
+def test_a_second_ctrl_c_does_not_wait_for_a_main_thread_that_runs_no_handler():
+    """As Ray's calls do, this one takes minutes, and lets no handler run before it ends."""
+    code = (
+        "import hashlib, threading\nfrom stereo_jobs import interrupts\n"
+        "with interrupts.handled(), interrupts.draining(threading.Event()):\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, cwd=REPOSITORY)
+    assert process.stdout.readline() == b"ready\n"
+    for _ in range(2):
+        time.sleep(0.3)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+    try:
+        assert process.wait(timeout=30) == 75
+    finally:
+        process.kill()
+
+
+def test_a_forked_process_writes_nothing_into_the_pipe_of_its_parent():
+    with interrupts.handled():
+        child = os.fork()
+        if not child:
+            signal.raise_signal(signal.SIGCHLD)
+            os._exit(signal.set_wakeup_fd(-1) + 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert signal.set_wakeup_fd(interrupts._state.wakeup) == interrupts._state.wakeup
+    assert signal.set_wakeup_fd(-1) == -1
+
+
 def test_a_drain_in_another_thread_is_nobodys_business():
     raised = []
 

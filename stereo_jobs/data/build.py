@@ -61,7 +61,9 @@ def build(source: Path, target: str, settings: StorageSpec) -> int:
 def publish(table: pa.Table, target: str, settings: StorageSpec, row_group_rows: int = ROW_GROUP_ROWS) -> None:
     """Write a table as a manifest. Raises ManifestError if the target exists."""
     buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", row_group_size=row_group_rows)
+    # Workers read it page by page, and no store vouches for a part of an object.
+    options = {"compression": "zstd", "row_group_size": row_group_rows, "write_page_checksum": True}
+    pq.write_table(table, buffer, **options)
     storage, name = split_uri(target, settings)
     try:
         storage.create(name, buffer.getvalue())

@@ -110,7 +110,7 @@ class ManifestReader:
                 if inside:
                     cells += self._read_group(parquet, (uri, group, columns), inside)
                 start = end
-        except (pa.ArrowInvalid, OSError) as error:
+        except (pa.ArrowException, IndexError, OSError) as error:
             raise unreadable(uri, self.settings, "cannot be read", error) from None
         if len(cells) != len(rows):
             raise ManifestError(

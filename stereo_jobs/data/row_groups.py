@@ -55,6 +55,9 @@ class RowGroups:
         parquet = pq.ParquetFile(handle)
         self._handle = handle
         self.metadata: pq.FileMetaData = parquet.metadata
+        # Pages may have checksums, footers have none: a store that alters bytes gives another one the second time.
+        if not self.metadata.equals(pq.read_metadata(handle)):
+            raise OSError("its footer reads differently each time")
         self.schema: pa.Schema = parquet.schema_arrow
 
     def batches(self, group: int, part: _Part) -> Iterator[pa.RecordBatch]:
@@ -65,6 +68,7 @@ class RowGroups:
             read_dictionary=part.dictionaries,
             pre_buffer=False,
             buffer_size=_BUFFER_BYTES,
+            page_checksum_verification=True,
         )
         return parquet.iter_batches(  # type: ignore[no-any-return]
             part.batch_rows, row_groups=[group], columns=part.columns, use_threads=False

@@ -98,7 +98,12 @@ class _RepeatableError(StorageError):
 
 
 class _BrokenReadError(StorageUnavailableError):
-    """The body of a response ended early."""
+    """The body of a response ended early, or is another one than a moment later."""
+
+
+def _is_md5(tag: str, data: bytes) -> bool:
+    """Whether an ETag is the MD5 of these bytes, as it is in most stores unless they encrypt or were sent parts."""
+    return tag.strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
 
 
 class S3Storage(Storage):
@@ -148,7 +153,17 @@ class S3Storage(Storage):
         reraise=True,
     )
     def read_tagged(self, key: str) -> tuple[bytes, str]:
-        """Read an object and its ETag. botocore retries failed requests, but not a response that breaks off."""
+        """Read an object and its ETag, and make sure that these are its bytes.
+
+        An ETag that is the MD5 of the bytes proves it, and botocore checks those that AWS sends. Other objects are read
+        twice. What breaks off or differs is read again: botocore retries failed requests only.
+        """
+        data, tag = self._get(key)
+        if not (_is_md5(tag, data) or self._access.is_aws or self._get(key) == (data, tag)):
+            raise _BrokenReadError(f"{self.locate(key)}: the store gives other bytes each time it is read")
+        return data, tag
+
+    def _get(self, key: str) -> tuple[bytes, str]:
         with self._errors(key):
             response = self._client.get_object(Bucket=self.bucket, Key=self._key(key))
             try:
@@ -192,8 +207,7 @@ class S3Storage(Storage):
             tag = self._put(key, data, IfNoneMatch="*")
         except ChangedError:
             raise AlreadyExistsError(key) from None
-        proven = tag.strip('"') == hashlib.md5(data, usedforsecurity=False).hexdigest()
-        if not proven and not self._access.is_aws and not self._holds(key, data):
+        if not (_is_md5(tag, data) or self._access.is_aws or self._holds(key, data)):
             raise StorageError(f"{self._altered(key)}. Move the object away before the next run")
 
     def _holds(self, key: str, data: bytes) -> bool:

@@ -4,12 +4,14 @@ import json
 import os
 import re
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from stereo_jobs.data.build import build
 from stereo_jobs.data.manifest import find, inspect, stream_ids
+from stereo_jobs.data.row_groups import Cursor, RowGroups
 from stereo_jobs.errors import ManifestError, StorageError
 from stereo_jobs.records import valid_id
 from stereo_jobs.spec import Recipe, StorageSpec
@@ -163,3 +165,27 @@ def test_names_that_cannot_be_are_refused(tmp_path):
     for target in ("m\udcff.parquet", "x" * 5000, "~nobody-at-all/m.parquet", "file:m.parquet", "/proc/m.parquet"):
         with pytest.raises(StorageError):
             build(tmp_path / "p.txt", target, LOCAL)
+
+
+def test_no_other_byte_of_its_rows_goes_unnoticed(tmp_path):
+    """A store that alters bytes can give no other rows: each page of a built manifest has a checksum."""
+    source = tmp_path / "p.csv"
+    source.write_text("id,prompt\n" + "".join(f"row-{i},a red circle {i * 7919 % 1000}\n" for i in range(40)))
+    build(source, str(tmp_path / "built.parquet"), LOCAL)
+    content = (tmp_path / "built.parquet").read_bytes()
+
+    def cells(data: bytes) -> list:
+        file = RowGroups(pa.BufferReader(data))
+        parts = [Cursor(file, 0, part).take(range(40)) for part in file.parts(0, ["id", "prompt"])]
+        return [pa.Table.from_batches(part).to_pylist() for part in parts]
+
+    whole = cells(content)
+    assert len(whole[0]) == 40
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    noticed = 0
+    for place in range(4, footer):
+        try:
+            assert cells(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]) == whole, place
+        except (pa.ArrowException, OSError, ValueError):
+            noticed += 1
+    assert noticed > footer / 2

@@ -16,6 +16,7 @@ import boto3
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tenacity
 from botocore.credentials import ReadOnlyCredentials
 from botocore.exceptions import ClientError
 
@@ -549,6 +550,33 @@ def test_an_object_that_is_mangled_after_the_probe_is_no_commit(odd_store, manne
     manners.etag = opaque if tags == "opaque" else lambda body: f'"{hashlib.md5(body[:4]).hexdigest()}"'
     with pytest.raises(StorageError, match=r"/data/a: other bytes come back.*Move the object away"):
         odd_store.create("data/a", b"content")
+
+
+class AlteredReads:
+    """One other byte, at another place each time, in the first answers."""
+
+    def __init__(self, answers: int) -> None:
+        self.left = answers
+
+    def __call__(self, body: bytes) -> bytes:
+        if not self.left:
+            return body
+        self.left -= 1
+        place = self.left % len(body)
+        return body[:place] + bytes([body[place] ^ 1]) + body[place + 1 :]
+
+
+@pytest.mark.parametrize("tags", [None, opaque], ids=["md5", "opaque"])
+def test_bytes_that_are_altered_for_a_while_are_read_again(odd_store, manners, monkeypatch, tags):
+    monkeypatch.setattr(type(odd_store).read_tagged.retry, "wait", tenacity.wait_none())
+    manners.etag = tags or manners.etag
+    odd_store.create("data/a", b"content")
+    for answers in range(4):
+        manners.give = AlteredReads(answers)
+        assert odd_store.read("data/a") == b"content"
+    manners.give = AlteredReads(100)
+    with pytest.raises(StorageUnavailableError, match="/data/a: the store gives other bytes each time it is read"):
+        odd_store.read("data/a")
 
 
 def test_an_object_that_vanishes_is_no_commit(odd_store, manners):
