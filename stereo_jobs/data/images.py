@@ -62,7 +62,7 @@ def _scaled_to_8_bits(image: Image.Image, kind: type[np.number] | None, inverted
     """Convert grey of more than 8 bits to H,W,3 uint8, band by band: doubles of a whole photo would fill the memory.
 
     Args:
-        image: of 16 or 32 bits, or of floats.
+        image: grey in 16 or 32 bits, or in floats.
         kind: type of its samples, where Pillow takes them for another.
         inverted: whether 0 is white.
     """

@@ -43,9 +43,9 @@ def decode_map(data: bytes, column: str) -> F32:
             image = open_image(data, _MAX_PIXELS, column, FORMATS)
             if image.mode == "P":
                 image = image.convert("RGB")  # the indices of a palette are no values; refused below
-            kind = tiff.stored_dtype(image)
+            stored = tiff.stored_dtype(image)
             values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
-            values = values if kind is None else values.view(kind)
+            values = values if stored is None else values.view(stored)
     except InputError:
         raise
     except Exception as error:  # from Pillow, numpy, or Python's parser, which reads the header of NPY

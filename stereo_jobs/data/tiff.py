@@ -41,7 +41,10 @@ def mend(image: TiffImageFile) -> None:
         raise ValueError(_INTERLEAVE)
     tiles = []
     for tile in image.tile:
-        codec, extents, offset, (packing, *rest) = tile
+        codec, extents, offset, settings = tile
+        if not isinstance(settings, tuple):  # a codec without any
+            raise ValueError("unknown packing")
+        packing, *rest = settings
         if codec == "libtiff":
             packing = _NATIVE.get(packing, packing)
         elif planar:
