@@ -12,6 +12,8 @@
 | `build` | makes a manifest from lines of text, a table or a folder of images |
 | `reader` | reads the images that a manifest points to, within limits |
 | `images` | decodes and encodes images |
+| `tiff` | corrects how Pillow unpacks TIFF files |
+| `png` | corrects colour keys of PNG files |
 | `maps` | decodes depth maps, disparity maps and masks |
 | `shards` | one Parquet file of pairs, with failed rows and recipe in its footer |
 | `card` | the README.md of a dataset |

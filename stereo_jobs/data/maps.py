@@ -6,10 +6,12 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
+from stereo_jobs.data import png, tiff
 from stereo_jobs.data.images import InputError, open_image
 
 F32 = NDArray[np.float32]
-_PFM = re.compile(rb"\A(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)\s")
+_PFM = re.compile(rb"\A(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=\s)")
+_PFM_HEADER_END = re.compile(rb"[ \t]*\r?\n|\s")
 _KITTI_STEP = 256.0
 _MAX_PIXELS = 2**31  # the size was checked when the file was read
 FORMATS = "float TIFF, PFM, NPY, or 8- or 16-bit PNG"
@@ -41,7 +43,9 @@ def decode_map(data: bytes, column: str) -> F32:
             image = open_image(data, _MAX_PIXELS, column, FORMATS)
             if image.mode == "P":
                 image = image.convert("RGB")  # the indices of a palette are no values; refused below
+            stored = tiff.stored_dtype(image)
             values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
+            values = values if stored is None else values.view(stored)
     except InputError:
         raise
     except Exception as error:  # from Pillow, numpy, or Python's parser, which reads the header of NPY
@@ -63,7 +67,7 @@ def decode_disparity_px(data: bytes, column: str = "disparity") -> F32:
         InputError: not a map, see `decode_map`; or no pixel is known.
     """
     values = decode_map(data, column)
-    if _is_16_bit_png(data):
+    if png.bit_depth(data) == 16:
         values = np.where(values > 0, values / np.float32(_KITTI_STEP), np.float32(np.nan))
     values = np.asarray(np.where(np.isfinite(values), values, np.nan), np.float32)
     if np.isnan(values).all():
@@ -129,7 +133,10 @@ def _decode_pfm(data: bytes) -> F32:
         raise ValueError("not a PFM of one channel")
     width, height = int(header.group(2)), int(header.group(3))
     order = "<f4" if float(header.group(4)) < 0 else ">f4"
-    values = np.frombuffer(data, order, count=width * height, offset=header.end())
+    start = len(data) - width * height * 4  # samples may begin with what looks like white space
+    if start < 0 or not _PFM_HEADER_END.fullmatch(data, header.end(), start):
+        raise ValueError(f"{width}x{height} samples do not fit the bytes after its header")
+    values = np.frombuffer(data, order, count=width * height, offset=start)
     return np.flipud(values.reshape(height, width)).astype(np.float32)
 
 
@@ -153,7 +160,3 @@ def _kind(data: bytes) -> str:
     if data.startswith(b"\x93NUMPY"):
         return "npy"
     return "pfm" if _PFM.match(data) else "image"
-
-
-def _is_16_bit_png(data: bytes) -> bool:
-    return data.startswith(b"\x89PNG") and data[24:25] == b"\x10"  # the bit depth in the header chunk

@@ -3,6 +3,7 @@
 import io
 import random
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -170,6 +171,21 @@ def test_floats_are_scaled_to_their_largest_value():
     np.testing.assert_array_equal(decode_rgb(unknown, 100)[0, :, 0], [0, 255, 0, 255])
     nothing = encode_disparity(np.full((2, 2), np.nan, np.float32))
     assert not decode_rgb(nothing, 100).any()
+
+
+def test_wide_grey_takes_no_doubles_of_the_whole_picture():
+    """A picture of 50 megapixels would take 400 MB for each array of them."""
+    rng, side = np.random.default_rng(5), 1500
+    wide = rng.integers(0, 65536, (side, side)).astype(np.uint16)
+    for pixels, expected in ((wide, wide / 65535), (wide.astype(np.float32) / 9, wide / wide.max())):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG" if pixels.dtype == np.uint16 else "TIFF")
+        tracemalloc.start()
+        found = decode_rgb(buffer.getvalue(), 10**7)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        np.testing.assert_allclose(found[..., 1], expected * 255, atol=0.51)
+        assert peak < 8 * found[..., 0].size + 2**24, "the result takes 3 bytes per pixel, a band some MB"
 
 
 def test_transparent_pixels_lie_on_white():

@@ -5,6 +5,7 @@ import pickle
 import random
 import struct
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,6 +94,32 @@ def test_a_pfm_header_may_be_written_in_many_ways():
     body = np.flipud(VALUES).astype("<f4").tobytes()
     for header in (b"Pf\n16 12\n-1.0\n", b"Pf 16 12 -1 ", b"Pf\n16\n12\n-2.5e-3\n", b"Pf\n16  12\n-1.000000\n"):
         np.testing.assert_array_equal(decode_map(header + body, "depth"), VALUES)
+
+
+@pytest.mark.parametrize(
+    "end", ["-1.0\n", "-1.0\r\n", "-1.0 \n", "-1.0 \t\r\n", "-1.\n", "-.5\n", "-1e0 ", "+1.0\n", "1.\r\n"]
+)
+@pytest.mark.parametrize("first", [b"\n\n\n\n", b"\r\n\r\n", b"    ", b"1234"])
+def test_the_samples_of_a_pfm_begin_where_their_number_says(end, first):
+    """However its header ends, and though the first sample looks like white space."""
+    order = "<f4" if end.startswith("-") else ">f4"
+    samples = first + np.arange(11, dtype=order).tobytes()
+    data = f"Pf\n3 4\n{end}".encode() + samples
+    check_map(data, 12, "depth")
+    np.testing.assert_array_equal(decode_map(data, "depth"), np.flipud(np.frombuffer(samples, order).reshape(4, 3)))
+    by_second = (
+        cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if end in ("-1.0\n", "+1.0\n") else None
+    )
+    if by_second is not None:
+        np.testing.assert_array_equal(by_second * np.float32(1), decode_map(data, "depth"))
+
+
+@pytest.mark.parametrize("spoil", [lambda d: d + b"\n", lambda d: d[:-1], lambda d: d + bytes(48), lambda d: d[:15]])
+def test_a_pfm_with_more_or_fewer_bytes_than_its_samples_take_is_refused(spoil):
+    data = b"Pf\n3 4\n-1.0\n" + np.arange(1, 13, dtype="<f4").tobytes()
+    words = r"depth: not a readable map \(3x4 samples do not fit the bytes after its header\); use float TIFF, PFM"
+    with pytest.raises(InputError, match=words):
+        decode_map(spoil(data), "depth")
 
 
 def test_what_is_unknown_becomes_nan():

@@ -311,7 +311,9 @@ def _scientific_tiff(rng: random.Random) -> Sample:
     # 16 bits become 8 here by their upper byte, there by scaling; of premultiplied colours few bits may be left.
     tolerance = {"assocalpha": 3.0, "unassalpha": 2.01}.get(options.get("extrasamples", [""])[0], 1.51)
     made = f"TIFF of {values.dtype}, {values.shape}, {options}"
-    rare = values.dtype == np.uint16 and ("planarconfig" in options or options["photometric"] == "miniswhite")
+    wide = values.dtype == np.uint16
+    rare = wide and options["byteorder"] == ">" and options["photometric"] == "miniswhite"
+    rare |= "planarconfig" in options and channels == 4 and options["compression"] is None
     return Sample(data, made, _tiff_picture(data), tolerance=tolerance, refusable=rare)
 
 
@@ -352,8 +354,8 @@ def _npy(rng: random.Random) -> Sample:
 def _pfm(rng: random.Random) -> Sample:
     values = _map_values(rng, "<f4")
     order, scale = rng.choice((("<f4", "-1.0"), (">f4", "1.0"), ("<f4", "-0.5"), (">f4", "1e0")))
-    space = rng.choice(("\n", " "))
-    header = f"Pf\n{values.shape[1]}{space}{values.shape[0]}\n{scale}\n".encode()
+    space, end = rng.choice(("\n", " ")), rng.choice(("\n", "\r\n", " \n", " "))
+    header = f"Pf\n{values.shape[1]}{space}{values.shape[0]}\n{scale}{end}".encode()
     return Sample(header + np.flipud(values).astype(order).tobytes(), f"PFM {order} {scale}", values=values)
 
 
@@ -377,7 +379,7 @@ def _map_tiff(rng: random.Random) -> Sample:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, values, photometric="minisblack", **options)
         data = buffer.getvalue()
-    refusable = dtype in ("f2", "f8", "u4", "u8", "i1", "i2", "i4")
+    refusable = dtype in ("f2", "u8")
     return Sample(data, f"TIFF map of {dtype} by {by}, {options}", values=values, refusable=refusable)
 
 
