@@ -100,9 +100,13 @@ except BaseException:  # as some libraries have it around their imports
 """
 
 
-@pytest.mark.parametrize("then", ["interrupts.install()", "interrupts.handled().__enter__()", "os.kill(os.getpid(), 15)"])
+AGAIN = ["interrupts.install()", "interrupts.handled().__enter__()", "os.kill(os.getpid(), 15)"]
+
+
+@pytest.mark.parametrize("then", AGAIN)
 def test_a_signal_that_a_library_swallows_is_not_lost(then):
-    code = f"import os, signal\nfrom stereo_jobs import interrupts\ninterrupts.install()\n{SWALLOWED}\n{then}\nprint('on')"
+    begin = "import os, signal\nfrom stereo_jobs import interrupts\ninterrupts.install()\n"
+    code = f"{begin}{SWALLOWED}\n{then}\nprint('on')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
 
