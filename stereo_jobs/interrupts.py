@@ -7,11 +7,15 @@ once, without waiting for threads, actors or a cluster.
 Python calls a handler in the main thread, between two instructions of its own, and only once for signals that came
 while Ray kept that thread. A thread therefore counts the signals as they come, and ends the process for a main thread
 that does not.
+
+Code of others can swallow the exception: libraries have `except:` around some of their imports. A signal is therefore
+remembered, and what takes long asks for it (`told`).
 """
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -56,8 +60,14 @@ def install(*, ctrl_c: bool = True) -> dict[int, Any]:
 
     Args:
         ctrl_c: also handle Ctrl-C; without it, Ctrl-C raises KeyboardInterrupt as usual.
+
+    Raises:
+        Interrupt: the signals are handled already, and one has come.
     """
-    _forget()
+    if signal.getsignal(signal.SIGTERM) != _handle:
+        _forget()
+    if _state.told:
+        raise Interrupt
     _state.terminals = tuple(fd for fd in (1, 2) if os.isatty(fd))
     if _state.wakeup is None and ctrl_c:
         _count_in_a_thread()
@@ -81,14 +91,24 @@ def restore(former: dict[int, Any]) -> None:
         _state.wakeup = None
 
 
+def told() -> bool:
+    """Return whether a signal has come."""
+    return _state.told
+
+
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Handle the signals inside the `with` block. In another thread than the main one, nothing is done."""
+    """Handle the signals inside the `with` block. In another thread than the main one, nothing is done.
+
+    Raises:
+        Interrupt: the command line has had a signal already.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     if all(signal.getsignal(number) == _handle for number in (signal.SIGTERM, signal.SIGINT)):
-        _forget()
+        if _state.told:
+            raise Interrupt
         yield  # the command line has installed them, and they stay until the end of the process
         return
     former = install()
@@ -100,11 +120,13 @@ def handled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def draining(stopped: threading.Event) -> Iterator[None]:
-    """Inside the `with` block a signal sets `stopped`, and raises nothing."""
+    """Inside the `with` block a signal sets `stopped`, and raises nothing; one that came before it sets it, too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     _state.drain = stopped
+    if _state.told:
+        stopped.set()
     try:
         yield
     finally:
@@ -119,9 +141,17 @@ def _handle(number: int, frame: object) -> None:
     if _state.drain is not None:
         _state.told = True
         _state.drain.set()
-    elif not _state.told:
+    elif not _is_ending():
         _state.told = True
         raise Interrupt
+
+
+def _is_ending() -> bool:
+    """Whether the interrupted code cleans up after an earlier signal, which another one must not cut short."""
+    error = sys.exc_info()[1]
+    while error is not None and not isinstance(error, Interrupt):
+        error = error.__context__
+    return error is not None
 
 
 def _forget() -> None:

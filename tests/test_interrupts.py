@@ -6,10 +6,14 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from stereo_jobs import interrupts
+from stereo_jobs.errors import InterruptedRunError
 from stereo_jobs.run.driver import run
 from tests import standin
 from tests.conftest import REPOSITORY
@@ -86,6 +90,81 @@ def test_a_run_that_still_plans_ends_at_once(make_spec, monkeypatch):
     with pytest.raises(SystemExit) as end:
         run(make_spec(), local=True, load=standin.load)
     assert end.value.code == 75
+
+
+SWALLOWED = """
+try:
+    signal.raise_signal(signal.SIGTERM)
+except BaseException:  # as some libraries have it around their imports
+    pass
+"""
+
+
+AGAIN = ["interrupts.install()", "interrupts.handled().__enter__()", "os.kill(os.getpid(), 15)"]
+
+
+@pytest.mark.parametrize("then", AGAIN)
+def test_a_signal_that_a_library_swallows_is_not_lost(then):
+    begin = "import os, signal\nfrom stereo_jobs import interrupts\ninterrupts.install()\n"
+    code = f"{begin}{SWALLOWED}\n{then}\nprint('on')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPOSITORY)
+    assert (done.returncode, done.stdout) == (75, ""), done.stderr
+
+
+def test_a_swallowed_signal_drains(make_spec):
+    stopped = threading.Event()
+    with interrupts.handled():
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        with interrupts.draining(stopped):
+            assert stopped.is_set()
+
+
+def test_a_swallowed_signal_ends_planning(make_spec, monkeypatch):
+    from stereo_jobs.run import prepare
+
+    def resolve(recipe, resolve=prepare.resolve_recipe):
+        with pytest.raises(SystemExit):
+            signal.raise_signal(signal.SIGTERM)
+        return resolve(recipe)
+
+    monkeypatch.setattr(prepare, "resolve_recipe", resolve)
+    spec = make_spec()
+    with pytest.raises(InterruptedRunError, match="while the manifest was planned; run again"):
+        run(spec, local=True, load=standin.load)
+    assert not list(Path(spec.output).glob("_job/plan-*"))
+
+
+def test_a_signal_that_is_repeated_does_not_cut_cleaning_up_short():
+    cleaned = []
+    with pytest.raises(SystemExit), interrupts.handled():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            try:
+                raise ValueError
+            except ValueError:
+                signal.raise_signal(signal.SIGTERM)
+            cleaned.append(True)
+    assert cleaned == [True]
+
+
+def test_planning_a_huge_manifest_stops_on_sigterm(make_spec, tmp_path):
+    """In a process of its own, with ids for a minute of planning."""
+    ids = pa.table({"id": [f"row-{i}" for i in range(100_000)], "prompt": pa.nulls(100_000, pa.string())})
+    path = tmp_path / "huge.parquet"
+    with pq.ParquetWriter(path, ids.schema) as writer:
+        for _ in range(200):
+            writer.write_table(ids)
+    spec = make_spec(path)
+    process = start(spec, tmp_path)
+    wait_for(tmp_path / "out/_job/lease.json")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGTERM)
+    code, said = finish(process)
+    assert code == 75, said
+    assert "Traceback" not in said
+    assert not list(Path(spec.output).glob("_job/plan-*"))
 
 
 def test_sighup_drains(make_spec, make_manifest, tmp_path):

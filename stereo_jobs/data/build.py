@@ -89,7 +89,7 @@ def _read(source: Path) -> pa.Table:
         return reader(source)
     except FileNotFoundError:
         raise ManifestError(f"{source}: no such file") from None
-    except (pa.ArrowInvalid, OSError, UnicodeDecodeError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{source}: cannot be read ({error})") from None
 
 

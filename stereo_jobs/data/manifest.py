@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.reader import InputReader
-from stereo_jobs.data.row_groups import RowGroups
+from stereo_jobs.data.row_groups import UNREADABLE, RowGroups
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
 from stereo_jobs.errors import ManifestError, StereoJobsError, StorageError, StorageUnavailableError
@@ -152,7 +152,7 @@ def open_file(uri: str, settings: StorageSpec) -> RowGroups:
         return RowGroups(filesystem.open_input_file(path))
     except FileNotFoundError:
         raise ManifestError(f"manifest {uri}: no such file") from None
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise unreadable(uri, settings, "not a readable Parquet file", error) from None
 
 
@@ -260,7 +260,7 @@ def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
                     f"manifest {file.uri}: its footer says that row group {group} ends after {end} rows, but it ends "
                     f"after {start}; write the file again"
                 )
-    except (pa.ArrowInvalid, OSError) as error:
+    except UNREADABLE as error:
         raise unreadable(file.uri, settings, f"cannot be read after row {start}", error) from None
     if start != file.rows:
         raise ManifestError(

@@ -15,7 +15,7 @@ from stereo_jobs.data.manifest import (
     split_uri,
     unreadable,
 )
-from stereo_jobs.data.row_groups import Cursor, RowGroups
+from stereo_jobs.data.row_groups import UNREADABLE, Cursor, RowGroups
 from stereo_jobs.data.storage import NotFoundError
 from stereo_jobs.errors import DriftError, ManifestError, StorageUnavailableError
 from stereo_jobs.spec import StorageSpec
@@ -110,7 +110,7 @@ class ManifestReader:
                 if inside:
                     cells += self._read_group(parquet, (uri, group, columns), inside)
                 start = end
-        except (pa.ArrowException, IndexError, OSError) as error:
+        except UNREADABLE as error:
             raise unreadable(uri, self.settings, "cannot be read", error) from None
         if len(cells) != len(rows):
             raise ManifestError(

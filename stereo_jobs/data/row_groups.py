@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+UNREADABLE = (pa.ArrowException, IndexError, OSError, UnicodeDecodeError)
+"""What Arrow raises while it opens or reads a file that is damaged, is not Parquet, or holds what Arrow cannot read."""
+
 _BATCH_BYTES = 8 * 1024**2
 """Decoded bytes that a batch should have, going by the footer."""
 _WIDE_BYTES = 64 * 1024
@@ -47,8 +50,7 @@ class RowGroups:
         handle: the open file; it is read by range.
 
     Raises:
-        pa.ArrowInvalid: it is not Parquet.
-        OSError: it cannot be read.
+        UNREADABLE: it is not Parquet, or cannot be read.
     """
 
     def __init__(self, handle: Any) -> None:

@@ -146,7 +146,7 @@ def read_footer(source: Any) -> Footer:
         footer = json.loads((parquet.schema_arrow.metadata or {})[FOOTER_KEY])
         errors = _ERRORS.validate_python(footer["errors"])
         return Footer(ShardRecord.model_validate(footer["record"]), errors, footer["recipe"])
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"not readable as Parquet ({error})") from None
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"has no footer of stereo_jobs ({error})") from None

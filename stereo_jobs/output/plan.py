@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from stereo_jobs import interrupts
 from stereo_jobs.data import manifest
 from stereo_jobs.data.manifest import ManifestFile
 from stereo_jobs.data.manifest_reader import ManifestReader
@@ -252,7 +253,7 @@ def _check_size(plan: Plan) -> None:
 
 
 def _stop_if(ended: Ended) -> None:
-    if ended():
+    if ended() or interrupts.told():
         raise InterruptedRunError("interrupted while the manifest was planned; run again to go on")
 
 

@@ -1,8 +1,10 @@
 """Threads for what no model does of a row: reading, scoring, encoding. A deadline or an error costs the row alone."""
 
+import atexit
 import logging
 import queue
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
@@ -17,6 +19,23 @@ T = TypeVar("T")
 
 TIMED_OUT = "TimedOut"
 """Error type of a row whose reading, scoring or encoding missed its deadline."""
+EXIT_PATIENCE_S = 3.0
+"""Seconds that the end of the process waits for threads in the middle of a row."""
+
+_threads: "weakref.WeakSet[threading.Thread]" = weakref.WeakSet()
+"""All threads of this module."""
+_owners: "weakref.WeakSet[TimedThreads]" = weakref.WeakSet()
+"""Objects whose threads wait for work."""
+
+
+@atexit.register
+def _end_all() -> None:
+    """Have threads end before Python does: one that ends at the same time can abort a process whose work is done."""
+    for owner in list(_owners):
+        owner.end()
+    deadline = time.monotonic() + EXIT_PATIENCE_S
+    for thread in list(_threads):
+        thread.join(max(0.0, deadline - time.monotonic()))
 
 
 @dataclass(frozen=True)
@@ -68,7 +87,9 @@ class TimedThreads:
         self._queue: queue.SimpleQueue[_Work[Any] | None] = queue.SimpleQueue()
         for _ in range(threads):
             _start(self._queue, name, timeout_s)
-        weakref.finalize(self, _end, self._queue, threads)
+        self.end = weakref.finalize(self, _end, self._queue, threads)
+        """Tells the threads to end; called when nothing refers to this object any more."""
+        _owners.add(self)
 
     def submit(self, row: str, stage: str, do: Callable[[], T], size: int = 0) -> "Future[T | RowError]":
         """Have a piece of work done. Waits until there is room for its bytes.
@@ -115,7 +136,9 @@ def _start(works: "queue.SimpleQueue[_Work[Any] | None]", name: str, timeout_s: 
             if not in_time:
                 return
 
-    threading.Thread(target=serve, name=name, daemon=True).start()
+    thread = threading.Thread(target=serve, name=name, daemon=True)
+    _threads.add(thread)
+    thread.start()
 
 
 def _do(work: _Work[Any]) -> bool:

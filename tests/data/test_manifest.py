@@ -208,6 +208,25 @@ def test_a_broken_file_is_refused(write, tmp_path):
         inspect(f"{tmp_path}/gone.parquet", Recipe(), LOCAL)
 
 
+@pytest.mark.parametrize("error", [pa.ArrowNotImplementedError, pa.ArrowTypeError, pa.ArrowKeyError, OSError])
+def test_whatever_arrow_does_not_read_is_refused_in_one_line(write, monkeypatch, error):
+    """A damaged footer may name types that Arrow does not have, such as integers of 65 bits."""
+
+    def fail(*args, **options):
+        raise error("not implemented:\nmore than 64 bits")
+
+    planned = listed(write({"id": ["a"], "prompt": ["x"]}))
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", fail)
+    with pytest.raises(ManifestError, match="cannot be read after row 0") as streamed:
+        list(stream_ids(planned, LOCAL))
+    with pytest.raises(ManifestError, match="cannot be read") as read:
+        ManifestReader(LOCAL).read(planned, [0])
+    monkeypatch.setattr(pq, "ParquetFile", fail)
+    with pytest.raises(ManifestError, match="not a readable Parquet file") as opened:
+        inspect(planned.uri, Recipe(), LOCAL)
+    assert all("\n" not in str(caught.value) for caught in (streamed, read, opened))
+
+
 # --- Ids ---
 
 

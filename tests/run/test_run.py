@@ -3,6 +3,7 @@
 import json
 import os
 import time
+import uuid
 from pathlib import Path
 from typing import ClassVar
 
@@ -23,11 +24,13 @@ from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.output import layout, progress
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec import JobSpec, StorageSpec
 from stereo_jobs.workers import worker
 from stereo_jobs.workers.worker import ShardWorker
 from tests import standin
 from tests.datasets import prepared, rows, verdict
+from tests.output.test_lease import wait_for
+from tests.run.processes import finish, start
 
 
 def local(spec: JobSpec, **options):
@@ -127,6 +130,40 @@ def test_a_manifest_overwritten_during_a_run_ends_it_and_mixes_nothing(
     path.write_bytes(data)
     assert local(spec).complete
     assert all(row["prompt"].startswith("a red circle") for row in rows(spec).values())
+
+
+@pytest.mark.parametrize("shard_rows", [1, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("where", ["local", "s3", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_process_whose_manifest_is_overwritten_ends_soon(
+    make_spec, make_manifest, tmp_path, s3_server, where, shard_rows
+):
+    """Between two shards, and within one that would take minutes."""
+    told, count = tmp_path / "told", 300
+    path = make_manifest(count, prompt=[f"slow old told:{told}"] * count)
+    old = path.read_bytes()
+    new = old.replace(b"slow old", b"slow new")
+    options = {"shard_rows": shard_rows, "actors": 1}
+    if where == "s3":
+        settings = StorageSpec(endpoint_url=s3_server)
+        root = f"s3://jobs/{uuid.uuid4().hex}"
+        manifest = open_storage(f"{root}/manifests", settings)
+        manifest.create("m.parquet", old)
+        spec = make_spec(f"{root}/manifests/m.parquet", f"{root}/out", storage=settings.model_dump(), **options)
+    else:
+        spec = make_spec(path, **options)
+    process = start(spec, tmp_path, *["--ray"] * (where == "ray"))
+    wait_for(told)
+    if where == "s3":
+        manifest.replace("m.parquet", new)
+    else:
+        path.write_bytes(new)
+    code, said = finish(process, timeout=30)
+    assert code == 2, said
+    assert "its content changed since it was planned; restore it" in said.splitlines()[-1]
+    assert "Traceback" not in said
+    assert len(told.read_text().splitlines()) < count
+    made = rows(spec) if any(open_storage(spec.output, spec.runtime.storage).list(layout.DATA_PREFIX)) else {}
+    assert all(row["prompt"].startswith("slow old") for row in made.values())
 
 
 def test_odd_cells_fail_their_rows_alone_and_odd_carried_cells_none(make_spec, make_manifest):

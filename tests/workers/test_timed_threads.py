@@ -1,6 +1,8 @@
 """Work on rows in threads: deadlines, errors, and a bound on what waits."""
 
 import gc
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -79,3 +81,30 @@ def test_the_threads_end_with_their_owner():
     for thread in mine:
         thread.join(10)
         assert not thread.is_alive()
+
+
+EXIT = """
+import atexit, threading, time, weakref
+atexit.register(lambda: print([t.name for t in threading.enumerate() if t.name == "test"]))  # runs after those below
+weakref.finalize(threading, print)  # whoever needs one first has all of them called last
+from stereo_jobs.workers import timed_threads
+threads = timed_threads.TimedThreads(3, "test", 60)
+timed_threads.EXIT_PATIENCE_S = {patience}
+{work}
+"""
+
+
+@pytest.mark.parametrize(
+    ("work", "patience", "left"),
+    [
+        ("threads.submit('a', 'scoring', lambda: 7).result()", 60, 0),
+        ("threads.submit('a', 'scoring', lambda: time.sleep(0.3))", 60, 0),
+        ("threads.submit('a', 'scoring', lambda: time.sleep(3600))", 1, 1),
+    ],
+)
+def test_no_thread_outlives_the_process_but_one_that_hangs(work, patience, left):
+    """One that ends while Python does can abort it."""
+    code = EXIT.format(work=work, patience=patience)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == str(["test"] * left)
