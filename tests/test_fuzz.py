@@ -49,3 +49,8 @@ def test_a_case_is_a_function_of_seed_kind_and_number(number):
 
     assert made(5) == made(5)
     assert made(5) != made(6)
+
+
+@pytest.mark.parametrize("number", [231, 254])
+def test_cells_that_are_no_text_or_not_utf8_may_be_changed_as_text(number):
+    assert manifests.make(random_of(201, "manifests", number))[1]

@@ -222,7 +222,7 @@ def _not_utf8(rng: random.Random, mutant: Mutant) -> None:
         inner = _as_utf8([odd if i == row else b"b" for i in range(ROWS)], pa.string())
         mutant.columns[name] = pa.StructArray.from_arrays([pa.array(range(ROWS)), inner], ["a", "b"])
     else:
-        values = [None if value is None else value.encode() for value in mutant.columns[name].to_pylist()]
+        values = mutant.columns[name].cast(pa.binary()).to_pylist()  # what is no text by now cannot be made
         values[row] = odd
         mutant.columns[name] = _as_utf8(values, pa.string())
     mutant.touch(row)
@@ -618,7 +618,14 @@ def make(rng: random.Random) -> tuple[Mutant, bytes]:
     for _, mutate in rng.choices(CHANGES, weights, k=rng.choice((0, 1, 1, 1, 1, 2))):
         try:
             mutate(rng, mutant)
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, IndexError) as error:
+        # Text that is not UTF-8 already cannot be changed as text.
+        except (
+            pa.ArrowInvalid,
+            pa.ArrowNotImplementedError,
+            pa.ArrowTypeError,
+            IndexError,
+            UnicodeDecodeError,
+        ) as error:
             mutant.say(f"{mutate.__name__.strip('_')} could not be made ({type(error).__name__})")
             mutant.touched = None
     try:
