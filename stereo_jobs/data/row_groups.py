@@ -85,7 +85,9 @@ class RowGroups:
         leaf = 0
         for field in self.schema:
             leaves = [chunks.column(i) for i in range(leaf, leaf + _leaves(field.type))]
-            repeated = any(self.metadata.schema.column(leaf + i).max_repetition_level for i in range(len(leaves)))
+            # By the schema: in a damaged footer the chunks may say other paths.
+            described = [self.metadata.schema.column(leaf + i) for i in range(len(leaves))]
+            repeated = any(column.max_repetition_level for column in described)
             leaf += len(leaves)
             if field.name not in columns:
                 continue
@@ -95,7 +97,8 @@ class RowGroups:
             widths[part.batch_rows] += width
             part.columns.append(field.name)
             if part is narrow:
-                part.dictionaries.extend(chunk.path_in_schema for chunk in leaves if _has_dictionary(chunk))
+                pairs = zip(described, leaves, strict=True)
+                part.dictionaries.extend(column.path for column, chunk in pairs if _has_dictionary(chunk))
         return [
             part._replace(batch_rows=max(1, min(part.batch_rows, int(_BATCH_BYTES / widths[part.batch_rows]))))
             for part in (narrow, wide)

@@ -227,6 +227,19 @@ def test_whatever_arrow_does_not_read_is_refused_in_one_line(write, monkeypatch,
     assert all("\n" not in str(caught.value) for caught in (streamed, read, opened))
 
 
+def test_a_footer_whose_chunks_name_other_columns_is_read_by_its_schema_or_refused(write):
+    column = b"negative_prompt"
+    path = Path(write({"id": ["a", "a2"], "prompt": ["x", "x"], "negative_prompt": ["n", "n"]}))
+    data = path.read_bytes()
+    for at in [i for i in range(len(data)) if data.startswith(column, i)]:
+        path.write_bytes(data[:at] + b"X" + data[at + 1 :])
+        try:
+            planned = listed(str(path))
+            assert [row["id"] for row in ManifestReader(LOCAL).read(planned, [0, 1])] == ["a", "a2"]
+        except ManifestError as error:
+            assert len(str(error).splitlines()) == 1
+
+
 # --- Ids ---
 
 
