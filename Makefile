@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
-# Three test processes on two cores: a third of the time goes into waiting for other processes.
-TEST_PROCESSES ?= 3
+# Four test processes on two cores: much of the time goes into waiting for other processes.
+TEST_PROCESSES ?= 4
 PYTEST := $(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 export RAY_USAGE_STATS_ENABLED = 0

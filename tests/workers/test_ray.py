@@ -25,6 +25,7 @@ from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import rows, verdict
 from tests.run import killed
+from tests.run.processes import finish, start
 
 
 @pytest.fixture
@@ -95,21 +96,21 @@ def test_actors_killed_at_random_moments(pids, whole, make_spec):
     assert len(made) + found.failed == len(expected)
 
 
-@pytest.mark.parametrize("at", [1, 2, 3])
-def test_an_actor_killed_between_its_writes(pids, whole, make_spec, make_manifest, monkeypatch, tmp_path, at):
+def test_actors_killed_between_their_writes(pids, make_spec, make_manifest, tmp_path):
     # Ray's workers have the environment of its start: the armed generator reads these from a fresh Ray.
-    import subprocess
-
-    from tests.run.processes import finish, start
-
-    spec = make_spec(make_manifest(rows=6, prompt=["fine", "fine", "boom"] * 2), max_failure_ratio=1.0)
-    mark = tmp_path / "mark"
-    process: subprocess.Popen = start(spec, tmp_path, "--ray", KILL_AT=str(at), KILL_IN="worker", KILL_MARK=str(mark))
-    code, said = finish(process)
-    assert code == 0, said
-    assert mark.exists()
-    found = verdict(spec)
-    assert (found.ok, found.succeeded, found.failed) == (True, 4, 2)
+    manifest = make_manifest(rows=6, prompt=["fine", "fine", "boom"] * 2)
+    runs = []
+    for at in (1, 2, 3):
+        spec = make_spec(manifest, str(tmp_path / f"killed-{at}"), max_failure_ratio=1.0)
+        mark = tmp_path / f"mark-{at}"
+        armed = {"KILL_AT": str(at), "KILL_IN": "worker", "KILL_MARK": str(mark)}
+        runs.append((spec, mark, start(spec, tmp_path, "--ray", **armed)))
+    for spec, mark, process in runs:
+        code, said = finish(process)
+        assert code == 0, said
+        assert mark.exists()
+        found = verdict(spec)
+        assert (found.ok, found.succeeded, found.failed) == (True, 4, 2)
 
 
 def test_a_row_that_kills_its_worker_is_quarantined(pids, monitored, make_spec, make_manifest):
@@ -292,7 +293,6 @@ def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
 
 def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):
     from tests.output.test_lease import wait_for
-    from tests.run.processes import finish, start
 
     spec = make_spec(make_manifest(rows=16, prompt=["slow"] * 16), shard_rows=1)
     process = start(spec, tmp_path, "--ray")
