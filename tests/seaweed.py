@@ -33,6 +33,14 @@ def _free_port() -> int:
                 return int(port)
 
 
+def _free_ports(*names: str) -> dict[str, int]:
+    """One port for each name; none of them is the one that SeaweedFS takes for another's gRPC."""
+    while True:
+        ports = {name: _free_port() for name in names}
+        if len({*ports.values(), *(port + 10_000 for port in ports.values())}) == 2 * len(names):
+            return ports
+
+
 def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.exists() else shutil.which("weed") or "weed"
@@ -56,7 +64,7 @@ def serve() -> Iterator[str]:
         },
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
-    ports = {name: _free_port() for name in ("s3", "master", "volume", "filer", "admin")}
+    ports = _free_ports("s3", "master", "volume", "filer", "admin")
     log = (folder / "log").open("wb")
     process = subprocess.Popen(
         [

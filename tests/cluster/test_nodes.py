@@ -104,7 +104,7 @@ def test_the_head_is_killed(long_job, monkeypatch, workers):
         wait_until(lambda: job.commits() >= 3, what="three commits")
         nodes.head.kill()
         code, said = finish(process, timeout=180)
-        assert (code, "the head of the cluster does not answer" in said) == (75, True), said
+        assert (code, "the head of the cluster has not answered" in said) == (75, True), said
     with cluster(workers):
         job.end(job.start())
     assert job.check(monkeypatch) <= 2 * 2 * 2
