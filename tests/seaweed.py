@@ -41,6 +41,12 @@ def _free_ports(*names: str) -> dict[str, int]:
             return ports
 
 
+def as_admin(endpoint: str):
+    """boto3's S3 resource for the server, with the right to make and remove buckets."""
+    keys = {"aws_access_key_id": ADMIN_KEY, "aws_secret_access_key": ADMIN_SECRET}
+    return boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
+
+
 def _weed() -> str:
     beside = Path(sys.executable).with_name("weed")
     return str(beside) if beside.exists() else shutil.which("weed") or "weed"
@@ -89,13 +95,7 @@ def serve() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION")}
     os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY, AWS_REGION="us-east-1")
     try:
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=ADMIN_KEY,
-            aws_secret_access_key=ADMIN_SECRET,
-        )
+        client = as_admin(endpoint).meta.client
         deadline = time.monotonic() + 60
         while True:
             try:

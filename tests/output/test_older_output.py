@@ -7,7 +7,6 @@ import io
 import json
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -22,7 +21,7 @@ from stereo_jobs.records import RUN_PREFIX
 from stereo_jobs.spec import JobSpec, parse_spec
 from tests import datasets
 from tests.conftest import REPOSITORY
-from tests.seaweed import ADMIN_KEY, ADMIN_SECRET
+from tests.seaweed import as_admin
 
 OLDER = REPOSITORY / "tests/fixtures/older"
 BUCKET = "older"
@@ -36,13 +35,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def store(s3_server: str):
     """An S3 client for the bucket `older`, which holds what the older version left there."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=s3_server,
-        region_name="us-east-1",
-        aws_access_key_id=ADMIN_KEY,
-        aws_secret_access_key=ADMIN_SECRET,
-    )
+    client = as_admin(s3_server).meta.client
     client.create_bucket(Bucket=BUCKET)
     upload(client, "prompts/first.parquet", OLDER / "prompts/first.parquet")
     for file in sorted((OLDER / "begun").rglob("*")):

@@ -4,7 +4,6 @@ import os
 import shutil
 from pathlib import Path
 
-import boto3
 import pytest
 
 from stereo_jobs.data.storage import open_storage
@@ -15,6 +14,7 @@ from tests.datasets import prepared
 from tests.output.test_lease import wait_until
 from tests.run import killed
 from tests.run.test_gone import files, strike_when_begun
+from tests.seaweed import as_admin
 
 
 @pytest.fixture
@@ -40,11 +40,6 @@ def storage_settings(endpoint: str) -> dict[str, str]:
     """Ray's processes may have been started before the server, and then lack its credentials."""
     keys = {"access_key_id": seaweed.ACCESS_KEY, "secret_access_key": seaweed.SECRET_KEY, "region": "us-east-1"}
     return {"endpoint_url": endpoint} | keys
-
-
-def as_admin(endpoint: str):
-    keys = {"aws_access_key_id": seaweed.ADMIN_KEY, "aws_secret_access_key": seaweed.ADMIN_SECRET}
-    return boto3.resource("s3", endpoint_url=endpoint, region_name="us-east-1", **keys)
 
 
 def visible(folder: Path) -> list[str]:
