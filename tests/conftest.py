@@ -128,6 +128,15 @@ LONGEST_FIRST = (
     "models/test_families.py",
     "run/test_real_models.py",
     "run/test_run.py",
+    "data/test_storage.py",
+    "stereo/test_sampler.py",
+    "stereo/test_official.py",
+    "evaluate/test_evaluation.py",
+    "stereo/test_inversion.py",
+    "test_fuzz.py",
+    "workers/test_ray_gone.py",
+    "toyscapes/test_training.py",
+    "test_interrupts.py",
 )
 """Files by the time they take: processes of pytest-xdist take whole files, and none is left alone with a long one."""
 
