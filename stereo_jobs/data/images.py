@@ -106,7 +106,7 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, J
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
         if isinstance(image, TiffImageFile):
-            tiff.mend(image)
+            tiff.correct_unpacking(image)
     except UnidentifiedImageError:  # its text has a memory address, which differs between runs
         raise InputError(f"{column}: not a readable image{_why_not(data)}; use {formats}") from None
     except MemoryError:

@@ -27,7 +27,7 @@ OPEN_INFO.setdefault((b"MM", 1, (_FLOAT,), 1, (64,), ()), ("F", "F;64BF"))
 OPEN_INFO.setdefault((b"MM", 1, (_UNSIGNED,), 1, (32,), ()), ("I", "I;32B"))
 
 
-def mend(image: TiffImageFile) -> None:
+def correct_unpacking(image: TiffImageFile) -> None:
     """Correct how Pillow is going to unpack a TIFF that it has opened but not decoded.
 
     libtiff, which unpacks what is compressed, gives samples in the order of the machine; Pillow would swap those of

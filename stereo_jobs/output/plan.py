@@ -95,10 +95,21 @@ class Plan(BaseModel):
         span = range(shard * self.shard_rows, shard * self.shard_rows + self.pairs_in(shard))
         return [self._ref(self.retry[i] if self.kind == "retry" else i) for i in span]
 
+    def rows_by_file(self, shard: int) -> list[tuple[ManifestFile, list[int]]]:
+        """Return the manifest files that one shard needs, each with its rows in ascending order."""
+        rows: dict[str, set[int]] = {}
+        for ref in self.refs(shard):
+            rows.setdefault(ref.uri, set()).add(ref.row)
+        return [(self._file_by_uri[uri], sorted(indices)) for uri, indices in rows.items()]
+
     def _ref(self, index: int) -> RowRef:
         row, variant = divmod(index, self.variants)
         at = int(np.searchsorted(self._file_ends, row, side="right"))
         return RowRef(self.files[at].uri, row - (self._file_ends[at] - self.files[at].rows), variant)
+
+    @cached_property
+    def _file_by_uri(self) -> dict[str, ManifestFile]:
+        return {file.uri: file for file in self.files}
 
     @cached_property
     def _file_ends(self) -> list[int]:

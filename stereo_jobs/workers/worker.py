@@ -256,21 +256,14 @@ class ShardWorker:
         if prefixes is None:
             prefixes = tuple(sorted({file.uri.rpartition("/")[0] for file in task.plan.files}))
         inputs = InputReader(prefixes, runtime.max_image_bytes, runtime.storage, runtime.max_image_pixels)
-        refs = task.plan.refs(task.shard)
-        files = {file.uri: file for file in task.plan.files}
         columns = SCALARS.union(INPUTS[self.recipe.mode], self.generator.inputs)
-        wanted: dict[str, set[int]] = {}
-        for ref in refs:
-            wanted.setdefault(ref.uri, set()).add(ref.row)
         cells = {
-            (uri, row): values
-            for uri, indices in wanted.items()
-            for row, values in zip(
-                sorted(indices), self.manifests.read(files[uri], sorted(indices), columns), strict=True
-            )
+            (file.uri, row): values
+            for file, indices in task.plan.rows_by_file(task.shard)
+            for row, values in zip(indices, self.manifests.read(file, indices, columns), strict=True)
         }
         rows = []
-        for position, ref in enumerate(refs):
+        for position, ref in enumerate(task.plan.refs(task.shard)):
             row = self._read_row(cells[ref.uri, ref.row], ref.variant, inputs)
             if position in task.quarantined:
                 error = RowError(row.id, "KilledWorker", "two workers died or hung while generating this row", 2)
@@ -280,10 +273,8 @@ class ShardWorker:
 
     def _confirm_manifest(self, task: ShardTask, patience_s: float | None = None) -> None:
         """Check that the files of a shard's rows are still those that were planned. Raises DriftError."""
-        used = {ref.uri for ref in task.plan.refs(task.shard)}
-        for file in task.plan.files:
-            if file.uri in used:
-                patient(patience_s)(self.manifests.confirm, file)
+        for file, _ in task.plan.rows_by_file(task.shard):
+            patient(patience_s)(self.manifests.confirm, file)
 
     def _read_row(self, cells: Cells, variant: int, inputs: InputReader) -> Row:
         """Read one row and its inputs, within the deadline."""

@@ -39,6 +39,16 @@ def test_shards_cover_every_pair_once_in_order(rows, variants, shard_rows):
     assert sum(plan.pairs_in(shard) for shard in range(plan.shards)) == plan.pairs == len(expected)
 
 
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 3), st.integers(1, 7))
+def test_rows_by_file_are_those_of_the_refs(rows, variants, shard_rows):
+    plan = plan_of(*rows, variants=variants, shard_rows=shard_rows)
+    for shard in range(plan.shards):
+        found = plan.rows_by_file(shard)
+        assert all(indices == sorted(set(indices)) for _, indices in found)
+        assert all(file in plan.files for file, _ in found)
+        assert {(file.uri, row) for file, indices in found for row in indices} == {r[:2] for r in plan.refs(shard)}
+
+
 def test_a_retry_points_at_the_rows_that_still_fail(make_spec):
     first = plan_of(5, 5)
     second = plan_of(3, generation=1)

@@ -76,19 +76,25 @@ def test_a_folder_swapped_for_an_empty_one_stays_empty(slow, tmp_path):
     assert [name for name in files(Path(spec.output)) if not name.startswith((".", "_job/."))] == []
 
 
-def test_an_output_swapped_for_another_jobs_gets_nothing(slow, make_spec, make_manifest, tmp_path):
-    spec = slow()
-    other = make_spec(make_manifest(rows=5, name="other.parquet"), str(tmp_path / "other"))
-    prepared(other)
-    before = files(Path(other.output))
+def swapped(spec, other_spec, **how) -> tuple[list[str], list[str]]:
+    """Run a job whose output is swapped for another's in the middle: files of that other one before, and after."""
+    prepared(other_spec)
+    other = Path(other_spec.output)
+    before = files(other)
 
     def swap():
-        Path(spec.output).rename(tmp_path / "away")
-        Path(other.output).rename(spec.output)
+        Path(spec.output).rename(other.with_name("away"))
+        other.rename(spec.output)
 
     with pytest.raises((OutputGoneError, StorageError)):
-        run(spec, local=True, load=standin.load, watch=strike_when_begun(swap))
-    assert files(Path(spec.output)) == before
+        run(spec, watch=strike_when_begun(swap), **how)
+    return before, files(Path(spec.output))
+
+
+def test_an_output_swapped_for_another_jobs_gets_nothing(slow, make_spec, make_manifest, tmp_path):
+    other = make_spec(make_manifest(rows=5, name="other.parquet"), str(tmp_path / "other"))
+    before, after = swapped(slow(), other, local=True, load=standin.load)
+    assert after == before
 
 
 def test_a_prefix_that_is_emptied_stays_empty(slow, s3_server):

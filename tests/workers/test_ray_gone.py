@@ -10,10 +10,9 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import OutputGoneError, StorageError
 from stereo_jobs.run.driver import run
 from tests import seaweed
-from tests.datasets import prepared
 from tests.output.test_lease import wait_until
 from tests.run import killed
-from tests.run.test_gone import files, strike_when_begun
+from tests.run.test_gone import files, strike_when_begun, swapped
 from tests.seaweed import as_admin
 
 
@@ -68,18 +67,9 @@ def test_a_folder_swapped_for_an_empty_one_stays_empty(slow, tmp_path):
 
 @pytest.mark.slow
 def test_an_output_swapped_for_another_jobs_gets_nothing(slow, make_spec, make_manifest, tmp_path):
-    spec = slow()
     other = make_spec(make_manifest(rows=5, name="other.parquet"), str(tmp_path / "other"))
-    prepared(other)
-    before = files(Path(other.output))
-
-    def swap():
-        Path(spec.output).rename(tmp_path / "away")
-        Path(other.output).rename(spec.output)
-
-    with pytest.raises((OutputGoneError, StorageError)):
-        run(spec, load=killed.load_armed, watch=strike_when_begun(swap))
-    assert files(Path(spec.output)) == before
+    before, after = swapped(slow(), other, load=killed.load_armed)
+    assert after == before
 
 
 @pytest.mark.slow
