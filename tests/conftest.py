@@ -1,5 +1,6 @@
 """Shared fixtures: small manifests, specs, a private home for Ray, a real S3 server."""
 
+import contextlib
 import os
 import secrets
 import signal
@@ -76,18 +77,37 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def signals_as_before() -> Iterator[None]:
+    """Takes back the handlers that a command has installed in this process: the next test begins without them."""
+    from stereo_jobs import interrupts
+
+    with _restored_signals():
+        yield
+    assert all(signal.getsignal(number) != interrupts._handle for number in interrupts.SIGNALS)
+
+
+@contextlib.contextmanager
+def _restored_signals() -> Iterator[None]:
+    from stereo_jobs import interrupts
+
+    handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
+    try:
+        yield
+    finally:
+        interrupts.restore(handlers)
+
+
 @pytest.fixture
 def command_line(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
     """Runs `stereo-jobs` in this process: exit code, output, errors. `capture` is pytest's fixture that reads them."""
-    from stereo_jobs import cli, interrupts
+    from stereo_jobs import cli
 
     def invoke(capture: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["stereo-jobs", *map(str, words)])
         capture.readouterr()
-        handlers = {number: signal.getsignal(number) for number in interrupts.SIGNALS}
-        with pytest.raises(SystemExit) as end:
+        with _restored_signals(), pytest.raises(SystemExit) as end:
             cli.main()
-        interrupts.restore(handlers)
         said = capture.readouterr()
         return int(end.value.code or 0), said.out, said.err
 
