@@ -221,6 +221,11 @@ class Recipe(_Model):
     def _units(cls, value: float | ScaleRange) -> float | ScaleRange:
         return value if isinstance(value, ScaleRange) else check_scale_percent(value)
 
+    @property
+    def inverts(self) -> bool:
+        """Whether the pair starts from latents that are found for a picture (Sec. 3.4)."""
+        return self.method.diffuses_pair and (self.mode in ("image", "inpaint") or self.method.two_pass)
+
     def canonical(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values, with the versions that the rows also depend on."""
         versions = {"schema_version": SCHEMA_VERSION, "method_version": METHOD_VERSION}

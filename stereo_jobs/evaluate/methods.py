@@ -88,7 +88,7 @@ SWITCHES = (
     _OFFICIAL.variant("pixel", warp="pixel"),
     _OFFICIAL.variant("background", fill="background"),
     _OFFICIAL.variant("composite", composite=True),
-    _OFFICIAL.variant("dpm++ 20", scheduler="dpm++", steps=20),
+    _OFFICIAL.variant("dpm++ 20", scheduler="dpm++_karras", steps=20),
     # Our preset, then each of its choices alone undone.
     BEST,
     BEST.estimated(),
@@ -107,7 +107,7 @@ SWITCHES = (
     BEST.variant("shift at 0.8", shift_step=0.8),
     BEST.variant("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
     BEST.estimated().variant("edges 0", edge_px=0),
-    BEST.variant("dpm++ 20", scheduler="dpm++", steps=20),
+    BEST.variant("dpm++ 20", scheduler="dpm++_karras", steps=20),
 )
 """Ablations: our switches, one at a time."""
 

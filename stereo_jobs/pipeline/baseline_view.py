@@ -12,7 +12,7 @@ from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
 from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
 from stereo_jobs.pipeline.inputs import DecodedRow, PhotoPair
-from stereo_jobs.pipeline.left_view import LeftViews, decode, grid_of, stack
+from stereo_jobs.pipeline.left_view import LeftViews, Stream, decode, grid_of, noise_generator, stack
 from stereo_jobs.pipeline.pair import FinishedViews, Labels, requested_disparity, scale_sign
 from stereo_jobs.pixels import F32, Image
 from stereo_jobs.records import Row
@@ -122,7 +122,7 @@ class BaselineViewMaker:
         mask = functional.adaptive_max_pool2d(stack(self.sd, holes), grid_of(self.sd, decoded)) > 0
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
-        streams = [torch.Generator().manual_seed((one.row.seed + 2) % 2**63) for one in decoded]
+        streams = [noise_generator(one.row.seed, Stream.REPAINT) for one in decoded]
 
         def noise() -> Tensor:
             shape = (1, *known.shape[1:])

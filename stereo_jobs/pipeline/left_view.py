@@ -1,7 +1,9 @@
 """Makes the left view, denoised from noise or taken from a photo (Sec. 3.4), and the map that its shift is made of."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -76,13 +78,29 @@ class DiffusedLeftViews(LeftViews):
         return replace(super().take(indices), trajectory=self.trajectory.take(at))
 
 
+class Guidance(NamedTuple):
+    """Guidance scales of one row; 1 needs no second half of a batch.
+
+    Attributes:
+        left: of a left view that is denoised from noise.
+        pair: of the right view, and of a left view that is denoised from its inversion.
+        mask: of what the mask of a photo is filled with.
+    """
+
+    left: float
+    pair: float
+    mask: float
+
+
 class _Batch(NamedTuple):
     """What the left views of one batch are made with."""
 
     decoded: list[DecodedRow]
-    model: GuidedUNet
+    conditional: Tensor
+    unconditional: Tensor
     solver: Solver
     condition: Tensor | None
+    guidance: Guidance
 
 
 class _Made(NamedTuple):
@@ -117,21 +135,19 @@ class LeftViewMaker:
         self.depth = depth
         self.method = recipe.method
 
-    def make(self, decoded: list[DecodedRow], guidance: float, mask_guidance: float = 1.0) -> LeftViews:
+    def make(self, decoded: list[DecodedRow], guidance: Guidance) -> LeftViews:
         """Make the left views of rows of one working size; `DiffusedLeftViews` where the method diffuses the pair.
 
         Args:
             decoded: the rows of one batch.
-            guidance: guidance scale of the left view and of the pair; 1 needs no second half of the batch.
-            mask_guidance: guidance scale of what masks are filled with (mode inpaint).
+            guidance: guidance scales of these rows.
         """
         conditional = self.sd.encode_prompts([one.row.prompt for one in decoded])
         unconditional = self.sd.encode_prompts([one.row.negative_prompt for one in decoded])
-        model = GuidedUNet(self.sd.unet, conditional, unconditional, guidance)
         solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
-        batch = _Batch(decoded, model, solver, self._condition(decoded))
+        batch = _Batch(decoded, conditional, unconditional, solver, self._condition(decoded), guidance)
         photos = [one.source for one in decoded if isinstance(one.source, Photo)]
-        made = self._from_photos(batch, photos, mask_guidance) if photos else self._from_noise(batch)
+        made = self._from_photos(batch, photos) if photos else self._from_noise(batch)
         maps = self._maps(decoded, made.images)
         usable = made.usable & torch.stack([torch.isfinite(values).all() for values in maps]).to(made.usable.device)
         if made.trajectory is not None:
@@ -152,57 +168,55 @@ class LeftViewMaker:
 
     def _from_noise(self, batch: _Batch) -> _Made:
         """Denoise each row's noise; with `two_pass` the image is then inverted as a photo would be."""
-        trajectory = denoise(batch.model, batch.solver, stack_noise(self.sd, batch.decoded), batch.condition)
+        model = self._model(batch, batch.guidance.left)
+        trajectory = denoise(model, batch.solver, stack_noise(self.sd, batch.decoded), batch.condition)
         images, usable = decode(self.sd, trajectory.final, batch.decoded)
         if self.method.two_pass and self.method.diffuses_pair:
             return self._inverted(batch, images, usable, trajectory.evaluations)
-        return _Made(images, usable, trajectory, batch.model.unconditional, trajectory.evaluations)
+        return _Made(images, usable, trajectory, batch.unconditional, trajectory.evaluations)
 
-    def _from_photos(self, batch: _Batch, photos: list[Photo], mask_guidance: float) -> _Made:
+    def _from_photos(self, batch: _Batch, photos: list[Photo]) -> _Made:
         """Take the photos, filled first where they are masked; inverted where the method diffuses the pair."""
         images = [photo.image for photo in photos]
         usable = torch.ones(len(photos), dtype=torch.bool, device=self.sd.device)
         evaluations = torch.zeros(len(photos), dtype=torch.int64)
         masked = [photo for photo in photos if isinstance(photo, MaskedPhoto)]
         if masked:
-            images, usable, evaluations = self._fill_masks(batch, masked, mask_guidance)
+            images, usable, evaluations = self._fill_masks(batch, masked)
         if self.method.diffuses_pair:
             return self._inverted(batch, images, usable, evaluations)
-        return _Made(images, usable, None, batch.model.unconditional, evaluations)
+        return _Made(images, usable, None, batch.unconditional, evaluations)
 
     def _inverted(self, batch: _Batch, images: list[Image], usable: Tensor, evaluations: Tensor) -> _Made:
         """Find the latents of images (Sec. 3.4); unless inversion is direct, the views are what the latents show."""
         inside = [one.letterbox.image_into(image) for one, image in zip(batch.decoded, images, strict=True)]
         x_0 = self.sd.encode(stack(self.sd, inside))
-        trajectory, unconditional, spent = self._invert(x_0, batch.model, batch.solver, batch.condition)
+        trajectory, unconditional, spent = self._invert(x_0, batch)
         if self.method.inversion != "direct":
             images, reconstructed = decode(self.sd, trajectory.final, batch.decoded)
             usable = usable & reconstructed
         return _Made(images, usable, trajectory, unconditional, evaluations + spent)
 
-    def _invert(
-        self, x_0: Tensor, model: GuidedUNet, solver: Solver, condition: Tensor | None
-    ) -> tuple[Trajectory, Tensor, Tensor]:
+    def _invert(self, x_0: Tensor, batch: _Batch) -> tuple[Trajectory, Tensor, Tensor]:
         """Invert x_0: its latents, the unconditional embeddings of all further steps, and evaluations of each: B."""
-        plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
-        pivot = ddim_inversion(plain, solver, x_0, condition)
+        solver, condition = batch.solver, batch.condition
+        pivot = ddim_inversion(self._model(batch, 1.0), solver, x_0, condition)
         if self.method.inversion == "direct":
-            return pivot, model.unconditional, pivot.evaluations
+            return pivot, batch.unconditional, pivot.evaluations
+        model = self._model(batch, batch.guidance.pair)
         if self.method.inversion == "ddim":
             left = denoise(model, solver, pivot.latents[0], condition)
-            return left, model.unconditional, pivot.evaluations + left.evaluations
+            return left, batch.unconditional, pivot.evaluations + left.evaluations
         found = null_text(model, solver, pivot, iterations=self.method.null_text_iterations, condition=condition)
         return found.left, found.embeddings, pivot.evaluations + found.left.evaluations
 
-    def _fill_masks(
-        self, batch: _Batch, masked: list[MaskedPhoto], guidance: float
-    ) -> tuple[list[Image], Tensor, Tensor]:
+    def _fill_masks(self, batch: _Batch, masked: list[MaskedPhoto]) -> tuple[list[Image], Tensor, Tensor]:
         """Fill the masks of photos by the masked denoise (Sec. 5, Fig. 8).
 
         Returns:
             The images, B bool which hold no NaN, and B U-Net evaluations of each.
         """
-        decoded, model, solver, _ = batch
+        decoded, solver = batch.decoded, batch.solver
         pairs = list(zip(decoded, masked, strict=True))
         masks = stack(self.sd, [one.letterbox.map_into(_as_tensor(photo.mask)) for one, photo in pairs])
         photos = stack(self.sd, [one.letterbox.image_into(photo.image) for one, photo in pairs])
@@ -211,15 +225,17 @@ class LeftViewMaker:
         keep = (masks <= 0.5)[:, None]
         mean = (photos * keep).sum((-2, -1), keepdim=True) / keep.sum((-2, -1), keepdim=True).clamp_min(1)
         outside = torch.where(keep, photos, mean)
-        plain = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, 1.0)
-        known = ddim_inversion(plain, solver, self.sd.encode(outside))
-        guided = GuidedUNet(self.sd.unet, model.conditional, model.unconditional, guidance)
+        known = ddim_inversion(self._model(batch, 1.0), solver, self.sd.encode(outside))
+        guided = self._model(batch, batch.guidance.mask)
         inpainted = denoise_within(guided, solver, stack_noise(self.sd, decoded), known, mask=grid)
         filled = self.sd.decode(inpainted.x_0)
         images = []
         for (one, photo), pixels in zip(pairs, filled, strict=True):
             images.append(np.where(photo.mask[..., None], one.letterbox.image_back(pixels[None]), photo.image))
         return images, finite(filled), known.evaluations + inpainted.evaluations
+
+    def _model(self, batch: _Batch, guidance_scale: float) -> GuidedUNet:
+        return GuidedUNet(self.sd.unet, batch.conditional, batch.unconditional, guidance_scale)
 
     def _condition(self, decoded: list[DecodedRow]) -> Tensor | None:
         """Depth as a depth-conditioned U-Net takes it: B,1,h,w in [-1, 1], from the rows' maps or guides."""
@@ -263,11 +279,27 @@ def stack(sd: StableDiffusion, parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)).to(sd.device)
 
 
-def stack_noise(sd: StableDiffusion, decoded: Sequence[DecodedRow], stream: int = 0) -> Tensor:
-    """Draw unit noise on the latent grid, B,4,h,w, from each row's seed: on the CPU, alike for every device."""
+class Stream(IntEnum):
+    """What a row draws noise for; each stream of a seed is independent of all others."""
+
+    START = 0
+    """The noise that the left view is denoised from: that of `torch.manual_seed(seed)`, as elsewhere."""
+    HOLES = 1
+    REPAINT = 2
+
+
+def noise_generator(seed: int, stream: Stream) -> torch.Generator:
+    """Return the generator of one stream of a row's seed, on the CPU: alike for every device."""
+    if stream is not Stream.START:
+        # Neighbouring seeds are as common as any others, so that one added to a seed is another row's noise.
+        seed = int.from_bytes(hashlib.sha256(f"{seed}:{stream.value}".encode()).digest()[:8], "big") >> 1
+    return torch.Generator().manual_seed(seed)
+
+
+def stack_noise(sd: StableDiffusion, decoded: Sequence[DecodedRow], stream: Stream = Stream.START) -> Tensor:
+    """Draw unit noise on the latent grid, B,4,h,w, from each row's seed."""
     shape = (1, sd.latent_channels, *grid_of(sd, decoded))
-    seeds = [(one.row.seed + stream) % 2**63 for one in decoded]
-    return stack(sd, [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    return stack(sd, [torch.randn(shape, generator=noise_generator(one.row.seed, stream)) for one in decoded])
 
 
 def decode(sd: StableDiffusion, latents: Tensor, decoded: Sequence[DecodedRow]) -> tuple[list[Image], Tensor]:

@@ -10,7 +10,7 @@ from torch.nn import functional
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
 from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
-from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, decode, finite, grid_of, stack_noise
+from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, Stream, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pair import FinishedViews, Labels
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image
@@ -167,7 +167,7 @@ class RightViewMaker:
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, decoded)) > 0.999
         elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.trajectory.final), columns)
-        noise = stack_noise(self.sd, decoded, stream=1)
+        noise = stack_noise(self.sd, decoded, Stream.HOLES)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
 
     def _conditions(self, lefts: LeftViews, shifts: list[_LatentShift]) -> Tensor | None:

@@ -6,6 +6,7 @@
 | `disparity` | from depth to a shift in pixels (Sec. 3.1, Eq. 2) |
 | `warp` | Stereo Pixel Shift and the masks that follow from it (Sec. 3.1, Eq. 3) |
 | `attention` | uni- and bidirectional self-attention across the views (Sec. 3.3, Alg. 1) |
+| `timesteps` | at which timesteps a checkpoint's steps run |
 | `solver` | the steps of DDIM (Eq. 1) and of DPM-Solver++ |
 | `sampler` | denoising of the left view and of the pair (Sec. 3.2, Eq. 6-8); inpainting (Sec. 5) |
 | `inversion` | from a photo to latents that lead back to it (Sec. 3.4, Eq. 9-10) |
@@ -20,4 +21,4 @@ disparity is nearer and moves content LEFT in the right view (`x_right = x_left 
 """
 
 # Part of every recipe: increase it when the same recipe would give different pixels.
-METHOD_VERSION = 1
+METHOD_VERSION = 2

@@ -4,6 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stereo_jobs.stereo.timesteps import Sampler
+
 # A preset is only a set of values for `MethodConfig`; no code asks for its name.
 PRESETS: dict[str, dict[str, Any]] = {
     # The arithmetic of the published code: shift after 20 % of 50 DDIM steps, whole latent pixels.
@@ -74,10 +76,11 @@ class MethodConfig(BaseModel):
         "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, edge_px, warp (integer: whole "
         "pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
     )
-    scheduler: Literal["ddim", "dpm++"] = Field(
+    scheduler: Sampler = Field(
         "ddim",
-        description="Sampler. ddim: DDIM (Eq. 1, eta 0). dpm++: DPM-Solver++(2M) on Karras noise levels, made for 20 "
-        "to 25 steps.",
+        description="Sampler. ddim: DDIM (Eq. 1, eta 0). dpm++: DPM-Solver++(2M). Both run at the checkpoint's own "
+        "`timestep_spacing`. dpm++_karras: DPM-Solver++(2M) on Karras noise levels, the most exact for 20 to 25 steps; "
+        "not for checkpoints made for few steps (spacing trailing).",
     )
     steps: int = Field(50, ge=2, le=1000, description="Number of denoising steps.")
     guidance_scale: float = Field(

@@ -13,7 +13,7 @@ from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow
-from stereo_jobs.pipeline.left_view import LeftViewMaker
+from stereo_jobs.pipeline.left_view import Guidance, LeftViewMaker
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe, Size
@@ -109,7 +109,7 @@ def _from_text(lefts: LeftViewMaker, scenes: Sequence[Scene]) -> Iterator[np.nda
             for seed, scene in enumerate(scenes[start : start + BATCH], start)
         ]
         with torch.no_grad():
-            yield from lefts.make(part, GUIDANCE).images
+            yield from lefts.make(part, Guidance(GUIDANCE, GUIDANCE, 1.0)).images
 
 
 def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) -> list[float]:
@@ -125,7 +125,7 @@ def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) 
             for (seed, scene), values in zip(part, maps, strict=True)
         ]
         with torch.no_grad():
-            images = lefts.make(inputs, GUIDANCE).images
+            images = lefts.make(inputs, Guidance(GUIDANCE, GUIDANCE, 1.0)).images
             estimated = lefts.depth.inverse_depth(images)
         results += [
             float(np.abs(normalised(e.numpy()) - normalised(given)).mean())

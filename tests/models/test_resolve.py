@@ -397,6 +397,24 @@ def test_another_stable_diffusion_needs_an_estimator_to_be_named(tmp_path):
         resolve_recipe(Recipe(models=models, **known))
 
 
+@pytest.mark.parametrize(
+    ("scheduler", "method", "said"),
+    [
+        ({}, {"steps": 600}, r"recipe\.method\.steps: 600 begin below full noise.*use 500"),
+        (
+            {"timestep_spacing": "trailing"},
+            {"scheduler": "dpm++_karras"},
+            r"method\.scheduler: .* use dpm\+\+ or ddim",
+        ),
+        ({"timestep_spacing": "odd"}, {}, "timestep_spacing 'odd' is not leading or linspace or trailing"),
+    ],
+)
+def test_a_schedule_that_is_not_right_is_refused_before_anything_is_loaded(sd, depth, scheduler, method, said):
+    write(sd, {"scheduler/scheduler_config.json": {"prediction_type": "epsilon"} | scheduler})
+    with pytest.raises(ModelError, match=said):
+        resolve(sd, depth, method=method)
+
+
 @pytest.mark.parametrize("mode", ["image", "inpaint"])
 def test_null_text_inversion_needs_more_than_bfloat16(mode):
     sd, method = {"path": "demo", "dtype": "bfloat16"}, {"preset": "official"}

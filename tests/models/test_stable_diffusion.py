@@ -276,7 +276,7 @@ def test_upcasting_saves_images_that_overflow_float16(folders, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++_karras"])
 def test_samplers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded, family, name):
     solver = solver_of(loaded[family], 20, name)
     assert solver.prediction == PREDICTION[family]
@@ -293,7 +293,7 @@ def test_samplers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded,
         torch.testing.assert_close(noise_to_signal.diff(), noise_to_signal.diff().mean().expand(20))
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++_karras"])
 @pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_how_the_checkpoint_was_saved_does_not_choose_the_sampler(loaded, folders, tmp_path, name, kind):
     folder = shutil.copytree(folders["sd1"], tmp_path / "sd")
@@ -346,15 +346,15 @@ def gaussian_error(solver, prediction):
 def test_a_gaussian_is_sampled_as_the_exact_flow_says(loaded, family):
     errors = {
         (name, steps): gaussian_error(solver_of(loaded[family], steps, name), PREDICTION[family])
-        for name in ("ddim", "dpm++")
+        for name in ("ddim", "dpm++_karras")
         for steps in (20, 50, 100, 200)
     }
     assert errors["ddim", 200] < 0.025
-    assert errors["dpm++", 20] < errors["ddim", 100]
-    assert errors["dpm++", 50] < errors["ddim", 200] / 2
+    assert errors["dpm++_karras", 20] < errors["ddim", 100]
+    assert errors["dpm++_karras", 50] < errors["ddim", 200] / 2
     # Twice the steps halve the error of a method of first order; one of second order comes near a quarter.
     assert 1.8 < errors["ddim", 50] / errors["ddim", 100] < 2.1
-    assert errors["dpm++", 100] / errors["dpm++", 200] > 2.8
+    assert errors["dpm++_karras", 100] / errors["dpm++_karras", 200] > 2.8
 
 
 # --- The reference: diffusers' own pipelines ---
@@ -374,7 +374,7 @@ def sample(sd, name, x, prompts, guidance, steps, depth=None):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2_base", "sd2_v"])
-@pytest.mark.parametrize(("name", "steps"), [("ddim", 4), ("dpm++", 4), ("dpm++", 16)])
+@pytest.mark.parametrize(("name", "steps"), [("ddim", 4), ("dpm++_karras", 4), ("dpm++_karras", 16)])
 @torch.inference_mode()
 def test_images_are_those_of_the_diffusers_pipeline(loaded, folders, family, name, steps):
     parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

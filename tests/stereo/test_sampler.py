@@ -268,20 +268,20 @@ def test_the_history_of_the_right_is_that_of_the_left_moved():
 
 def test_dpm_solver_makes_the_same_pair_as_the_left_where_nothing_moves(unet):
     """Equal in every bit, so the right view starts with the left's history."""
-    run = Run(unet, scheduler="dpm++", attention="off", scale=0.0, recopy_interval=0)
+    run = Run(unet, scheduler="dpm++_karras", attention="off", scale=0.0, recopy_interval=0)
     assert torch.equal(run.right, run.left)
     assert apart(run.left, Run(unet, attention="off", scale=0.0).left) > 0.01
 
 
 @pytest.mark.parametrize("attention", ["off", "uni", "bi"])
 def test_dpm_solver_uses_the_history_of_the_left(unet, attention):
-    switches = {"scheduler": "dpm++", "attention": attention, "recopy_interval": 0}
+    switches = {"scheduler": "dpm++_karras", "attention": attention, "recopy_interval": 0}
     run = Run(unet, **switches)
     assert torch.isfinite(run.right).all()
     forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean), run.first.evaluations)
     model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), run.method.guidance_scale)
     shift = ViewShift(run.to_right, run.to_right.filled)
-    solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++")
+    solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++_karras")
     without = denoise_pair(model, solver, forgotten, method=run.method, to_right=shift)
     assert apart(without.right, run.right) > 0.01
 
@@ -332,7 +332,7 @@ def test_every_view_gets_its_own_condition(depth_unet, attention):
 # --- Inpainting ---
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++_karras"])
 def test_masked_denoise_keeps_the_outside_and_redraws_the_inside(unet, scheduler):
     solver = Solver.of({}, 6, scheduler)
     model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), 7.5)
