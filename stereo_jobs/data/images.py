@@ -8,10 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
-from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
-from stereo_jobs.data import png, tiff
+from stereo_jobs.data import jpeg, png, tiff
 from stereo_jobs.data.colour import ToSrgb, to_srgb
 from stereo_jobs.data.orientation import orientation, upright
 from stereo_jobs.errors import StereoJobsError
@@ -172,7 +171,7 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = FORMATS
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # about metadata, or a size that is checked below
             image = _opened(data)
         if isinstance(image, TiffImageFile):
             tiff.correct_unpacking(image)
@@ -192,13 +191,11 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = FORMATS
 
 def _opened(data: bytes) -> Image.Image:
     """Open the first picture of a file. Raises what Pillow does."""
-    if data.startswith(b"\x89PNG"):
-        plain, told = png.without_metadata(data)
-        image = Image.open(io.BytesIO(plain), formats=("PNG",))
+    if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        plain, told = png.without_metadata(data) if data[:1] == b"\x89" else jpeg.without_metadata(data)
+        image = Image.open(io.BytesIO(plain), formats=("PNG", "JPEG"))
         image.info.update(told)
         return image
-    if data.startswith(b"\xff\xd8\xff"):
-        return JpegImageFile(io.BytesIO(data))  # Image.open would look for more pictures behind it, as MPO has them
     if _is_heic(data) and _HAS_HEIC:
         from pillow_heif import HeifImageFile
 
