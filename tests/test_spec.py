@@ -494,6 +494,13 @@ def test_the_canonical_recipe_ignores_spelling_and_runtime():
     assert Recipe.model_validate(json.loads(json.dumps(spec.recipe.model_dump(mode="json")))) == spec.recipe
 
 
+def test_three_bytes_have_a_scale_of_their_own():
+    with pytest.raises(
+        ValueError, match="disparity_encoding foundation_stereo has a scale of its own; remove disparity_"
+    ):
+        Recipe(disparity_encoding="foundation_stereo", disparity_scale=256)
+
+
 # --- Documentation ---
 
 

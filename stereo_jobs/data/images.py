@@ -67,8 +67,13 @@ def decode_white(data: bytes, max_pixels: int, column: str) -> NDArray[np.bool_]
     Colours are converted to grey without regard to a profile, and transparent pixels lie on black. White is then 128
     or more of 255, in 16 bits half of the range.
 
+    Args:
+        data: the file.
+        max_pixels: largest allowed width times height.
+        column: name of the input, for messages.
+
     Raises:
-        InputError: as for `decode_rgb`.
+        InputError: not an image, damaged, or larger than `max_pixels`.
     """
     try:
         image = png.with_colour_key(open_image(data, max_pixels, column), data)
@@ -87,7 +92,7 @@ def to_rgb(image: Image.Image, *, background: str = "white", profile: bool = Tru
     16-bit values are scaled to [0,255], floats by their largest value.
 
     Args:
-        image: as it was opened; it stays as it is.
+        image: opened, decoded or not; its pixels are not changed.
         background: colour that transparent pixels are put on.
         profile: whether its ICC profile is followed, so that the result is in sRGB.
     """
