@@ -98,7 +98,8 @@ def to_rgb(image: Image.Image, *, background: str = "white", profile: bool = Tru
     """
     convert = to_srgb(image) if profile else None
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        pixels = _scaled_to_8_bits(image, tiff.stored_dtype(image), tiff.is_white_at_zero(image), background, convert)
+        kind, inverted = tiff.stored_dtype(image), image.mode.startswith("I;16") and tiff.is_white_at_zero(image)
+        pixels = _scaled_to_8_bits(image, kind, inverted, background, convert)
     else:
         image.load()  # a TIFF has its size only now
         pixels = np.empty((image.height, image.width, 3), np.uint8)

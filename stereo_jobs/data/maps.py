@@ -176,6 +176,7 @@ def _decode_image(data: bytes, column: str) -> _Samples:
     """Decode the samples of an image: H,W of grey, H,W,3 of colours and palettes."""
     image = open_image(data, _MAX_PIXELS, column, FORMATS)
     depth, kind = png.bit_depth(data) or tiff.bit_depth(image), tiff.stored_dtype(image)
+    inverted = image.mode == "L" and kind is None and tiff.is_white_at_zero(image)
     image = png.with_colour_key(image, data)
     image.load()
     key, clear = image.info.get("transparency"), None
@@ -188,6 +189,8 @@ def _decode_image(data: bytes, column: str) -> _Samples:
     else:
         values = np.asarray(image)
         values = values if kind is None else values.view(kind)
+    if inverted:
+        values = 255 - values  # Pillow has inverted them
     if image.mode == "L" and depth in (2, 4):
         values = values // (255 // (2**depth - 1))  # Pillow has stretched them to 8 bits
     turned = orientation(image)

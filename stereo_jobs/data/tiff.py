@@ -74,10 +74,8 @@ def bit_depth(image: object) -> int:
 
 
 def is_white_at_zero(image: object) -> bool:
-    """Whether 0 is white in a TIFF of 16 bits, which Pillow inverts at 8 bits only."""
-    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
-        return False
-    return image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    """Whether 0 is white in a TIFF of grey. Pillow inverts it at 8 bits only."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _plane(image: TiffImageFile, channel: str) -> str:

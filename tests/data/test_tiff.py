@@ -133,6 +133,13 @@ def test_maps_of_every_byte_order_compression_and_layout_are_decoded_as_written(
     assert confirmed > 40
 
 
+@pytest.mark.parametrize("dtype", ["u1", "u2"])
+def test_maps_that_are_white_at_zero_have_the_numbers_of_the_file(dtype):
+    values = numbers(dtype)
+    for codec in (None, "tiff_lzw"):
+        np.testing.assert_array_equal(decode_map(tiff(values, "<", codec, photometric=0), "depth"), values)
+
+
 def test_depth_and_disparity_are_those_of_the_file():
     values = np.array([[1.0, 2.5, np.nan], [np.inf, -3.0, 1e30]])
     data = tiff(values, ">", "tiff_adobe_deflate")
