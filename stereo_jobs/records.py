@@ -36,6 +36,21 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class DisparityEncoding:
+    """What the stored values of a row's disparity maps mean.
+
+    Attributes:
+        encoding: how a value lies in the channels: `plain` or `foundation_stereo`, see `Recipe.disparity_encoding`.
+        scale: stored value of a disparity of one pixel; None: floats are pixels, and integers are refused.
+        unknown: stored value that means unknown; None: 0 among integers, and none among floats.
+    """
+
+    encoding: str = "plain"
+    scale: float | None = None
+    unknown: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One pair to be made: a manifest row, or one variant of it.
 
@@ -48,6 +63,7 @@ class Row:
         camera: the camera, as far as the row describes it.
         carried: the manifest's further columns, written as `src_*`: arrays of one cell, which pass bit for bit.
         error: why the row could not be read; it is then reported and not generated. None: the row is good.
+        disparity: what the values of `disparity` and `true_disparity` mean.
     """
 
     id: str
@@ -60,6 +76,7 @@ class Row:
     camera: Camera = Camera()
     carried: dict[str, Any] = field(default_factory=dict)
     error: "RowError | None" = None
+    disparity: DisparityEncoding = DisparityEncoding()
 
 
 QUALITY_PREFIX = "qc_"

@@ -164,6 +164,7 @@ class Size(_Model):
 
 
 Mode = Literal["text", "depth", "image", "inpaint"]
+Encoding = Literal["plain", "foundation_stereo"]
 
 
 class Recipe(_Model):
@@ -192,6 +193,33 @@ class Recipe(_Model):
         description="Size of generated images; null: the size the model was trained on. A photo keeps its shape and "
         "size: it is processed at the same area, and the views are brought back to its size.",
     )
+    disparity_scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Stored value of one pixel of disparity in `disparity` and `true_disparity`: 256 for KITTI, 1 for "
+        "whole pixels. null: floats are pixels, and maps of integers are refused. A row's column `disparity_scale` "
+        "goes before it.",
+    )
+    disparity_encoding: Encoding = Field(
+        "plain",
+        description="How disparity maps hold a value. plain: in one channel. foundation_stereo: in the three bytes of "
+        "an RGB picture, (255 * 255 * R + 255 * G + B) / 1000 pixels. A row's column `disparity_encoding` goes before "
+        "it.",
+    )
+    disparity_unknown: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Stored value of disparity maps that means unknown, beside inf and NaN, which always do. null: 0 "
+        "in maps of integers, none in maps of floats. A row's column `disparity_unknown` goes before it.",
+    )
+    resize_maps: Literal["refuse", "nearest", "linear"] = Field(
+        "refuse",
+        description="What happens to a depth map, disparity map or mask of another size than its photo. refuse: the "
+        "row fails. nearest, linear: it is resized if its shape is the photo's, and disparities grow with the width; "
+        "masks are always resized by nearest. linear: a pixel is unknown if one of the samples it is made of, up to "
+        "four, is.",
+    )
     negative_prompt: str = Field("", max_length=2000, description="Negative prompt of rows that have none.")
     quality: QualityConfig = Field(
         default_factory=QualityConfig, description="Metrics without ground truth, and a verdict, for every pair."
@@ -208,6 +236,15 @@ class Recipe(_Model):
     def _given_to_photos(self) -> Self:
         if self.method.right_view == "given" and self.mode != "image":
             raise ValueError(f"method.right_view given needs photos: set mode to image, not {self.mode}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.disparity_encoding != "plain" and self.disparity_scale is not None:
+            raise ValueError(
+                f"disparity_encoding {self.disparity_encoding} has a scale of its own; remove disparity_scale, or set "
+                "disparity_encoding to plain"
+            )
         return self
 
     @model_validator(mode="after")

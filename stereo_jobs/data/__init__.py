@@ -12,8 +12,11 @@
 | `build` | makes a manifest from lines of text, a table or a folder of images |
 | `reader` | reads the images that a manifest points to, within limits |
 | `images` | decodes and encodes images |
+| `orientation` | turns pictures, masks and maps upright |
+| `colour` | follows ICC profiles to sRGB |
 | `tiff` | corrects how Pillow unpacks TIFF files |
-| `png` | corrects colour keys of PNG files |
+| `png` | takes the metadata out of PNG files and corrects their colour keys |
+| `jpeg` | takes the metadata out of JPEG files |
 | `maps` | decodes depth maps, disparity maps and masks |
 | `shards` | one Parquet file of pairs, with failed rows and recipe in its footer |
 | `card` | the README.md of a dataset |

@@ -8,7 +8,7 @@ import fnmatch
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,8 +21,8 @@ from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
 from stereo_jobs.errors import ManifestError, StereoJobsError, StorageError, StorageUnavailableError
 from stereo_jobs.logs import names_shown
-from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, Row, RowError
-from stereo_jobs.spec import Recipe, ScaleRange, StorageSpec, check_scale_percent
+from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, DisparityEncoding, Row, RowError
+from stereo_jobs.spec import Encoding, Recipe, ScaleRange, StorageSpec, check_scale_percent
 
 REQUIRED = {
     "text": ("id", "prompt"),
@@ -61,6 +61,9 @@ KNOWN = {
     "baseline": "number",
     "doffs_px": "number",
     "disparity": _IMAGE_TYPES,
+    "disparity_scale": "number",
+    "disparity_encoding": "string",
+    "disparity_unknown": "number",
     "given_right": _IMAGE_TYPES,
     "true_right": _IMAGE_TYPES,
     "true_disparity": _IMAGE_TYPES,
@@ -327,11 +330,13 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
     seed, scale = _seed_and_scale(cells, variant, recipe)
     error: RowError | None = None
     images: dict[str, bytes] = {}
+    disparity = DisparityEncoding()
     try:
         if odd:
             name, why = next(iter(odd.items()))
             raise ValueError(f"{name}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
         _check_cells(cells, scale, recipe)
+        disparity = _disparity_encoding(cells, recipe)
         images = _read_images(cells, wanted, REQUIRED[recipe.mode], inputs)
     except (ValueError, InputError) as problem:
         error = RowError(row_id, "InvalidRow", str(problem))
@@ -346,6 +351,7 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
         camera=_camera(cells),
         carried={name: value for name, value in cells.items() if name not in KNOWN},
         error=error,
+        disparity=disparity,
     )
 
 
@@ -369,6 +375,26 @@ def _read_images(
         for column in wanted
         if cells.get(column) is not None or column in required
     }
+
+
+def _disparity_encoding(cells: dict[str, Any], recipe: Recipe) -> DisparityEncoding:
+    """Return what the row's disparities mean: from its cells, else from the recipe. Raises ValueError."""
+    given = {name: cells.get(f"disparity_{name}") for name in ("encoding", "scale", "unknown")}
+    encoding, scale, unknown = (
+        getattr(recipe, f"disparity_{name}") if value is None else value for name, value in given.items()
+    )
+    if encoding not in get_args(Encoding):
+        raise ValueError(f"disparity_encoding: must be {' or '.join(get_args(Encoding))}, got {encoding[:80]!r}")
+    for name, value in (("scale", given["scale"]), ("unknown", given["unknown"])):
+        if value is not None and not (math.isfinite(value) and abs(value) <= MAX_EXACT):
+            raise ValueError(f"disparity_{name}: must be a number from -2**53 to 2**53, got {value}")
+    if given["scale"] is not None and given["scale"] <= 0:
+        raise ValueError(f"disparity_scale: must be above 0, the stored value of one pixel; got {given['scale']}")
+    if encoding != "plain":
+        if given["scale"] is not None:
+            raise ValueError(f"disparity_scale: disparity_encoding {encoding} has one of its own; leave the cell empty")
+        scale = None
+    return DisparityEncoding(encoding, None if scale is None else float(scale), unknown)
 
 
 def _camera(cells: dict[str, Any]) -> Camera:

@@ -36,6 +36,8 @@ from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, digest
 log = logging.getLogger(__name__)
 
 _LARGEST = 2**40
+_UNDECLARED = (256, 1)
+"""Scales that versions without `disparity_scale` read disparities by: 16-bit PNG, and other integers."""
 
 
 MAX_PAIRS = 10**9
@@ -326,7 +328,10 @@ def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | 
 
 def refuse_drift(job: Job, recipe: Recipe) -> None:
     """Check that the recipe is the one the output was started with. Raises DriftError with the changed fields."""
-    changed = list(_differences(job.plans[0].recipe, recipe.canonical(), "recipe"))
+    old, new = job.plans[0].recipe, recipe.canonical()
+    if "disparity_scale" not in old and new["disparity_scale"] in _UNDECLARED:
+        del new["disparity_scale"]
+    changed = list(_differences(old, new, Recipe().canonical(), "recipe"))
     if changed:
         raise DriftError(
             "this output was started with another recipe; choose a new output, or restore these fields:\n"
@@ -372,10 +377,13 @@ def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int], 
                 )
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+def _differences(old: Any, new: Any, default: Any, path: str) -> Iterator[str]:
+    """Compare a planned recipe with one of today; what an older version did not know was as its default is."""
     if isinstance(old, dict) and isinstance(new, dict):
+        defaults = default if isinstance(default, dict) else {}
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
+            usual = defaults.get(key)
+            yield from _differences(old.get(key, usual), new.get(key, usual), usual, f"{path}.{key}")
     elif old != new:
         yield f"{path}: {json.dumps(old)} then, {json.dumps(new)} now"
 

@@ -30,7 +30,7 @@ from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.row_groups import RowGroups
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import DriftError, ManifestError, StorageError
-from stereo_jobs.records import Camera
+from stereo_jobs.records import Camera, DisparityEncoding
 from stereo_jobs.spec import Recipe, StorageSpec
 
 LOCAL = StorageSpec()
@@ -544,12 +544,31 @@ def test_a_scale_in_the_manifest_wins_and_null_takes_the_recipe_s():
         ({"scale_percent": 0.08}, "scale_percent: must be a percentage.*looks like a fraction: write 8, got 0.08"),
         ({"scale_percent": float("nan")}, "scale_percent: must be a percentage"),
         ({"scale_percent": 0}, "scale_percent: must be a percentage"),
+        ({"disparity_scale": 0}, "disparity_scale: must be above 0, the stored value of one pixel; got 0"),
+        ({"disparity_scale": float("nan")}, r"disparity_scale: must be a number from -2\*\*53 to 2\*\*53, got nan"),
+        ({"disparity_unknown": float("inf")}, "disparity_unknown: must be a number from"),
+        ({"disparity_encoding": "kitti"}, "disparity_encoding: must be plain or foundation_stereo, got 'kitti'$"),
+        (
+            {"disparity_encoding": "foundation_stereo", "disparity_scale": 256.0},
+            "disparity_scale: disparity_encoding foundation_stereo has one of its own; leave the cell empty",
+        ),
     ],
 )
 def test_a_rule_broken_by_one_row_becomes_its_error(cells, words):
     row = row_of(**cells)
     assert (row.error.id, row.error.error_type) == ("row", "InvalidRow")
     assert re.match(words, row.error.error_message)
+
+
+def test_what_disparities_mean_is_said_by_the_row_or_else_the_recipe():
+    assert row_of().disparity == DisparityEncoding("plain", None, None)
+    recipe = Recipe(disparity_scale=256, disparity_unknown=65535)
+    assert row_of(recipe).disparity == DisparityEncoding("plain", 256.0, 65535)
+    assert row_of(recipe, disparity_scale=4, disparity_unknown=0).disparity == DisparityEncoding("plain", 4.0, 0)
+    three_bytes = DisparityEncoding("foundation_stereo", None, 65535)
+    assert row_of(recipe, disparity_encoding="foundation_stereo").disparity == three_bytes
+    three_bytes = Recipe(disparity_encoding="foundation_stereo")
+    assert row_of(three_bytes, disparity_encoding="plain", disparity_scale=2).disparity.scale == 2.0
 
 
 def test_image_columns_are_read_when_the_mode_needs_them():
