@@ -12,7 +12,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from stereo_jobs.data import png, tiff
 from stereo_jobs.errors import StereoJobsError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".jfif", ".jpe", ".mpo")
 """Endings of image files, in lower case."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
