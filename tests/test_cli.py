@@ -139,6 +139,47 @@ def test_manifest_build(stereo_jobs, tmp_path):
     assert stereo_jobs("manifest", "build", tmp_path / "prompts.txt", tmp_path / "m.parquet")[0] == 2
 
 
+def test_manifest_build_says_what_it_leaves_out(stereo_jobs, tmp_path):
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    for name in ("a.png", "._a.png", "sub/b.jpg", "notes.md"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    code, out, _ = stereo_jobs("manifest", "build", tmp_path / "photos", tmp_path / "m.parquet")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            f"{tmp_path}/m.parquet: 2 rows",
+            "left out 1 file with a hidden name: ._a.png",
+            "left out 1 file whose name does not end as that of a picture that can be read: notes.md",
+        ],
+    )
+    code, out, _ = stereo_jobs("manifest", "build", tmp_path / "photos", tmp_path / "n.parquet", "--json")
+    said = json.loads(out)
+    assert said["left_out"][0] == {"what": "file with a hidden name", "count": 1, "first": ["._a.png"]}
+    assert said["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("id,prompt,negative_prompt,note\na,a red star,,\n", ()),
+        ("id,prompt,,\na,a red star,,\n", ()),
+        ("id,prompt,seed\n2024-01-01,1984,\nb,2001,1\n", ()),
+        ("key^caption\n01^a red star\n1^a ball\n", ("--id-from=key", "--prompt-column=caption", "--delimiter=^")),
+        ("key\tcaption\n01\t\n", ("--id-from=content", "--prompt-column=caption", "--delimiter=tab")),
+    ],
+)
+def test_a_plan_accepts_what_manifest_build_accepts(stereo_jobs, spec_file, tmp_path, content, options):
+    (tmp_path / "p.csv").write_text(content)
+    assert stereo_jobs("manifest", "build", tmp_path / "p.csv", tmp_path / "m.parquet", *options)[0] == 0
+    assert stereo_jobs("plan", spec_file(manifest=str(tmp_path / "m.parquet")), "--dry-run")[0] == 0
+
+
+def test_a_delimiter_is_one_character(stereo_jobs, tmp_path):
+    for delimiter in ("", ";;", '"', "\n"):
+        code, _, err = stereo_jobs("manifest", "build", "p.csv", tmp_path / "m.parquet", "--delimiter", delimiter)
+        assert (code, "one character" in err) == (2, True)
+
+
 def test_retry_failed(stereo_jobs, spec_file, make_manifest, tmp_path):
     manifest = make_manifest(rows=3, prompt=["fine", f"flaky:{tmp_path}/x", "fine"])
     runtime = {"batch_size": 1, "row_attempts": 1, "max_failure_ratio": 0.5}

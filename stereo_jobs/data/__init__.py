@@ -9,7 +9,7 @@
 | `manifest` | finds and checks manifests; makes a checked row from its cells |
 | `manifest_reader` | reads rows, from the planned files only |
 | `row_groups` | reads Parquet row groups in bounded memory |
-| `build` | makes a manifest from lines of text, a table or a folder of images |
+| `building` | makes a manifest from lines of text, tables or a folder of images |
 | `reader` | reads the images that a manifest points to, within limits |
 | `images` | decodes and encodes images |
 | `orientation` | turns pictures, masks and maps upright |

@@ -20,9 +20,10 @@ _HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 
 IMAGE_SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp"),
-    *(".avif", ".heic", ".heif", ".hif"),
+    *((".avif",) if _HAS_AVIF else ()),
+    *((".heic", ".heif", ".hif") if _HAS_HEIC else ()),
 )
-"""Endings of image files, in lower case."""
+"""Endings of image files that can be read here, in lower case."""
 
 _FORMATS = ("PNG", "WEBP", "TIFF", "BMP", *(["AVIF"] if _HAS_AVIF else []))
 """Formats that Pillow is asked for beside JPEG. It reads many more, some of them by calling other programs."""

@@ -169,15 +169,21 @@ def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFi
     file = open_file(uri, settings)
     schema = file.schema
     try:
-        _check_columns(schema, recipe)
+        carried = check_schema(schema, recipe)
         if file.metadata.num_rows == 0:
             raise ValueError("has no rows; add some, or leave the file out")
-        carried = _carried(schema)
-        _check_carried(carried)
     except ValueError as error:
         raise ManifestError(f"manifest {uri}: {error}") from None
     listing = ManifestFile(uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=file.metadata.num_rows)
     return listing, carried
+
+
+def check_schema(schema: pa.Schema, recipe: Recipe) -> pa.Schema:
+    """Check columns and their types; returns the schema of the carried ones. Raises ValueError."""
+    _check_columns(schema, recipe)
+    carried = _carried(schema)
+    _check_carried(carried)
+    return carried
 
 
 def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
