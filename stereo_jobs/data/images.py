@@ -18,10 +18,21 @@ from stereo_jobs.errors import StereoJobsError
 _HAS_AVIF = bool(features.check("avif"))
 _HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 
+HEIF_SUFFIXES = (*((".avif",) if _HAS_AVIF else ()), *((".heic", ".heif", ".hif") if _HAS_HEIC else ()))
+"""Endings of files of the HEIF family that can be read here."""
 IMAGE_SUFFIXES = (
-    *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp"),
-    *((".avif",) if _HAS_AVIF else ()),
-    *((".heic", ".heif", ".hif") if _HAS_HEIC else ()),
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    *HEIF_SUFFIXES,
 )
 """Endings of image files that can be read here, in lower case."""
 

@@ -1,13 +1,14 @@
 """Folders of pictures, local or on S3, with all folders inside them."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 
 import pyarrow as pa
 
-from stereo_jobs.data.building.source import BATCH_ROWS, Source, sorted_out
-from stereo_jobs.data.images import IMAGE_SUFFIXES
+from stereo_jobs.data.building.source import BATCH_ROWS, LeftOut, Source, sorted_out
+from stereo_jobs.data.images import HEIF_SUFFIXES, IMAGE_SUFFIXES, InputError, open_image
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.local_files import local_path
@@ -30,6 +31,15 @@ class Pictures(Source):
         self._names, self.left_out = sorted_out(ordered, IMAGE_SUFFIXES, "a picture that can be read")
         is_local = not where.startswith("s3://")
         self._root = str(local_path(where).resolve()) if is_local else open_storage(where, settings).uri
+        if is_local:
+            unreadable = LeftOut("file", "that no decoder here reads")
+            self.left_out.append(unreadable)
+            names, self._names = self._names, []
+            for name in names:
+                if self._is_readable(name):
+                    self._names.append(name)
+                else:
+                    unreadable.add(name)
 
     def count(self) -> int:
         """Return the number of pictures."""
@@ -49,6 +59,17 @@ class Pictures(Source):
                 "image": [self._locate(name) for name in names],
             }
             yield pa.table([pa.array(columns[chosen[name]], pa.string()) for name in schema.names], schema=schema)
+
+    def _is_readable(self, name: str) -> bool:
+        """Whether the decoders of this machine know the codec inside a file of the HEIF family; its name cannot tell."""
+        path = local_path(self._root) / name
+        if not name.lower().endswith(HEIF_SUFFIXES) or not path.is_file():
+            return True
+        try:
+            open_image(path.read_bytes(), sys.maxsize, "image")
+        except InputError:
+            return False
+        return True
 
     def _locate(self, name: str) -> str:
         if self._root.startswith("s3://"):

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from stereo_jobs.data.building.build import build
 from stereo_jobs.data.building.pictures import Distinct, Pictures
@@ -86,6 +87,16 @@ def test_a_folder_without_a_picture_says_what_it_has(tmp_path):
     (tmp_path / "photos/a.xyz").write_bytes(b"x")
     with pytest.raises(ManifestError, match=r"nothing in it that could become a row; left out 1 file whose .*: a\.xyz"):
         build(tmp_path / "photos", str(tmp_path / "m.parquet"), LOCAL)
+
+
+def test_a_file_whose_codec_is_not_read_here_is_left_out_and_said(tmp_path):
+    """The suffix of the HEIF family does not tell the codec inside."""
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (20, 20)).save(tmp_path / "photos/a.avif")
+    (tmp_path / "photos/b.avif").write_bytes(b"\0\0\0\x18ftypavif" + bytes(90))
+    made = build_and_plan(tmp_path / "photos", tmp_path / "m.parquet")
+    said = ["left out 1 file that no decoder here reads: b.avif"]
+    assert (made.rows, [each.line() for each in made.left_out]) == (1, said)
 
 
 def test_what_is_left_out_is_named_up_to_a_few(tmp_path):
