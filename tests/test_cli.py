@@ -99,9 +99,13 @@ def test_the_schema_is_json(stereo_jobs):
 
 
 def test_choices_of_the_command_line_are_those_of_the_package():
-    assert get_args(cli.LaunchKind) == KINDS
-    assert cli.Provider == LaunchOptions.model_fields["provider"].annotation
-    assert (cli.ToyScapesMode, cli.ToyScapesSplit, cli.ToyScapesLevel) == (Mode, Split, Level)
+    assert get_args(cli.cluster.LaunchKind) == KINDS
+    assert cli.cluster.Provider == LaunchOptions.model_fields["provider"].annotation
+    assert (cli.manifests.ToyScapesMode, cli.manifests.ToyScapesSplit, cli.manifests.ToyScapesLevel) == (
+        Mode,
+        Split,
+        Level,
+    )
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,17 @@ def test_ray_is_refused_in_every_root_module_and_wherever_it_does_not_belong(cop
 
 
 def test_torch_is_refused_in_what_light_verbs_use(copy):
-    light = ["__init__.py", "__main__.py", "cli.py", "errors.py", "logs.py", "records.py", "spec.py", "version.py"]
+    light = [
+        "__init__.py",
+        "__main__.py",
+        "cli/__init__.py",
+        "cli/dataset.py",
+        "errors.py",
+        "logs.py",
+        "records.py",
+        "spec.py",
+        "version.py",
+    ]
     light += ["data/manifest.py", "data/shards.py", "data/storage.py", "launch/render.py", "report/terminal.py"]
     light += ["output/verify.py", "output/watch.py", "output/progress.py", "run/prepare.py", "run/driver.py"]
     planted = [plant(copy, file, "def _later():\n    import torch") for file in light]

@@ -15,7 +15,8 @@ from rich.progress import Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from stereo_jobs import cli, logs
+from stereo_jobs import logs
+from stereo_jobs.cli import console as consoles
 from stereo_jobs.run import driver
 from tests import standin
 
@@ -127,11 +128,11 @@ def test_everything_on_the_consoles_is_escaped(capsys):
     table = Table()
     table.add_column(HOSTILE)
     table.add_row(HOSTILE)
-    for console in (cli.out, cli.err):
+    for console in (consoles.out, consoles.err):
         console.print(HOSTILE)
         console.print(table)
         console.print(Text(HOSTILE))
-    RichHandler(console=cli.err).handle(record(HOSTILE))
+    RichHandler(console=consoles.err).handle(record(HOSTILE))
     said = capsys.readouterr()
     for text in (said.out, said.err):
         assert text.startswith(SHOWN.expandtabs())
@@ -140,7 +141,7 @@ def test_everything_on_the_consoles_is_escaped(capsys):
 
 
 def test_a_live_line_is_escaped():
-    console = cli.SafeConsole()
+    console = consoles.SafeConsole()
     console.file, console._force_terminal = io.StringIO(), True
     with Progress(TextColumn("{task.description}", markup=False), console=console) as bar:
         bar.add_task(HOSTILE.replace("\n", ""))

@@ -5,6 +5,8 @@ columns stay dictionaries here, which hold each value once. All others come in b
 be read from its start, so a reader that reads on keeps its place.
 """
 
+import contextlib
+import io
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -77,7 +79,12 @@ class RowGroups:
         )
 
     def parts(self, group: int, columns: Sequence[str]) -> list[_Part]:
-        """Split columns of a row group into those that are read in large batches and those in small ones."""
+        """Split columns of a row group into those that are read in large batches and those in small ones.
+
+        Raises:
+            UNREADABLE: what the footer says of the row group cannot be used.
+        """
+        self._check_chunks(group)
         chunks = self.metadata.row_group(group)
         rows = max(1, chunks.num_rows)
         narrow, wide = _Part([], [], _NARROW_ROWS), _Part([], [], _WIDE_ROWS)
@@ -104,6 +111,40 @@ class RowGroups:
             for part in (narrow, wide)
             if part.columns
         ]
+
+    def _check_chunks(self, group: int) -> None:
+        """Look at what the footer says of each column of a row group, as Arrow's own reader does.
+
+        The binding in Python ends the process where the reader raises an error (a histogram of another length).
+        """
+        footer_only = pq.ParquetFile(pa.PythonFile(_NoBytes(self._handle.size())), metadata=self.metadata)
+        for column in self.schema.names:
+            with contextlib.suppress(_NoBytesError):
+                next(footer_only.iter_batches(1, row_groups=[group], columns=[column], use_threads=False), None)
+
+
+class _NoBytesError(Exception):
+    """A reader has found nothing wrong in a footer, and goes on to the pages."""
+
+
+class _NoBytes(io.RawIOBase):
+    """A file of a given size that refuses to be read."""
+
+    def __init__(self, size: int) -> None:
+        self._size, self._at = size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + (self._size if whence == io.SEEK_END else 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        raise _NoBytesError
 
 
 class Cursor:

@@ -240,6 +240,21 @@ def test_a_footer_whose_chunks_name_other_columns_is_read_by_its_schema_or_refus
             assert len(str(error).splitlines()) == 1
 
 
+def test_a_footer_with_statistics_of_another_schema_is_refused(tmp_path):
+    """Arrow's binding ends the process at a histogram of another length; its reader raises an error."""
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"id": pa.array(["a"]), "prompt": pa.array(["x"])}), path)
+    optional, required = b"\x15\x0c\x25\x02\x18\x02id", b"\x15\x0c\x25\x00\x18\x02id"
+    data = path.read_bytes()
+    assert data.count(optional) == 1
+    path.write_bytes(data.replace(optional, required))
+    planned = listed(str(path))
+    with pytest.raises(ManifestError, match=r"cannot be read after row 0 .*histogram"):
+        list(stream_ids(planned, LOCAL))
+    with pytest.raises(ManifestError, match=r"cannot be read .*histogram"):
+        ManifestReader(LOCAL).read(planned, [0])
+
+
 # --- Ids ---
 
 

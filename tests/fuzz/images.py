@@ -510,7 +510,11 @@ def _compare(sample: Sample, shown: Pixels, record: Record) -> None:
 
 
 def _decode_map(sample: Sample, damaged: bool, record: Record, rng: random.Random) -> None:
-    _refused_or(lambda: check_map(sample.data, MAX_PIXELS, "depth"), "check_map", record)
+    sized = _refused_or(lambda: check_map(sample.data, MAX_PIXELS, "depth") or True, "check_map", record)
+    if not sized:  # a row is refused before its maps are decoded
+        if not (damaged or sample.refusable):
+            record.find("refused", f"{_kind_of(sample)}: a whole map was refused")
+        return
     values = _refused_or(lambda: decode_map(sample.data, "depth"), "decode_map", record)
     disparity = _refused_or(lambda: decode_disparity_px(sample.data), "decode_disparity_px", record)
     kind = rng.choice(("metric", "inverse"))
