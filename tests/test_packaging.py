@@ -133,7 +133,7 @@ def test_the_installed_command_makes_a_pair(installed, tmp_path):
     assert made.returncode == 0, made.stderr
     assert "done: 1 of 1 pairs" in made.stdout
     for verb in ("verify", "report", "status"):
-        assert command(installed / "stereo-jobs", verb, "out/demo", cwd=tmp_path).returncode == 0, verb
+        assert command(installed / "stereo-jobs", verb, "stereo-demo", cwd=tmp_path).returncode == 0, verb
     where = command(installed / "python", "-c", "import stereo_jobs; print(stereo_jobs.__file__)", cwd=tmp_path)
     assert Path(where.stdout.strip()).is_relative_to(installed.parent)
 
