@@ -11,6 +11,8 @@ from threading import Thread
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from stereo_jobs.data.s3_access import S3Access
 from stereo_jobs.data.storage import open_storage
@@ -127,6 +129,23 @@ def test_credentials_that_would_be_ignored_are_refused(other):
     assert parse_storage(anonymous=["open"], **other).for_bucket("closed").anonymous is False
     opened = parse_storage(anonymous=["open"], **other).for_bucket("open")
     assert opened == StorageSpec(anonymous=True)
+
+
+NAMES = st.from_regex(r"[a-z0-9][a-z0-9.-]{1,30}", fullmatch=True)
+
+
+@given(st.one_of(st.booleans(), st.lists(NAMES, max_size=3)), NAMES, st.sampled_from([{}, {"profile": "me"}, KEYS]))
+def test_a_bucket_is_asked_anonymously_exactly_if_the_field_says_so(anonymous, bucket, given_credentials):
+    if anonymous is True and given_credentials:
+        return
+    settings = parse_storage(anonymous=anonymous, region="eu-west-3", **given_credentials).for_bucket(bucket)
+    unsigned = anonymous if isinstance(anonymous, bool) else bucket in anonymous
+    assert settings.anonymous is unsigned
+    assert settings.region == "eu-west-3"
+    assert StorageSpec.model_validate(settings.model_dump()) == settings
+    has = settings.profile is not None or settings.access_key_id is not None
+    assert has == (bool(given_credentials) and not unsigned)
+    assert settings.for_bucket("another") == settings
 
 
 # --- Profiles, roles and commands that give credentials ---
