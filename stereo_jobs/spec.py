@@ -290,6 +290,9 @@ def _has_host(url: str) -> bool:
         return False
 
 
+_BUCKET = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+
+
 class StorageSpec(_Model):
     """S3 access. Missing credentials are resolved by the standard AWS chain (environment, profile, instance role)."""
 
@@ -303,6 +306,11 @@ class StorageSpec(_Model):
     )
     secret_access_key: SecretStr | None = Field(
         None, description="Secret key, as ${ENV}; better leave it to the AWS credential chain."
+    )
+    anonymous: bool | tuple[str, ...] = Field(
+        False,
+        description="Read public buckets without credentials. true: all buckets of the job; a list of bucket names "
+        "(`[laion-photos]`): these only, while all others, such as the output's, are accessed with credentials.",
     )
 
     @field_validator("endpoint_url")
@@ -321,6 +329,35 @@ class StorageSpec(_Model):
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise ValueError("access_key_id and secret_access_key go together; set both or neither")
         return self
+
+    @field_validator("anonymous", mode="before")
+    @classmethod
+    def _all_or_some(cls, value: Any) -> Any:
+        if not isinstance(value, bool | list | tuple):
+            raise ValueError("must be true, false, or a list of bucket names")
+        for name in [] if isinstance(value, bool) else value:
+            if not (isinstance(name, str) and _BUCKET.fullmatch(name)):
+                raise ValueError(f"must list names of buckets, without s3:// and prefix; {_shown(name)} is none")
+        return value
+
+    @model_validator(mode="after")
+    def _no_credentials_to_ignore(self) -> Self:
+        named = [name for name in ("profile", "access_key_id") if getattr(self, name) is not None]
+        if self.anonymous is True and named:
+            raise ValueError(
+                f"anonymous: true uses no credentials, and {named[0]} is set; drop one of them, or list in anonymous "
+                "the buckets that need no credentials"
+            )
+        return self
+
+    def for_bucket(self, bucket: str) -> Self:
+        """Return the settings of one bucket, whose `anonymous` is true or false."""
+        if isinstance(self.anonymous, bool):
+            return self
+        if bucket not in self.anonymous:
+            return self.model_copy(update={"anonymous": False})
+        none = {"profile": None, "access_key_id": None, "secret_access_key": None}
+        return self.model_copy(update={"anonymous": True} | none)
 
 
 class Runtime(_Model):

@@ -61,7 +61,7 @@ class Pictures(Source):
             yield pa.table([pa.array(columns[chosen[name]], pa.string()) for name in schema.names], schema=schema)
 
     def _is_readable(self, name: str) -> bool:
-        """Whether the decoders of this machine know the codec inside a file of the HEIF family; its name cannot tell."""
+        """Whether a decoder here knows the codec inside a file of the HEIF family, which its name does not tell."""
         path = local_path(self._root) / name
         if not name.lower().endswith(HEIF_SUFFIXES) or not path.is_file():
             return True
