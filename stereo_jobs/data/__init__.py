@@ -6,7 +6,9 @@
 | `storage` | opens storage by its URI; objects in a local folder |
 | `s3` | objects on S3, and what its errors mean |
 | `s3_access` | the clients of S3 that all storage of a process shares |
-| `manifest` | finds and checks manifests; makes a checked row from its cells |
+| `manifest_files` | finds the files of a manifest, and the columns that folders give them |
+| `arrow_types` | types of carried columns: their plain form, and one type for the columns of all files |
+| `manifest` | checks manifests; makes a checked row from its cells |
 | `manifest_reader` | reads rows, from the planned files only |
 | `row_groups` | reads Parquet row groups in bounded memory |
 | `building` | makes a manifest from lines of text, tables or a folder of images |

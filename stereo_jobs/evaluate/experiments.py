@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stereo_jobs.data.images import decode_rgb
-from stereo_jobs.data.manifest import split_uri
+from stereo_jobs.data.manifest_files import split_uri
 from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import NotFoundError, open_storage

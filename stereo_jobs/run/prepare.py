@@ -3,7 +3,7 @@
 import logging
 from typing import NamedTuple
 
-from stereo_jobs.data import card, manifest
+from stereo_jobs.data import card, manifest_files
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.models.resolve import resolve_recipe
@@ -68,21 +68,27 @@ def prepare(
     if job.plans:
         plan.refuse_drift(job, recipe)
     new = _unplanned(spec, job, extend)
-    if new:
+    if not new:
+        return Prepared(storage, job, recipe)
+    try:
         made, hashes = plan.make_plan(spec, recipe, new, job, storage, ended=ended)
-        if publish:
-            if not job.plans:
-                storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))
-            made = plan.publish(storage, made, hashes)
-        job = Job((*job.plans, made))
-    return Prepared(storage, job, recipe)
+    except plan.EmptyManifestError as error:
+        if not job.plans:
+            raise
+        log.warning("%s; nothing is added to the job", error)
+        return Prepared(storage, job, recipe)
+    if publish:
+        if not job.plans:
+            storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))
+        made = plan.publish(storage, made, hashes)
+    return Prepared(storage, Job((*job.plans, made)), recipe)
 
 
 def _unplanned(spec: JobSpec, job: Job, extend: bool) -> list[str]:
     """Return the manifest files to plan now."""
     wanted = extend or not job.plans
     try:
-        found = manifest.find(spec.manifests, spec.runtime.storage)
+        found = manifest_files.find(spec.manifests, spec.runtime.storage)
     except ManifestError:
         if wanted:
             raise

@@ -15,16 +15,15 @@ from stereo_jobs.data import row_groups
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
     INPUTS,
+    KNOWN,
     MAX_PROMPT,
     REQUIRED,
-    ManifestFile,
     carried_schema,
-    find,
     inspect,
-    split_uri,
     stream_ids,
     to_row,
 )
+from stereo_jobs.data.manifest_files import ManifestFile, find, split_uri
 from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.row_groups import RowGroups
@@ -168,9 +167,12 @@ def test_inspect_lists_the_file_and_its_carried_columns(write):
         ({"id": ["a"], "prompt": ["x"], "scale_percent": ["8"]}, "column 'scale_percent' must be number, not string"),
         ({"id": ["a"], "prompt": ["x"], "image": [1]}, r"column 'image' must be binary, struct<bytes, path> or string"),
         ({"id": ["a"], "prompt": ["x"], "image": [{"data": b""}]}, "column 'image' must be binary"),
-        ({"id": pa.array([], pa.string()), "prompt": pa.array([], pa.string())}, "has no rows"),
-        ({"id": ["a"], "prompt": ["x"], "wait": pa.array([1], pa.duration("s"))}, "column 'wait' cannot be carried"),
-        ({"id": ["a"], "prompt": ["x"], "none": [None]}, "column 'none' cannot be carried through.*drop or cast it"),
+        ({"id": ["a"], "prompt": [None]}, "column 'prompt' must be string, not null"),
+        (
+            {"id": ["a"], "prompt": ["x"], "x": pa.array([[1]], pa.list_view(pa.int8()))},
+            "'x' cannot be carried.*cast it",
+        ),
+        ({"id": ["a"], "prompt": ["x"], "x": pa.array([0], pa.timestamp("s", "odd zone"))}, "time zone 'odd zone'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_column(write, columns, words):
@@ -186,6 +188,48 @@ def test_a_column_named_twice_is_refused(write, twice):
     uri = write(pa.Table.from_arrays(arrays, names=["id", "prompt", "note", twice]))
     with pytest.raises(ManifestError, match=f"column '{twice}' appears twice"):
         inspect(uri, Recipe(), LOCAL)
+
+
+def test_columns_that_hold_nothing_have_every_type(write):
+    columns = {name: [None] for name in KNOWN} | {"id": ["a"], "prompt": ["x"]}
+    uri = write(columns)
+    file, carried = inspect(uri, Recipe(), LOCAL)
+    (cells,) = ManifestReader(LOCAL).read(file, [0])
+    row = to_row(cells, 0, Recipe(), (), NO_INPUTS)
+    assert (row.id, row.prompt, row.error, row.inputs, len(carried)) == ("a", "x", None, {}, 0)
+
+
+def test_a_file_without_rows_is_listed_whatever_its_columns_are(write):
+    for columns in ({"id": pa.nulls(0), "x": pa.nulls(0)}, {"y": pa.array([], pa.list_view(pa.int8()))}):
+        file, carried = inspect(write(columns), Recipe(), LOCAL, {"prompt": "p", "split": "test"})
+        assert (file.rows, file.partitions, len(carried)) == (0, {}, 0)
+        assert list(stream_ids(file, LOCAL)) == []
+
+
+@pytest.mark.parametrize("column", ["seed", "prompt", "image"])
+def test_a_folder_is_no_known_column_unless_the_file_has_it(write, column):
+    table = {"id": ["a"], "prompt": ["x"]}
+    uri = write(table)
+    if column not in table:
+        words = f"{uri}: its folder {column}=7 would be the column '{column}'.*rename the folder"
+        with pytest.raises(ManifestError, match=words):
+            inspect(uri, Recipe(), LOCAL, {column: "7"})
+    else:
+        assert inspect(uri, Recipe(), LOCAL, {column: "7"})[0].partitions == {}
+
+
+def test_columns_of_folders_are_carried_text_and_the_file_has_precedence(write):
+    uri = write({"id": ["a", "b"], "prompt": ["x", "y"], "day": [1, 2]})
+    file, carried = inspect(uri, Recipe(), LOCAL, {"split": "train", "day": "3", "none": None})
+    assert carried == pa.schema([("day", pa.int64()), ("split", pa.string()), ("none", pa.string())])
+    assert file.partitions == {"split": "train", "none": None}
+    reader = ManifestReader(LOCAL)
+    cells = reader.read(file, [0, 1])
+    assert [[plain(row[name]) for name in carried.names] for row in cells] == [
+        [1, "train", None],
+        [2, "train", None],
+    ]
+    assert reader.read(file, [0], frozenset({"id"}), ("none", "gone"))[0].keys() == {"id", "none"}
 
 
 def test_scales_given_twice_are_refused(write):
@@ -332,16 +376,15 @@ def test_fewer_rows_than_planned_are_refused(write):
         read(ManifestReader(LOCAL), uri, [1, 2])
 
 
-def test_every_string_type_reads_as_text(write):
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_string_type_reads_as_text(write, shared):
     values = ["a", "b"]
-    uri = write(
-        {
-            "id": pa.array(values, pa.large_string()),
-            "prompt": pa.array(values).dictionary_encode(),
-            "note": pa.array(values).dictionary_encode(),
-        }
-    )
-    assert read(ManifestReader(LOCAL), uri, [1]) == [{"id": "b", "prompt": "b", "note": "b"}]
+    kinds = [pa.large_string(), pa.string_view(), pa.json_(), pa.json_(pa.string_view())]
+    encoded = [pa.array(values).cast(kind) for kind in kinds] + [pa.array(values).dictionary_encode()]
+    for column in encoded:
+        uri = write({"id": column, "prompt": column, "note": column}, use_dictionary=shared)
+        assert read(ManifestReader(LOCAL), uri, [1]) == [{"id": "b", "prompt": "b", "note": "b"}]
+        assert [ids.to_pylist() for ids in stream_ids(inspect(uri, Recipe(), LOCAL)[0], LOCAL)] == [values]
 
 
 @pytest.mark.parametrize("wide_bytes", [2**20, 0])
@@ -385,6 +428,21 @@ def test_a_value_that_many_rows_share_takes_memory_once(write, encoding, dtype):
     cells = reader.read(listed(uri), [7, count - 1])
     assert [cell["id"] for cell in cells] == ["r7", f"r{count - 1}"]
     assert all(plain(cell["shared"].cast(dtype)) == value for cell in cells)
+    assert pa.total_allocated_bytes() - before < 100_000_000
+
+
+@pytest.mark.parametrize("dtype", [pa.string_view(), pa.json_(), pa.list_(pa.json_()), pa.binary(400_000)])
+def test_a_value_of_another_type_that_many_rows_share_is_held_few_times(write, dtype):
+    value, count = "x" * 400_000, 1000
+    chunk = pa.array([value] * 10).cast(pa.binary() if dtype == pa.binary(400_000) else pa.string())
+    if pa.types.is_list(dtype):
+        chunk = pa.ListArray.from_arrays(pa.array(range(11), pa.int32()), chunk)
+    ids = [f"r{i}" for i in range(count)]
+    uri = write({"id": ids, "shared": pa.chunked_array([chunk.cast(dtype)] * (count // 10))})
+    assert Path(uri).stat().st_size < 2_000_000
+    before = pa.total_allocated_bytes()
+    (cells,) = ManifestReader(LOCAL).read(listed(uri), [count - 1])
+    assert value in str(cells["shared"].to_pylist())
     assert pa.total_allocated_bytes() - before < 100_000_000
 
 

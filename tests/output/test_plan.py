@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereo_jobs.data.manifest import ManifestFile
+from stereo_jobs.data.manifest_files import ManifestFile
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import DriftError, InterruptedRunError, ManifestError
 from stereo_jobs.output import layout, progress

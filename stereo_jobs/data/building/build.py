@@ -16,7 +16,8 @@ from stereo_jobs.data.building.rows import Lines
 from stereo_jobs.data.building.source import LeftOut, Source, SourceFile, is_hidden, listing
 from stereo_jobs.data.building.tables import TABLE_SUFFIXES, Tables, dataset_files, table_files
 from stereo_jobs.data.images import IMAGE_SUFFIXES
-from stereo_jobs.data.manifest import KNOWN, MAX_PROMPT, check_schema, split_uri
+from stereo_jobs.data.manifest import KNOWN, MAX_PROMPT, check_schema
+from stereo_jobs.data.manifest_files import split_uri
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.local_files import local_path
 from stereo_jobs.logs import names_shown

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stereo_jobs.data.manifest import split_uri
+from stereo_jobs.data.manifest_files import split_uri
 from stereo_jobs.data.storage import AlreadyExistsError
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.spec import StorageSpec

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 
-from stereo_jobs.data.manifest import split_uri
+from stereo_jobs.data.manifest_files import split_uri
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.local_files import local_path, refuse_special

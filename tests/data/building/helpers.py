@@ -3,7 +3,8 @@
 import pyarrow.parquet as pq
 
 from stereo_jobs.data.building.build import Built, Options, build
-from stereo_jobs.data.manifest import find, inspect, stream_ids
+from stereo_jobs.data.manifest import inspect, stream_ids
+from stereo_jobs.data.manifest_files import find
 from stereo_jobs.spec import Recipe, StorageSpec
 
 LOCAL = StorageSpec()

@@ -14,7 +14,8 @@ from PIL import Image
 
 from stereo_jobs.data.building.build import Options, build
 from stereo_jobs.data.building.source import SourceFile
-from stereo_jobs.data.manifest import find, inspect, stream_ids
+from stereo_jobs.data.manifest import inspect, stream_ids
+from stereo_jobs.data.manifest_files import find
 from stereo_jobs.data.row_groups import Cursor, RowGroups
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ManifestError, StorageError
