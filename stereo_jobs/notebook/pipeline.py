@@ -174,7 +174,8 @@ class StereoPipeline:
             return self._one("text", prompt, negative_prompt, seed, scale_percent)
         if not isinstance(prompt, list | tuple):
             raise InputRefusedError(f"prompt: must be a text or a list of texts, got {type(prompt).__name__}")
-        return StereoImages(self._one("text", each, negative_prompt, seed, scale_percent) for each in prompt)
+        rows = [self._row("text", each, negative_prompt, seed, scale_percent) for each in prompt]
+        return self._make("text", rows)
 
     @explained(InputRefusedError)
     def from_image(
@@ -271,24 +272,42 @@ class StereoPipeline:
         negative_prompt: str | None,
         seed: int,
         scale_percent: float | None,
+        **inputs: Any,
+    ) -> StereoImage:
+        """Make one pair; see `_row`."""
+        return self._make(mode, [self._row(mode, prompt, negative_prompt, seed, scale_percent, **inputs)])[0]
+
+    def _make(self, mode: Mode, rows: list[Row]) -> StereoImages:
+        """Make the pairs of rows. Raises InputRefusedError for the first that cannot be made."""
+        made = self.for_mode(mode).generate(rows)
+        for row, result in zip(rows, made, strict=True):
+            if isinstance(result, RowError):
+                about = f"{row.prompt!r}: " if len(rows) > 1 else ""
+                raise InputRefusedError(f"{about}{result.error_message}")
+        return StereoImages(StereoImage(pair) for pair in made if isinstance(pair, StereoPair))
+
+    def _row(
+        self,
+        mode: Mode,
+        prompt: str,
+        negative_prompt: str | None,
+        seed: int,
+        scale_percent: float | None,
         *,
         inputs: dict[str, bytes] | None = None,
         depth_kind: DepthKind = "inverse",
         camera: Camera | None = None,
-    ) -> StereoImage:
+    ) -> Row:
+        """Return the arguments of a call as a row, checked. Raises InputRefusedError."""
         _check_text("prompt", prompt)
         seed = _whole("seed", seed)
         scale = draw_scale(self.recipe, seed) if scale_percent is None else _checked_scale(scale_percent)
         if depth_kind not in get_args(DepthKind):
             raise InputRefusedError(f"depth_kind: must be inverse or metric, got {depth_kind!r}")
-        name = hashlib.sha256(repr((mode, prompt, seed)).encode()).hexdigest()[:12]
         negative = self.recipe.negative_prompt if negative_prompt is None else negative_prompt
         _check_text("negative_prompt", negative)
-        row = Row(name, prompt, negative, seed, scale, inputs or {}, depth_kind, camera or Camera())
-        made = self.for_mode(mode).generate([row])[0]
-        if isinstance(made, RowError):
-            raise InputRefusedError(made.error_message)
-        return StereoImage(made)
+        name = hashlib.sha256(repr((mode, prompt, seed)).encode()).hexdigest()[:12]
+        return Row(name, prompt, negative, seed, scale, inputs or {}, depth_kind, camera or Camera())
 
 
 def _models(

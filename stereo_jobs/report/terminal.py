@@ -79,14 +79,13 @@ def evaluation_display(
             def begin(done: int, cases: int, name: str) -> None:
                 nonlocal current
                 current = f"{done} of {cases} cases  {name}"
-                bar.update(task, completed=done, total=cases, description=current)
+                bar.update(task, completed=done, total=cases, description=current, refresh=True)
 
-            yield (
-                begin,
-                lambda progress: bar.update(
-                    task, description=f"{current}  {_progress_line(progress, with_time=False)}"
-                ),
-            )
+            def tell(progress: "RunProgress") -> None:
+                line = _progress_line(progress, with_time=False)
+                bar.update(task, description=f"{current}  {line}", refresh=True)
+
+            yield begin, tell
             bar.update(task, completed=1, total=1, description="all cases done")
     else:
         say = _said_sometimes(console)
