@@ -30,32 +30,32 @@ def make(command_line, capsys, tmp_path, monkeypatch):
 
 
 def test_photos_and_prompts_become_files(make):
-    code, out, err = make("photo.png", "A red ball!", "-o", "pairs", "--seed", "3", "--scale-percent", "10")
+    code, out, err = make("photo.png", "A red circle", "-o", "pairs", "--seed", "3", "--scale-percent", "10")
     assert code == 0
-    assert out.split() == [f"pairs/{name}-{ending}" for name in ("photo", "a-red-ball") for ending in ENDINGS]
+    assert out.split() == [f"pairs/{name}-{ending}" for name in ("photo", "a-red-circle") for ending in ENDINGS]
     assert err.count("the embedded models know rendered toy rooms only") == 1
     assert len(err.splitlines()) == 1
     np.testing.assert_array_equal(np.asarray(Image.open("pairs/photo-left.png")), PHOTO)
     recipe = {"method": {"steps": 3}, "size": {"width": 64, "height": 64}}
-    same = StereoPipeline.from_pretrained(device="cpu", **recipe)("A red ball!", seed=3, scale_percent=10)
-    np.testing.assert_array_equal(np.asarray(Image.open("pairs/a-red-ball-right.png")), np.asarray(same.right))
-    np.testing.assert_array_equal(np.asarray(Image.open("pairs/a-red-ball-disparity.tif")), same.disparity)
+    same = StereoPipeline.from_pretrained(device="cpu", **recipe)("A red circle", seed=3, scale_percent=10)
+    np.testing.assert_array_equal(np.asarray(Image.open("pairs/a-red-circle-right.png")), np.asarray(same.right))
+    np.testing.assert_array_equal(np.asarray(Image.open("pairs/a-red-circle-disparity.tif")), same.disparity)
 
 
 def test_json_names_the_files_of_each_pair(make):
-    code, out, err = make("a red ball", "--json")
+    code, out, err = make("a red circle", "--json")
     [facts] = map(json.loads, out.splitlines())
-    assert (code, err, facts["source"], facts["seed"]) == (0, "", "a red ball", 0)
+    assert (code, err, facts["source"], facts["seed"]) == (0, "", "a red circle", 0)
     assert [facts[key] for key in ("left", "right", "anaglyph", "disparity", "disparity_image")] == [
-        f"a-red-ball-{ending}" for ending in ENDINGS
+        f"a-red-circle-{ending}" for ending in ENDINGS
     ]
-    assert all(Path(name).is_file() for name in facts.values() if str(name).startswith("a-red-ball-"))
+    assert all(Path(name).is_file() for name in facts.values() if str(name).startswith("a-red-circle-"))
 
 
 def test_files_that_exist_are_refused_before_anything_is_loaded(make, monkeypatch):
     Path("photo-right.png").write_bytes(b"mine")
     monkeypatch.setattr(StereoPipeline, "from_pretrained", None)
-    code, _, err = make("a red ball", "photo.png")
+    code, _, err = make("a red circle", "photo.png")
     assert (code, err) == (2, "error: photo-right.png: exists; give another folder, or --force to replace it\n")
     assert Path("photo-right.png").read_bytes() == b"mine"
     monkeypatch.undo()
@@ -82,7 +82,7 @@ def test_a_broken_photo_costs_no_other(make):
     [
         (["nowhere.jpg"], "nowhere.jpg: no such file"),
         ([" "], "a prompt is empty"),
-        (["a ball", "--set", "recipe.mode=image"], "--set recipe.mode: not for single pairs"),
+        (["a ball", "--set", "recipe.mode=image"], "--set recipe.mode: `make` takes photos and prompts as they are"),
         (["a ball", "--set", "runtime.batch_size=2"], "takes fields of recipe (recipe.method.steps=20)"),
         (["a ball", "--set", "manifest=x"], "takes fields of recipe"),
         (["a ball", "--set", "recipe.method.step=2"], "method.step: unknown field; did you mean steps?"),

@@ -199,9 +199,9 @@ def test_a_bar_counts_the_steps_of_a_call(pipeline, monkeypatch, capsys):
     monkeypatch.setattr(progress, "tqdm", partial(tqdm, mininterval=0))
     monkeypatch.setattr(pipeline, "progress", True)
     monkeypatch.setattr(pipeline.for_mode("image"), "progress", True)
-    # 4 steps of the left view or of the inversion, and 3 after the shift.
-    calls = {7: lambda: pipeline("a red circle"), 14: lambda: pipeline(["a red circle", "a blue box"])}
-    for steps, call in [*calls.items(), (7, lambda: pipeline.from_image(PHOTO))]:
+    # 4 steps of the left view or of the inversion, and 2 after the shift.
+    calls = {6: lambda: pipeline("a red circle"), 12: lambda: pipeline(["a red circle", "a blue circle"])}
+    for steps, call in [*calls.items(), (6, lambda: pipeline.from_image(PHOTO))]:
         call()
         said = capsys.readouterr().err
         assert said.count("denoising:   0%") == 1

@@ -33,4 +33,4 @@ def _calls(generator: PairGenerator) -> int:
     method, photo = generator.method, generator.recipe.mode in ("image", "inpaint")
     left = 0 if photo and not method.diffuses_pair else method.steps
     filled = 2 * method.steps if generator.recipe.mode == "inpaint" else 0
-    return left + filled + (method.steps - int(method.shift_step) if method.diffuses_pair else 0)
+    return left + filled + (method.steps - 1 - int(method.shift_step) if method.diffuses_pair else 0)
