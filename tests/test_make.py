@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -97,6 +97,7 @@ def test_what_cannot_be_made_is_one_line(make, words, said):
     assert "Traceback" not in err
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(max_size=60), max_size=6))
 def test_names_of_files_are_safe_and_each_its_own(prompts):
     prompts = [prompt for prompt in prompts if prompt.strip() and "\0" not in prompt]

@@ -89,6 +89,7 @@ def test_every_table_has_its_forms_and_methods(output):
     assert "±" in (output / "tables/methods-metric-toyscapes.md").read_text()
 
 
+@pytest.mark.slow
 def test_cases_are_counted_before_they_begin(tmp_path):
     """Each stands once, also when several tables share it, and the tables without truth count, too."""
     begun = []
