@@ -1,6 +1,7 @@
 """What a terminal shows of a job: a live line, or plain lines in a pipe, or JSON log lines."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -53,8 +54,15 @@ def progress_display(console: Console, quiet: bool = False) -> "Iterator[Callabl
                 description=_progress_line(progress, with_time=False),
             )
     else:
-        say = _said_sometimes(console)
-        yield lambda progress: say(_progress_line(progress), vars(progress))
+        say, working = _said_sometimes(console), False
+
+        def tell(progress: "RunProgress") -> None:
+            nonlocal working
+            starts_work = not progress.starting and not working
+            working = working or starts_work
+            say(_progress_line(progress), vars(progress), starts_work)
+
+        yield tell
 
 
 @contextmanager
@@ -91,7 +99,7 @@ def evaluation_display(
         say = _said_sometimes(console)
         yield (
             lambda done, cases, name: console.print(f"case {done + 1} of {cases}: {name}", markup=False),
-            lambda progress: say(_progress_line(progress), vars(progress)),
+            lambda progress: say(_progress_line(progress), vars(progress), False),
         )
 
 
@@ -101,13 +109,16 @@ def _live_bar(console: Console) -> Progress:
     return Progress(BarColumn(bar_width=16), TimeElapsedColumn(), words, console=console)
 
 
-def _said_sometimes(console: Console) -> Callable[[str, dict[str, Any]], None]:
-    """A function that prints a line, or logs it with facts where logs are JSON, every `PLAIN_EVERY_S` seconds."""
-    last = -PLAIN_EVERY_S
+def _said_sometimes(console: Console) -> Callable[[str, dict[str, Any], bool], None]:
+    """A function that prints a line, or logs it with facts where logs are JSON.
 
-    def say(line: str, facts: dict[str, Any]) -> None:
+    It does so every `PLAIN_EVERY_S` seconds, or at once where its third argument says so.
+    """
+    last = -math.inf
+
+    def say(line: str, facts: dict[str, Any], at_once: bool) -> None:
         nonlocal last
-        if time.monotonic() - last >= PLAIN_EVERY_S:
+        if at_once or time.monotonic() - last >= PLAIN_EVERY_S:
             last = time.monotonic()
             if logs.is_json():
                 log.info(line, extra=facts)

@@ -20,6 +20,7 @@ from stereo_jobs.cli.console import SafeConsole
 from stereo_jobs.output.progress import Status, Throughput
 from stereo_jobs.output.watch import OutputSnapshot
 from stereo_jobs.records import QualitySummary
+from stereo_jobs.report import terminal as terminal_module
 from stereo_jobs.report.terminal import (
     evaluation_display,
     progress_display,
@@ -178,7 +179,7 @@ STARTING = RunProgress(
 )
 
 
-def test_workers_that_start_are_told_in_all_forms(monkeypatch, caplog):
+def test_workers_that_start_are_told_in_all_forms(monkeypatch):
     terminal, pipe = Terminal(80), io.StringIO()
     with progress_display(terminal) as watch:
         watch(STARTING)
@@ -186,14 +187,18 @@ def test_workers_that_start_are_told_in_all_forms(monkeypatch, caplog):
     assert "pairs/s" not in terminal.seen()[0]
     with progress_display(Console(file=pipe, width=120)) as watch:
         watch(STARTING)
-    assert pipe.getvalue() == "1 of 3 workers ready, 2 loading  1:15\n"
+        watch(STARTING)
+        watch(PROGRESS)  # which is told at once
+        watch(PROGRESS)
+    starting, working = pipe.getvalue().splitlines()
+    assert (starting, "250/1,000 pairs" in working) == ("1 of 3 workers ready, 2 loading  1:15", True)
+    logged = []
     monkeypatch.setattr(logs, "is_json", lambda: True)
-    caplog.set_level("INFO")
+    monkeypatch.setattr(terminal_module.log, "info", lambda line, extra: logged.append(extra))
     with progress_display(Console(file=io.StringIO())) as watch:
         watch(STARTING)
-    [record] = caplog.records
-    assert (record.starting, record.workers, record.seconds) == ("1 of 3 workers ready, 2 loading", 0, 75.0)
-    json.dumps(vars(STARTING))
+    [facts] = map(json.loads, map(json.dumps, logged))
+    assert (facts["starting"], facts["workers"], facts["seconds"]) == ("1 of 3 workers ready, 2 loading", 0, 75.0)
 
 
 def test_a_local_run_names_the_models_that_it_loads(make_spec):
