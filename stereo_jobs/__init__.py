@@ -22,3 +22,8 @@ else:
 
             return StereoPipeline
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """List what the package offers, for tab completion."""
+    return ["StereoPipeline", "__version__"]

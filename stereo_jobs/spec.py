@@ -117,6 +117,12 @@ class ModelsSpec(_Model):
         False, description="Run the checkpoint's own safety checker on both views, and fill the column `unsafe`."
     )
 
+    @property
+    def names(self) -> str:
+        """The checkpoints as the recipe names them, in one line for people."""
+        named = {"": self.stable_diffusion, "depth ": self.depth, "CLIP ": self.clip}
+        return ", ".join(f"{kind}{model.path}" for kind, model in named.items() if model)
+
 
 class ScaleRange(_Model):
     """A range of `scale_percent`. Each row draws its own value, which its seed determines."""
@@ -554,7 +560,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error))) from None
+        raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error, Recipe))) from None
 
 
 def parse_storage(**fields: Any) -> StorageSpec:
@@ -656,7 +662,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, model: type[_Model] = JobSpec) -> list[str]:
     """Make one line per broken rule. For a union, only the alternative that the value was meant for is shown."""
     paths: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
@@ -666,7 +672,7 @@ def _explain(error: ValidationError) -> list[str]:
         hidden = _SECRET.search(path) or isinstance(item["input"], dict)
         shown = "" if hidden else f" (got {_shown(item['input'])})"
         if item["type"] == "extra_forbidden":
-            message = "unknown field" + _suggestion(item["loc"])
+            message = "unknown field" + _suggestion(item["loc"], model)
         elif item["type"] == "missing":
             message, shown = "required, but missing", ""
         line = f"  {path or 'spec'}: {message}{shown}"
@@ -682,9 +688,8 @@ _UNION_TAG = re.compile(r"^(float|int|str|constrained-int|[A-Z]\w*)$|[\[(]")
 _SECRET = re.compile(r"secret|key|token|password|credential|storage|pass|auth")
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    """Name the known field closest to an unknown one, or all known fields."""
-    model: Any = JobSpec
+def _suggestion(location: tuple[int | str, ...], model: Any) -> str:
+    """Name the field of `model` closest to an unknown one, or all that are known at its place."""
     for part in location[:-1]:
         if _UNION_TAG.search(str(part)):
             continue

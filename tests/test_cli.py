@@ -26,6 +26,7 @@ from tests.seaweed import SECRET_KEY
 
 VERBS = [
     "demo",
+    "make",
     "plan",
     "run",
     "retry-failed",
@@ -409,6 +410,35 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     assert all(verb in done.stdout for verb in VERBS)
     for heavy in ("torch", "diffusers", "transformers", "ray", "pyarrow", "boto3"):
         assert not re.search(rf"\| +{heavy}$", done.stderr, re.MULTILINE), heavy
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), ("manifest", "build"), ("manifest", "toyscapes")])
+def test_h_is_help_for_every_command(stereo_jobs, verb):
+    short, long = stereo_jobs(*verb, "-h"), stereo_jobs(*verb, "--help")
+    assert short == long
+    assert (short[0], "Usage: " in short[1]) == (0, True)
+
+
+def test_a_shell_completes_commands_and_options_and_nothing_heavy_is_imported():
+    """As the lines that `--install-completion` writes ask for it."""
+    code = (
+        "import sys; from stereo_jobs.cli import app\n"
+        "try: app(prog_name='stereo-jobs')\n"
+        "finally: print('heavy:', {'torch', 'ray', 'pyarrow', 'boto3'} & {*sys.modules}, file=sys.stderr)"
+    )
+    for typed, expected in {"ver": {"verify"}, "status --wa": {"--watch"}, "manifest b": {"build"}}.items():
+        words = f"stereo-jobs {typed}"
+        asked = {"_STEREO_JOBS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | asked,
+            check=False,
+        )
+        assert expected <= {*done.stdout.split()}, done.stderr
+        assert "heavy: set()" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["plan", "status", "verify", "report"])

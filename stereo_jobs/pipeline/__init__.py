@@ -13,4 +13,5 @@
 | `compositing` | puts warped pixels of the left view over diffused ones |
 | `pair` | joins views and labels into a pair |
 | `scoring` | measures, judges and compares a finished pair |
+| `threads` | how many threads of a CPU single pairs are computed on |
 """

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from stereo_jobs import interrupts, logs
 from stereo_jobs.data import card
@@ -58,10 +59,11 @@ class RunProgress:
         failed: rows whose latest state is failed.
         made: rows that this run has made, failed or not.
         left: rows that this run has still to make.
-        seconds: time since the workers were ready.
+        seconds: time since the workers were ready; while the first of them start, time since that began.
         workers: workers that take shards.
         running: shards in flight.
         queued: shards that wait for a worker.
+        starting: what the first workers are waiting for, in words; empty once shards are dispatched.
     """
 
     planned: int
@@ -73,6 +75,7 @@ class RunProgress:
     workers: int
     running: int = 0
     queued: int = 0
+    starting: str = ""
 
     @property
     def pairs_per_s(self) -> float:
@@ -147,7 +150,8 @@ def run(
         )
         if queue:
             with interrupts.draining(stopped):
-                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
+                tell = partial(current.tell_start, watch)
+                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended, tell=tell)
                 try:
                     current.dispatch_all(pool, lease, stopped, watch)
                 except OutputGoneError:
@@ -163,10 +167,19 @@ def run(
 
 
 def open_pool(
-    spec: JobSpec, recipe: Recipe, load: GeneratorFactory, *, local: bool, shards: int, ended: Callable[[], bool]
+    spec: JobSpec,
+    recipe: Recipe,
+    load: GeneratorFactory,
+    *,
+    local: bool,
+    shards: int,
+    ended: Callable[[], bool],
+    tell: Callable[[str], None],
 ) -> Pool:
     """Open workers in this process or on Ray, their models loaded. See the two classes for the arguments."""
-    return LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=shards, ended=ended)
+    if local:
+        return LocalPool(spec, recipe, load, tell)
+    return RayPool(spec, recipe, load, shards=shards, ended=ended, tell=tell)
 
 
 def _with_drain_within(spec: JobSpec, limit_s: float) -> JobSpec:
@@ -208,6 +221,10 @@ class _Run:
         self._failed = 0
         self._saved = 0.0
         """When the totals were last written."""
+
+    def tell_start(self, watch: ProgressCallback, starting: str) -> None:
+        """Report what the first workers are waiting for; see `RunProgress.starting`."""
+        watch(self._progress(None, starting))
 
     def dispatch_all(self, pool: Pool, lease: Lease, stopped: threading.Event, watch: ProgressCallback) -> None:
         """Dispatch shards until all are committed.
@@ -351,7 +368,9 @@ class _Run:
                 f"runtime.max_failure_ratio = {ratio:g}; read their errors in _job/errors/; successful pairs are kept"
             )
 
-    def _progress(self, pool: Pool) -> RunProgress:
+    def _progress(self, pool: Pool | None, starting: str = "") -> RunProgress:
+        """How far the run is; without a pool, its workers are starting."""
+        running = pool.busy() if pool else 0
         return RunProgress(
             planned=self._job.pairs,
             done=self._totals.succeeded,
@@ -359,9 +378,10 @@ class _Run:
             made=self._made,
             left=self._pairs - self._made,
             seconds=time.monotonic() - self._started,
-            workers=pool.workers(),
-            running=pool.busy(),
-            queued=sum(p.shards for p in self._job.plans) - len(self._totals.shards) - pool.busy(),
+            workers=pool.workers() if pool else 0,
+            running=running,
+            queued=sum(p.shards for p in self._job.plans) - len(self._totals.shards) - running,
+            starting=starting,
         )
 
 

@@ -49,6 +49,7 @@ class RayPool(Pool):
         load: loads the generator in each actor.
         shards: how many shards there are to make. No more actors than that are started.
         ended: whether the run is to stop, so that waiting for actors ends.
+        tell: called about twice a second with what the first actors are waiting for, in words.
 
     Raises:
         InterruptedRunError: the cluster had no room for any actor within `runtime.start_timeout_s`.
@@ -57,13 +58,24 @@ class RayPool(Pool):
     """
 
     def __init__(
-        self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory, *, shards: int, ended: Callable[[], bool]
+        self,
+        spec: JobSpec,
+        recipe: Recipe,
+        load: GeneratorFactory,
+        *,
+        shards: int,
+        ended: Callable[[], bool],
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
+        tell("starting Ray, or joining its cluster")
         self._cluster = RayCluster(spec)
         self._ray = self._cluster.ray
         self._lost_errors = actor_lost_errors()
         self._runtime = spec.runtime
         self._arguments = (spec, recipe, load)
+        self._models = recipe.models.names
+        self._fits = True
+        """Whether some node is large enough for an actor."""
         self._shards = shards
         self._actors: list[Actor] = []
         self._started = 0
@@ -90,6 +102,7 @@ class RayPool(Pool):
             self._reconcile()
             while self.workers() < self._needed and not ended():
                 self._reconcile()
+                tell(self._starting())
                 self._poll_startups(0.5)
                 self._refuse_to_wait()
         except BaseException:
@@ -157,6 +170,18 @@ class RayPool(Pool):
         wanted = self._runtime.actors
         return min(wanted.min if isinstance(wanted, ActorRange) else wanted or 1, self._shards)
 
+    def _starting(self) -> str:
+        """What the first actors are waiting for, in words."""
+        states = [actor.state for actor in self._actors]
+        parts = [f"{self.workers()} of {self._needed} workers ready"]
+        if loading := states.count(ActorState.LOADING):
+            parts.append(f"{loading} loading models: {self._models}")
+        if waiting := states.count(ActorState.WAITING):
+            each = ", ".join(f"{name} {need:g}" for name, need in self._needs_by_name() if need)
+            on = "" if self._fits else ", which no node has yet"
+            parts.append(f"{waiting} waiting for room{f' ({each} each)' if each else ''}{on}")
+        return ", ".join(parts)
+
     def _wanted(self) -> int:
         """How many actors there should be now, those that are draining not counted."""
         wanted = self._runtime.actors
@@ -171,8 +196,12 @@ class RayPool(Pool):
 
     def _room(self, resources: dict[str, float]) -> int:
         """How many actors fit onto one node."""
-        needs = [("GPU", self._needs["num_gpus"]), ("CPU", self._needs["num_cpus"])]
+        needs = self._needs_by_name()
         return min((int(resources.get(name, 0) / need + 1e-9) for name, need in needs if need), default=1)
+
+    def _needs_by_name(self) -> list[tuple[str, float]]:
+        """What one actor needs of Ray's resources."""
+        return [("GPU", self._needs["num_gpus"]), ("CPU", self._needs["num_cpus"])]
 
     def _start(self, load_attempts: int = 1) -> None:
         """Start one more actor. It waits for room, then loads its models."""
@@ -213,10 +242,11 @@ class RayPool(Pool):
         self._poll_startups(0)
         if self.workers() >= self._needed:
             self._enough = now
-        alive, draining, heartbeats = set(self._cluster.nodes()), self._cluster.draining(), HeartbeatSummary([], [])
+        nodes, draining, heartbeats = self._cluster.nodes(), self._cluster.draining(), HeartbeatSummary([], [])
+        self._fits = any(map(self._room, nodes.values()))
         if self._serving():  # before, the heartbeats actor may not have started yet
             heartbeats = self._heartbeats.summary(self._runtime.batch_timeout_s)
-        self._discard_lost_and_late(alive, heartbeats.late)
+        self._discard_lost_and_late(set(nodes), heartbeats.late)
         self._replace_slow_to_load()
         self._drain_leaving(draining, heartbeats.preempted)
         missing = self._wanted() - sum(actor.state is not ActorState.DRAINING for actor in self._actors)
