@@ -29,10 +29,12 @@ pip install .
 stereo-jobs demo --rows 2 --local
 stereo-jobs manifest build prompts.txt s3://my-bucket/prompts/first.parquet
 stereo-jobs manifest toyscapes scenes.parquet --rows 200 --mode image --level structured
+stereo-jobs make "a red star on the left" -o pairs
 stereo-jobs render kuberay job.yaml --image IMAGE
 stereo-jobs render kuberay-cron job.yaml --image IMAGE --schedule "0 1 * * *"
 stereo-jobs render ray-up job.yaml --image IMAGE
 stereo-jobs render slurm job.yaml --gpus 4 --max-workers 2
+stereo-jobs make "a blue circle on the right" "a red box on the left" -o pairs
 stereo-jobs manifest toyscapes text.parquet --rows 1000 --mode text --split test
 stereo-jobs manifest toyscapes depth.parquet --rows 1000 --mode depth --level crowded
 stereo-jobs manifest toyscapes photo.parquet --rows 1000 --mode image --with-disparity --size 256x192

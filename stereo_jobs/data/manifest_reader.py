@@ -2,12 +2,12 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from stereo_jobs.data.manifest import KNOWN, carried_schema
+from stereo_jobs.data.manifest import KNOWN, SCALARS, carried_schema
 from stereo_jobs.data.manifest_files import ManifestFile, open_file, split_uri, unreadable
 from stereo_jobs.data.row_groups import UNREADABLE, Cursor, RowGroups
 from stereo_jobs.data.storage import NotFoundError
@@ -18,6 +18,9 @@ Cells = dict[str, Any]
 """One row of a manifest: values of the known columns, and arrays of one cell of the columns that are carried through.
 
 A known cell that Python cannot hold is the exception that says why. A carried one never becomes a Python object."""
+
+_STREAMED_ROWS = 4096
+"""Rows that `stream_cells` gives at a time."""
 
 
 class ManifestReader:
@@ -143,6 +146,29 @@ class ManifestReader:
             self._cursors = None  # what broke off has lost its place
             raise
         return [dict(itertools.chain(*(cells.items() for cells in parts))) for parts in zip(*read, strict=False)]
+
+
+def stream_cells(file: ManifestFile, settings: StorageSpec) -> Iterator[list[Cells]]:
+    """Read the known columns of a file from its first row to its last, some rows at a time, but no images.
+
+    A cell of an image column is empty bytes, whether the row has an image or not.
+
+    Raises:
+        ManifestError: the file cannot be read.
+        StorageUnavailableError: the store does not answer at the moment.
+    """
+    try:
+        parquet = open_file(file.uri, settings)
+        known = [name for name in parquet.schema.names if name in KNOWN]
+        images: Cells = dict.fromkeys((name for name in known if name not in SCALARS), b"")
+        for group in range(parquet.metadata.num_row_groups):
+            rows = range(parquet.metadata.row_group(group).num_rows)
+            cursors = [Cursor(parquet, group, part) for part in parquet.parts(group, [*SCALARS])]
+            for start in range(0, len(rows), _STREAMED_ROWS):
+                read = [_cells(cursor, rows[start : start + _STREAMED_ROWS]) for cursor in cursors]
+                yield [images | dict(itertools.chain(*(c.items() for c in parts))) for parts in zip(*read, strict=True)]
+    except UNREADABLE as error:
+        raise unreadable(file.uri, settings, "cannot be read", error) from None
 
 
 def _cells(cursor: Cursor, rows: Sequence[int]) -> list[Cells]:

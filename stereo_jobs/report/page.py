@@ -20,8 +20,10 @@ from stereo_jobs.logs import printable
 from stereo_jobs.output import layout
 from stereo_jobs.output.plan import Job
 from stereo_jobs.output.progress import Status
+from stereo_jobs.output.row_errors import summarise
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.report.columns import POSITION, SHARD, read_rows, read_scalars
+from stereo_jobs.report.problems import prompt_lines
 from stereo_jobs.report.statistics import Distribution, Ranking, distribution, distributions, numbers, rank, reasons
 from stereo_jobs.views import anaglyph, coloured
 
@@ -52,10 +54,12 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
     if holes is not None:
         found.append(holes)
     ranking = rank(scalars, ENDS) or Ranking("", [], [])
+    errors = summarise(storage, job)
     facts: dict[str, Any] = {
         "output": storage.uri,
         "status": status.as_json(),
         "read_pairs": len(scalars),
+        "errors": errors.as_json(),
         "rejected": {reason: {"count": len(ids), "first": ids[:5]} for reason, ids in reasons(scalars).items()},
         "distributions": [asdict(each) for each in found],
         "disparity_px": None if disparity is None else asdict(disparity),
@@ -66,6 +70,8 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
     page = _template().render(
         facts=facts,
         status=status,
+        errors=errors,
+        notes=prompt_lines(status.prompts),
         plots=[*([disparity] if disparity else []), *found],
         worst=_entries(storage, scalars, ranking.worst, ranking.column),
         best=_entries(storage, scalars, ranking.best, ranking.column),

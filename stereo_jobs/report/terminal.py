@@ -15,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from stereo_jobs import logs
+from stereo_jobs.report.problems import prompt_lines
 
 if TYPE_CHECKING:
     from stereo_jobs.output.progress import Status
@@ -186,7 +187,7 @@ def status_lines(status: "Status") -> list[str]:
             f"wasted: {status.wasted_seconds:.0f} worker seconds on shards that were lost or abandoned, "
             f"besides {status.seconds:.0f} s on finished ones"
         )
-    return lines
+    return [*lines, *prompt_lines(status.prompts)]
 
 
 def estimate_table(estimate: "Estimate") -> Table:

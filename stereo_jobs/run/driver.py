@@ -28,7 +28,7 @@ from stereo_jobs.output.guard import PlanGuard
 from stereo_jobs.output.layout import ShardKey, shard_name
 from stereo_jobs.output.lease import Lease
 from stereo_jobs.output.plan import Job
-from stereo_jobs.run.prepare import open_output, plan_retry, prepare
+from stereo_jobs.run.prepare import open_output, plan_retry, prepare, refuse_missing_gpu
 from stereo_jobs.run.queue import ShardQueue
 from stereo_jobs.run.retry import GiveUp, Requeue, ShardHistory, decide
 from stereo_jobs.spec import JobSpec, Recipe
@@ -120,6 +120,7 @@ def run(
         StereoJobsError: see `errors` for the kinds and their exit codes.
     """
     started = time.monotonic()
+    refuse_missing_gpu(spec, local=local)
     storage = open_output(spec)
     spec = spec.model_copy(update={"output": storage.uri})  # workers may have other current folders
     limit_s = None if max_hours is None else max_hours * 3600
@@ -274,7 +275,8 @@ class _Run:
         if status.failed > ratio * status.planned:
             raise TooManyFailuresError(
                 f"{status.failed} of {status.planned} rows failed, more than runtime.max_failure_ratio = {ratio:g}; "
-                "read their errors in _job/errors/, then run `stereo-jobs retry-failed`"
+                f"`stereo-jobs errors {self._storage.uri}` lists them; mend what they name, then run `stereo-jobs "
+                "retry-failed`"
             )
         for p in self._job.plans:
             content = f'{{"generation": {p.generation}, "pairs": {p.pairs}, "fingerprint": "{p.fingerprint}"}}\n'
@@ -365,7 +367,8 @@ class _Run:
         if certain or likely:
             raise TooManyFailuresError(
                 f"{self._failed} of {self._made} rows failed so far, of {self._job.pairs} planned: more than "
-                f"runtime.max_failure_ratio = {ratio:g}; read their errors in _job/errors/; successful pairs are kept"
+                f"runtime.max_failure_ratio = {ratio:g}; `stereo-jobs errors {self._storage.uri}` lists them; "
+                "successful pairs are kept"
             )
 
     def _progress(self, pool: Pool | None, starting: str = "") -> RunProgress:

@@ -37,7 +37,16 @@ from stereo_jobs.output.commits import commit, complete
 from stereo_jobs.output.guard import PlanGuard
 from stereo_jobs.output.plan import Plan
 from stereo_jobs.pipeline.batching import Generator, batches
-from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, RowError, ShardRecord, StereoPair
+from stereo_jobs.records import (
+    CARRIED_PREFIX,
+    REJECTED,
+    PromptNotes,
+    QualitySummary,
+    Row,
+    RowError,
+    ShardRecord,
+    StereoPair,
+)
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
 from stereo_jobs.workers.prometheus import Stage
@@ -211,6 +220,7 @@ class ShardWorker:
             rejected=rejected,
             failures=Counter(error.error_type for error in errors if error.error_type != REJECTED),
             quality=QualitySummary.of(finished),
+            prompts=PromptNotes.of(finished),
             unet_evaluations=sum(cell["unet_evaluations"] for cell in finished),
             seconds=round(seconds, 3),
             worker=self.name,
@@ -432,6 +442,7 @@ def _encode(row: Row, made: GeneratedPair, recipe: Recipe) -> Cells:
             **dataclasses.asdict(row.camera),
             "prompt": row.prompt,
             "negative_prompt": row.negative_prompt,
+            "prompt_cut": made.pair.prompt_cut,  # no column: only counted, in the record
             "mode": recipe.mode,
             "preset": recipe.method.preset,
             "model": sd.path,

@@ -468,6 +468,18 @@ def test_the_first_prompt_that_is_cut_is_reported(pipeline, caplog):
     assert cut[0].startswith(f"row b: the model reads {fresh.sd.prompt_tokens} tokens and ignores the rest")
 
 
+def test_cut_prompts_are_marked_and_the_first_attention_weights_are_reported(pipeline, caplog):
+    fresh = variant(pipeline, batch_size=1)
+    prompts = {"a": ("red", ""), "b": ("(red:1.4)", ""), "c": ("red", "red circle " * 40), "d": ("(red:1.2) " * 40, "")}
+    rows = [Row(name, *texts, 1, 8.0, ROWS[5].inputs) for name, texts in prompts.items()]
+    with caplog.at_level(logging.WARNING, "stereo_jobs.pipeline.generator"):
+        made = fresh.generate(rows)
+    assert [pair.prompt_cut for pair in made] == [False, False, True, True]
+    told = [record.getMessage() for record in caplog.records if "weights" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("row b: attention weights such as (red:1.4) are not honoured")
+
+
 # --- Depth mode ---
 
 

@@ -84,6 +84,7 @@ def load_hanging(recipe, device, batch_size):
 def load_while_the_store_is_away(recipe, device, batch_size):
     if tries(2):
         wait_until(lambda: Path(os.environ["PID_FOLDER"], "loaded").exists())
+        time.sleep(2)  # until the pool has heard that the other one is ready
         raise StorageUnavailableError("s3://x: SlowDown")
     return WithAnother(batch_size)
 

@@ -27,7 +27,7 @@ from stereo_jobs.workers.local_pool import IDLE_S
 from stereo_jobs.workers.ray.actor_state import Actor, ActorState
 from stereo_jobs.workers.ray.actors import ActorWorker
 from stereo_jobs.workers.ray.blocklist import Blocklist
-from stereo_jobs.workers.ray.cluster import RayCluster, actor_lost_errors, actor_needs
+from stereo_jobs.workers.ray.cluster import RayCluster, actor_lost_errors, actor_needs, refuse_missing_gpus
 from stereo_jobs.workers.ray.heartbeats import HeartbeatsClient, HeartbeatSummary
 from stereo_jobs.workers.task import IN_FLIGHT, FaultScope, Outcome, Pool, ShardTask, WorkerLost
 from stereo_jobs.workers.worker import GeneratorFactory
@@ -53,7 +53,7 @@ class RayPool(Pool):
 
     Raises:
         InterruptedRunError: the cluster had no room for any actor within `runtime.start_timeout_s`.
-        SpecError: fewer actors than needed were ready by then.
+        SpecError: fewer actors than needed were ready by then, or GPUs are asked for and none will come.
         StereoJobsError: what keeps the actors from loading their models.
     """
 
@@ -99,6 +99,7 @@ class RayPool(Pool):
         self._needs = actor_needs(self._runtime)
         self._heartbeats = HeartbeatsClient(self._ray)
         try:
+            refuse_missing_gpus(self._runtime)
             self._reconcile()
             while self.workers() < self._needed and not ended():
                 self._reconcile()
