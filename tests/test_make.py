@@ -30,7 +30,7 @@ def make(command_line, capsys, tmp_path, monkeypatch):
 
 
 def test_photos_and_prompts_become_files(make):
-    code, out, err = make("photo.png", "A red circle", "-o", "pairs", "--seed", "3", "--scale-percent", "10")
+    code, out, err = make("photo.png", "photo.png", "A red circle", "-o", "pairs", "--seed", "3", "--scale-percent", "10")
     assert code == 0
     assert out.split() == [f"pairs/{name}-{ending}" for name in ("photo", "a-red-circle") for ending in ENDINGS]
     assert err.count("the embedded models know rendered toy rooms only") == 1
@@ -101,7 +101,7 @@ def test_what_cannot_be_made_is_one_line(make, words, said):
 @given(st.lists(st.text(max_size=60), max_size=6))
 def test_names_of_files_are_safe_and_each_its_own(prompts):
     prompts = [prompt for prompt in prompts if prompt.strip() and "\0" not in prompt]
-    names = list(single._names(prompts))
+    names = list(single._names(list(dict.fromkeys(prompts))))
     assert len({*names}) == len(names) == len({*prompts})
     for name in names:
         assert Path(name).name == name

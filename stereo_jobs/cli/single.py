@@ -14,7 +14,7 @@ from stereo_jobs.cli.options import AsJson, Set
 if TYPE_CHECKING:
     from stereo_jobs.notebook import StereoImage, StereoPipeline
 
-_PHOTO = re.compile(r".*\.(png|jpe?g|webp|tiff?|bmp|avif|heic|heif)", re.IGNORECASE | re.DOTALL)
+_PHOTO = re.compile(r".*\.(a?png|jpe?g|jpe|jfif|mpo|webp|tiff?|bmp|avif|hei[cf]|hif)", re.IGNORECASE | re.DOTALL)
 """Names of photos; a text that looks like one is no prompt."""
 _NAME_CHARACTERS = 40
 
@@ -40,7 +40,8 @@ def make(
     """Make stereo pairs of photos or prompts as files: left, right, anaglyph and disparity; no manifest, no Ray."""
     from stereo_jobs.notebook.result import refuse_existing, saved_files
 
-    names = dict(zip(sources, _names(sources), strict=False))
+    sources = list(dict.fromkeys(sources))
+    names = dict(zip(sources, _names(sources), strict=True))
     for source, name in names.items():
         _check(source)
         if not force:
@@ -68,9 +69,9 @@ def make(
 
 
 def _names(sources: list[str]) -> Iterator[str]:
-    """Name the files of each source by the photo or the first words of the prompt; equal names are numbered."""
+    """Name the files of each source, by the photo or the first words of the prompt; equal names are numbered."""
     taken: set[str] = set()
-    for source in dict.fromkeys(sources):
+    for source in sources:
         stem = Path(source).stem if _is_photo(source) else _first_words(source)
         name = next(each for number in count(1) if (each := f"{stem}-{number}" if number > 1 else stem) not in taken)
         taken.add(name)
