@@ -30,6 +30,7 @@ demo: setup
 	$(BIN)/stereo-jobs demo --output out/demo
 	$(BIN)/stereo-jobs verify out/demo
 	$(BIN)/stereo-jobs report out/demo
+	@echo "For the command stereo-jobs in this shell: source $(BIN)/activate"
 
 lint: setup
 	$(BIN)/ruff check .

@@ -84,6 +84,8 @@ class Clock:
         return opened
 
     def __call__(self, state: RunProgress) -> None:
+        if state.starting:
+            return
         self.last, self.cpu_last = time.monotonic(), time.process_time()
         if not self.memory or state.made >= self.memory[-1][0] + state.planned / 10:
             self.memory.append((state.made, psutil.Process().memory_info().rss / 2**20))

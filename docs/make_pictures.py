@@ -13,8 +13,7 @@ from stereo_jobs.data.images import decode_disparity
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.output import layout
-from stereo_jobs.report.page import colour
-from stereo_jobs.views import anaglyph
+from stereo_jobs.views import anaglyph, coloured
 
 ZOOM, GAP = 2, 6
 
@@ -22,7 +21,7 @@ ZOOM, GAP = 2, 6
 def strip(row: dict) -> np.ndarray:
     """Left, right, anaglyph and disparity of one pair, side by side."""
     left, right = (np.asarray(Image.open(io.BytesIO(row[name]["bytes"]))) for name in ("left", "right"))
-    disparity = colour(decode_disparity(row["disparity"]["bytes"]))
+    disparity = coloured(decode_disparity(row["disparity"]["bytes"]))
     images = [left, right, anaglyph(left, right), disparity]
     images = [image.repeat(ZOOM, 0).repeat(ZOOM, 1) for image in images]
     gap = np.full((images[0].shape[0], GAP, 3), 255, np.uint8)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,21 @@ class Camera:
 
 
 @dataclass(frozen=True)
+class DisparityEncoding:
+    """What the stored values of a row's disparity maps mean.
+
+    Attributes:
+        encoding: how a value lies in the channels: `plain` or `foundation_stereo`, see `Recipe.disparity_encoding`.
+        scale: stored value of a disparity of one pixel; None: floats are pixels, and integers are refused.
+        unknown: stored value that means unknown; None: 0 among integers, and none among floats.
+    """
+
+    encoding: str = "plain"
+    scale: float | None = None
+    unknown: float | None = None
+
+
+@dataclass(frozen=True)
 class Row:
     """One pair to be made: a manifest row, or one variant of it.
 
@@ -48,6 +63,7 @@ class Row:
         camera: the camera, as far as the row describes it.
         carried: the manifest's further columns, written as `src_*`: arrays of one cell, which pass bit for bit.
         error: why the row could not be read; it is then reported and not generated. None: the row is good.
+        disparity: what the values of `disparity` and `true_disparity` mean.
     """
 
     id: str
@@ -60,6 +76,7 @@ class Row:
     camera: Camera = Camera()
     carried: dict[str, Any] = field(default_factory=dict)
     error: "RowError | None" = None
+    disparity: DisparityEncoding = DisparityEncoding()
 
 
 QUALITY_PREFIX = "qc_"
@@ -166,6 +183,7 @@ class StereoPair:
         scale_sign: -1 where the second view lies to the left, so that the smallest disparity is the nearest.
         model_scores: what models find in the finished views.
         truth: what the row says of the true right view; None where it says nothing.
+        prompt_cut: whether the text encoder read only the beginning of the prompt or of the negative prompt.
     """
 
     id: str
@@ -183,6 +201,7 @@ class StereoPair:
     scale_sign: Literal[1, -1] = 1
     model_scores: ModelScores = ModelScores()
     truth: Truth | None = None
+    prompt_cut: bool = False
 
 
 class Mean(BaseModel):
@@ -243,6 +262,56 @@ class QualitySummary(BaseModel):
         return self.accepted / self.judged if self.judged else None
 
 
+WEIGHTED = re.compile(r"\([^()]*[^()\d:]\s*:\s*(?:[0-4](?:\.\d*)?|\.\d+|5(?:\.0*)?)\s*\)")
+"""Attention weights of other programs, such as `(red:1.4)`. A text like `(16:9)` or `(at 10:30)` has none."""
+_COUNT = Field(0, ge=0, lt=2**53)
+
+
+class PromptNotes(BaseModel):
+    """Counts of prompts of which the model reads something else than their author may think.
+
+    Negative prompts count as well. Each example is the id of the first such row.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    cut: Annotated[int, _COUNT] = Field(0, description="Prompts longer than the text encoder reads; the rest is cut.")
+    cut_example: str = ""
+    weighted: Annotated[int, _COUNT] = Field(0, description="Prompts with attention weights, which are read as text.")
+    weighted_example: str = ""
+
+    @classmethod
+    def of(cls, rows: Iterable[Mapping[str, Any]]) -> "PromptNotes":
+        """Count among rows with `id`, `prompt`, `negative_prompt` and `prompt_cut`, the last as StereoPair has it."""
+        cut, weighted = [], []
+        for row in rows:
+            if row.get("prompt_cut"):
+                cut.append(row["id"])
+            if find_weight(row.get("prompt"), row.get("negative_prompt")):
+                weighted.append(row["id"])
+        return cls(
+            cut=len(cut),
+            cut_example=cut[0] if cut else "",
+            weighted=len(weighted),
+            weighted_example=weighted[0] if weighted else "",
+        )
+
+    def merged(self, other: "PromptNotes") -> "PromptNotes":
+        """Return the counts of both together, with the examples of this one where it has them."""
+        return PromptNotes(
+            cut=self.cut + other.cut,
+            cut_example=self.cut_example or other.cut_example,
+            weighted=self.weighted + other.weighted,
+            weighted_example=self.weighted_example or other.weighted_example,
+        )
+
+
+def find_weight(*prompts: str | None) -> str | None:
+    """Return the first attention weight in any of the prompts, such as `(red:1.4)`; None where there is none."""
+    found = (WEIGHTED.search(prompt) for prompt in prompts if prompt and ":" in prompt)
+    return next((match[0] for match in found if match), None)
+
+
 class ShardRecord(BaseModel):
     """Counts and timings of one committed shard. They stand in its own footer and, as a cache, in `_job/commits/`."""
 
@@ -257,6 +326,7 @@ class ShardRecord(BaseModel):
     rejected: int = Field(0, description="Pairs that `drop_rejected` left out; they do not count as failed.")
     failures: dict[str, int] = Field({}, description="Failed rows by error type.")
     quality: QualitySummary = QualitySummary()
+    prompts: PromptNotes = PromptNotes()
     unet_evaluations: int = 0
     seconds: float = Field(description="Seconds from the first batch to the last, in the model thread.")
     worker: str = ""

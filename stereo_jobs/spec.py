@@ -117,6 +117,12 @@ class ModelsSpec(_Model):
         False, description="Run the checkpoint's own safety checker on both views, and fill the column `unsafe`."
     )
 
+    @property
+    def names(self) -> str:
+        """The checkpoints as the recipe names them, in one line for people."""
+        named = {"": self.stable_diffusion, "depth ": self.depth, "CLIP ": self.clip}
+        return ", ".join(f"{kind}{model.path}" for kind, model in named.items() if model)
+
 
 class ScaleRange(_Model):
     """A range of `scale_percent`. Each row draws its own value, which its seed determines."""
@@ -164,6 +170,7 @@ class Size(_Model):
 
 
 Mode = Literal["text", "depth", "image", "inpaint"]
+Encoding = Literal["plain", "foundation_stereo"]
 
 
 class Recipe(_Model):
@@ -192,6 +199,33 @@ class Recipe(_Model):
         description="Size of generated images; null: the size the model was trained on. A photo keeps its shape and "
         "size: it is processed at the same area, and the views are brought back to its size.",
     )
+    disparity_scale: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Stored value of one pixel of disparity in `disparity` and `true_disparity`: 256 for KITTI, 1 for "
+        "whole pixels. null: floats are pixels, and maps of integers are refused. A row's column `disparity_scale` "
+        "goes before it.",
+    )
+    disparity_encoding: Encoding = Field(
+        "plain",
+        description="How disparity maps hold a value. plain: in one channel. foundation_stereo: in the three bytes of "
+        "an RGB picture, (255 * 255 * R + 255 * G + B) / 1000 pixels. A row's column `disparity_encoding` goes before "
+        "it.",
+    )
+    disparity_unknown: float | None = Field(
+        None,
+        allow_inf_nan=False,
+        description="Stored value of disparity maps that means unknown, beside inf and NaN, which always do. null: 0 "
+        "in maps of integers, none in maps of floats. A row's column `disparity_unknown` goes before it.",
+    )
+    resize_maps: Literal["refuse", "nearest", "linear"] = Field(
+        "refuse",
+        description="What happens to a depth map, disparity map or mask of another size than its photo. refuse: the "
+        "row fails. nearest, linear: it is resized if its shape is the photo's, and disparities grow with the width; "
+        "masks are always resized by nearest. linear: a pixel is unknown if one of the samples it is made of, up to "
+        "four, is.",
+    )
     negative_prompt: str = Field("", max_length=2000, description="Negative prompt of rows that have none.")
     quality: QualityConfig = Field(
         default_factory=QualityConfig, description="Metrics without ground truth, and a verdict, for every pair."
@@ -208,6 +242,15 @@ class Recipe(_Model):
     def _given_to_photos(self) -> Self:
         if self.method.right_view == "given" and self.mode != "image":
             raise ValueError(f"method.right_view given needs photos: set mode to image, not {self.mode}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_scale(self) -> Self:
+        if self.disparity_encoding != "plain" and self.disparity_scale is not None:
+            raise ValueError(
+                f"disparity_encoding {self.disparity_encoding} has a scale of its own; remove disparity_scale, or set "
+                "disparity_encoding to plain"
+            )
         return self
 
     @model_validator(mode="after")
@@ -258,6 +301,9 @@ def _has_host(url: str) -> bool:
         return False
 
 
+_BUCKET = re.compile("[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+
+
 class StorageSpec(_Model):
     """S3 access. Missing credentials are resolved by the standard AWS chain (environment, profile, instance role)."""
 
@@ -271,6 +317,11 @@ class StorageSpec(_Model):
     )
     secret_access_key: SecretStr | None = Field(
         None, description="Secret key, as ${ENV}; better leave it to the AWS credential chain."
+    )
+    anonymous: bool | tuple[str, ...] = Field(
+        False,
+        description="Read public buckets without credentials. true: all buckets of the job; a list of bucket names "
+        "(`[laion-photos]`): these only, while all others, such as the output's, are accessed with credentials.",
     )
 
     @field_validator("endpoint_url")
@@ -289,6 +340,35 @@ class StorageSpec(_Model):
         if (self.access_key_id is None) != (self.secret_access_key is None):
             raise ValueError("access_key_id and secret_access_key go together; set both or neither")
         return self
+
+    @field_validator("anonymous", mode="before")
+    @classmethod
+    def _all_or_some(cls, value: Any) -> Any:
+        if not isinstance(value, bool | list | tuple):
+            raise ValueError("must be true, false, or a list of bucket names")
+        for name in [] if isinstance(value, bool) else value:
+            if not (isinstance(name, str) and _BUCKET.fullmatch(name)):
+                raise ValueError(f"must list names of buckets, without s3:// and prefix; {_shown(name)} is none")
+        return value
+
+    @model_validator(mode="after")
+    def _no_credentials_to_ignore(self) -> Self:
+        named = [name for name in ("profile", "access_key_id") if getattr(self, name) is not None]
+        if self.anonymous is True and named:
+            raise ValueError(
+                f"anonymous: true uses no credentials, and {named[0]} is set; drop one of them, or list in anonymous "
+                "the buckets that need no credentials"
+            )
+        return self
+
+    def for_bucket(self, bucket: str) -> Self:
+        """Return the settings of one bucket, whose `anonymous` is true or false."""
+        if isinstance(self.anonymous, bool):
+            return self
+        if bucket not in self.anonymous:
+            return self.model_copy(update={"anonymous": False})
+        none = {"profile": None, "access_key_id": None, "secret_access_key": None}
+        return self.model_copy(update={"anonymous": True} | none)
 
 
 class Runtime(_Model):
@@ -485,7 +565,7 @@ def parse_recipe(data: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error))) from None
+        raise SpecError("the recipe is not valid:\n" + "\n".join(_explain(error, Recipe))) from None
 
 
 def parse_storage(**fields: Any) -> StorageSpec:
@@ -587,7 +667,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, model: type[_Model] = JobSpec) -> list[str]:
     """Make one line per broken rule. For a union, only the alternative that the value was meant for is shown."""
     paths: dict[str, list[str]] = {}
     for item in error.errors(include_url=False):
@@ -597,7 +677,7 @@ def _explain(error: ValidationError) -> list[str]:
         hidden = _SECRET.search(path) or isinstance(item["input"], dict)
         shown = "" if hidden else f" (got {_shown(item['input'])})"
         if item["type"] == "extra_forbidden":
-            message = "unknown field" + _suggestion(item["loc"])
+            message = "unknown field" + _suggestion(item["loc"], model)
         elif item["type"] == "missing":
             message, shown = "required, but missing", ""
         line = f"  {path or 'spec'}: {message}{shown}"
@@ -613,9 +693,8 @@ _UNION_TAG = re.compile(r"^(float|int|str|constrained-int|[A-Z]\w*)$|[\[(]")
 _SECRET = re.compile(r"secret|key|token|password|credential|storage|pass|auth")
 
 
-def _suggestion(location: tuple[int | str, ...]) -> str:
-    """Name the known field closest to an unknown one, or all known fields."""
-    model: Any = JobSpec
+def _suggestion(location: tuple[int | str, ...], model: Any) -> str:
+    """Name the field of `model` closest to an unknown one, or all that are known at its place."""
     for part in location[:-1]:
         if _UNION_TAG.search(str(part)):
             continue

@@ -1,4 +1,4 @@
-"""Both views of a pair in one image, to look at."""
+"""Pictures of a pair to look at: both views in one image, and its disparity in colours."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,3 +17,12 @@ def anaglyph(left: NDArray[np.uint8], right: NDArray[np.uint8]) -> NDArray[np.ui
 def side_by_side(left: NDArray[np.uint8], right: NDArray[np.uint8], *, cross_eyed: bool = False) -> NDArray[np.uint8]:
     """Put two H,W,3 uint8 images into one H,2W,3; with `cross_eyed` the right view stands on the left."""
     return np.concatenate([right, left] if cross_eyed else [left, right], axis=1)
+
+
+def coloured(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Colour a disparity, H,W -> H,W,3 uint8: dark blue is far, yellow is near."""
+    low, high = float(disparity.min()), float(disparity.max())
+    near = (disparity - low) / (high - low) if high > low else np.zeros_like(disparity)
+    stops = np.array([[30, 20, 90], [30, 120, 160], [80, 190, 110], [250, 230, 60]])
+    at = np.linspace(0, 1, len(stops))
+    return np.stack([np.interp(near, at, stops[:, c]) for c in range(3)], axis=-1).astype(np.uint8)

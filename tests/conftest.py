@@ -133,6 +133,7 @@ def pytest_runtest_makereport() -> Iterator[None]:
 
 LONGEST_FIRST = (
     "workers/test_ray.py",
+    "test_console_blocks.py",
     "cluster/test_chaos.py",
     "workers/test_ray_loading.py",
     "output/test_lease.py",
@@ -145,6 +146,7 @@ LONGEST_FIRST = (
     "workers/test_private_ray.py",
     "launch/test_launch.py",
     "test_cli.py",
+    "test_packaging.py",
     "models/test_families.py",
     "run/test_real_models.py",
     "run/test_run.py",

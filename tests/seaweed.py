@@ -18,6 +18,8 @@ import boto3
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-do-not-print"
 ADMIN_KEY, ADMIN_SECRET = "admin", "admin-secret"
 BUCKET = "jobs"
+PUBLIC_BUCKET = "public"
+"""A bucket that everybody may read and list without credentials, and that only the administrator writes."""
 
 
 def _free_port() -> int:
@@ -54,7 +56,7 @@ def _weed() -> str:
 
 @contextlib.contextmanager
 def serve() -> Iterator[str]:
-    """Start a server with the bucket `jobs`; yields its endpoint, sets AWS_* in the environment."""
+    """Start a server with the buckets `jobs` and `public`; yields its endpoint, sets AWS_* in the environment."""
     folder = Path(tempfile.mkdtemp(prefix="weed-"))
     # The tests' own identity is no administrator: for one, the server would make missing buckets on the fly.
     identities = [
@@ -68,6 +70,7 @@ def serve() -> Iterator[str]:
             "credentials": [{"accessKey": ADMIN_KEY, "secretKey": ADMIN_SECRET}],
             "actions": ["Admin"],
         },
+        {"name": "anonymous", "actions": [f"Read:{PUBLIC_BUCKET}", f"List:{PUBLIC_BUCKET}"]},
     ]
     (folder / "s3.json").write_text(json.dumps({"identities": identities}))
     ports = _free_ports("s3", "master", "volume", "filer", "admin")
@@ -100,6 +103,7 @@ def serve() -> Iterator[str]:
         while True:
             try:
                 client.create_bucket(Bucket=BUCKET)
+                client.create_bucket(Bucket=PUBLIC_BUCKET)
                 client.put_object(Bucket=BUCKET, Key="started", Body=b"")
                 break
             except Exception:

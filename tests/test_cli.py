@@ -26,6 +26,7 @@ from tests.seaweed import SECRET_KEY
 
 VERBS = [
     "demo",
+    "make",
     "plan",
     "run",
     "retry-failed",
@@ -137,6 +138,47 @@ def test_manifest_build(stereo_jobs, tmp_path):
     code, out, _ = stereo_jobs("manifest", "build", tmp_path / "prompts.txt", tmp_path / "m.parquet", "--json")
     assert (code, json.loads(out)["rows"]) == (0, 2)
     assert stereo_jobs("manifest", "build", tmp_path / "prompts.txt", tmp_path / "m.parquet")[0] == 2
+
+
+def test_manifest_build_says_what_it_leaves_out(stereo_jobs, tmp_path):
+    (tmp_path / "photos/sub").mkdir(parents=True)
+    for name in ("a.png", "._a.png", "sub/b.jpg", "notes.md"):
+        (tmp_path / "photos" / name).write_bytes(b"x")
+    code, out, _ = stereo_jobs("manifest", "build", tmp_path / "photos", tmp_path / "m.parquet")
+    assert (code, out.splitlines()) == (
+        0,
+        [
+            f"{tmp_path}/m.parquet: 2 rows",
+            "left out 1 file with a hidden name: ._a.png",
+            "left out 1 file whose name does not end as that of a picture that can be read: notes.md",
+        ],
+    )
+    code, out, _ = stereo_jobs("manifest", "build", tmp_path / "photos", tmp_path / "n.parquet", "--json")
+    said = json.loads(out)
+    assert said["left_out"][0] == {"what": "file with a hidden name", "count": 1, "first": ["._a.png"]}
+    assert said["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "options"),
+    [
+        ("id,prompt,negative_prompt,note\na,a red star,,\n", ()),
+        ("id,prompt,,\na,a red star,,\n", ()),
+        ("id,prompt,seed\n2024-01-01,1984,\nb,2001,1\n", ()),
+        ("key^caption\n01^a red star\n1^a ball\n", ("--id-from=key", "--prompt-column=caption", "--delimiter=^")),
+        ("key\tcaption\n01\t\n", ("--id-from=content", "--prompt-column=caption", "--delimiter=tab")),
+    ],
+)
+def test_a_plan_accepts_what_manifest_build_accepts(stereo_jobs, spec_file, tmp_path, content, options):
+    (tmp_path / "p.csv").write_text(content)
+    assert stereo_jobs("manifest", "build", tmp_path / "p.csv", tmp_path / "m.parquet", *options)[0] == 0
+    assert stereo_jobs("plan", spec_file(manifest=str(tmp_path / "m.parquet")), "--dry-run")[0] == 0
+
+
+def test_a_delimiter_is_one_character(stereo_jobs, tmp_path):
+    for delimiter in ("", ";;", '"', "\n"):
+        code, _, err = stereo_jobs("manifest", "build", "p.csv", tmp_path / "m.parquet", "--delimiter", delimiter)
+        assert (code, "one character" in err) == (2, True)
 
 
 def test_retry_failed(stereo_jobs, spec_file, make_manifest, tmp_path):
@@ -368,6 +410,35 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
     assert all(verb in done.stdout for verb in VERBS)
     for heavy in ("torch", "diffusers", "transformers", "ray", "pyarrow", "boto3"):
         assert not re.search(rf"\| +{heavy}$", done.stderr, re.MULTILINE), heavy
+
+
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS), ("manifest", "build"), ("manifest", "toyscapes")])
+def test_h_is_help_for_every_command(stereo_jobs, verb):
+    short, long = stereo_jobs(*verb, "-h"), stereo_jobs(*verb, "--help")
+    assert short == long
+    assert (short[0], "Usage: " in short[1]) == (0, True)
+
+
+def test_a_shell_completes_commands_and_options_and_nothing_heavy_is_imported():
+    """As the lines that `--install-completion` writes ask for it."""
+    code = (
+        "import sys; from stereo_jobs.cli import app\n"
+        "try: app(prog_name='stereo-jobs')\n"
+        "finally: print('heavy:', {'torch', 'ray', 'pyarrow', 'boto3'} & {*sys.modules}, file=sys.stderr)"
+    )
+    for typed, expected in {"ver": {"verify"}, "status --wa": {"--watch"}, "manifest b": {"build"}}.items():
+        words = f"stereo-jobs {typed}"
+        asked = {"_STEREO_JOBS_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env=os.environ | asked,
+            check=False,
+        )
+        assert expected <= {*done.stdout.split()}, done.stderr
+        assert "heavy: set()" in done.stderr
 
 
 @pytest.mark.parametrize("verb", ["plan", "status", "verify", "report"])

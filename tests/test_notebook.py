@@ -1,22 +1,33 @@
 """The calls of a notebook: one input, one result that shows itself."""
 
+import ast
+import base64
+import inspect
 import io
+import re
 import subprocess
 import sys
+from functools import partial
 
+import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from tqdm import tqdm
 
 import stereo_jobs
 from stereo_jobs.data.manifest import draw_scale
 from stereo_jobs.errors import ModelError, SpecError
 from stereo_jobs.models import resolve
-from stereo_jobs.notebook import InputRefusedError, StereoPipeline
-from stereo_jobs.records import Camera, Row
+from stereo_jobs.notebook import InputRefusedError, StereoImage, StereoPipeline, progress
+from stereo_jobs.pipeline.threads import sensible_threads
+from stereo_jobs.records import Camera, Row, StereoPair
+from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
-from stereo_jobs.views import anaglyph, side_by_side
+from stereo_jobs.views import anaglyph, coloured, side_by_side
+from tests.conftest import REPOSITORY
 from tests.models.tiny import write_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -125,6 +136,116 @@ def test_the_result_shows_itself(made):
     png = made._repr_png_()
     assert png.startswith(b"\x89PNG")
     np.testing.assert_array_equal(pixels(png), side_by_side(left, right))
+
+
+def test_reprs_are_one_short_line(pipeline, made):
+    expected = "<StereoPipeline demo, depth demo; mode text, 64x64, cpu>"
+    assert repr(pipeline) == expected
+    found = repr(made)
+    assert re.fullmatch(r"<StereoImage 64x64, disparity -?\d+\.\d to \d+\.\d px, \d+ % holes>", found)
+    assert len(repr([made, made])) < 160
+
+
+def test_its_disparity_shows_itself_in_colours(made):
+    np.testing.assert_array_equal(np.asarray(made.disparity_image()), coloured(made.disparity))
+
+
+def test_a_large_pair_is_shown_smaller():
+    left = np.zeros((100, 4000, 3), np.uint8)
+    ones, disparity = np.ones((100, 4000), bool), np.ones((100, 4000), np.float32)
+    pair = StereoPair("x", left, left, disparity, None, "left", ones, ~ones, ~ones, 0)
+    assert pixels(StereoImage(pair)._repr_png_()).shape == (40, 3200, 3)
+    assert StereoImage(pair).side_by_side().size == (8000, 100)
+
+
+def test_tab_completion_names_what_there_is_and_computes_nothing(pipeline, made, monkeypatch):
+    assert "StereoPipeline" in dir(stereo_jobs)
+    for thing, names in ((pipeline, {"from_image", "from_depth", "recipe"}), (made, {"left", "anaglyph", "save"})):
+        assert names <= {*dir(thing)}
+        for name in dir(thing):
+            getattr(thing, name)
+    signature = inspect.signature(StereoPipeline.from_pretrained)
+    assert {"method", "scale_percent", "size", "negative_prompt"} <= signature.parameters.keys()
+    assert "seed" in inspect.signature(pipeline).parameters
+
+
+def test_a_list_of_prompts_becomes_a_list_of_pairs(pipeline, made):
+    several = pipeline(["a red circle on the left", "a blue box"], seed=3, scale_percent=16)
+    assert isinstance(several, list)
+    assert len(several) == 2
+    assert several[0]._repr_png_() == made._repr_png_() != several[1]._repr_png_()
+    shown = re.findall(r'<img alt="([^"]*)" src="data:image/png;base64,([^"]*)">', several._repr_html_())
+    assert [base64.b64decode(png) for _, png in shown] == [each._repr_png_() for each in several]
+    assert pipeline([]) == []
+
+
+def test_a_pair_is_saved_as_files_and_replaces_none(made, tmp_path):
+    files = made.save(tmp_path / "new", "star")
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == sorted(path.name for path in files.values())
+    for name in ("left", "right", "anaglyph", "disparity_image"):
+        wanted = getattr(made, name)
+        wanted = wanted() if callable(wanted) else wanted
+        np.testing.assert_array_equal(np.asarray(Image.open(files[name])), np.asarray(wanted))
+    disparity = cv2.imread(str(files["disparity"]), cv2.IMREAD_UNCHANGED)  # another reader than the one that wrote it
+    np.testing.assert_array_equal(disparity, made.disparity)
+    with pytest.raises(InputRefusedError, match=r"star-left.png: exists; give another folder, or replace=True"):
+        made.save(tmp_path / "new", "star")
+    made.save(tmp_path / "new", "star", replace=True)
+    with pytest.raises(InputRefusedError, match="cannot be written to"):
+        made.save(files["left"])
+
+
+def test_a_bar_counts_the_steps_of_a_call(pipeline, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "tqdm", partial(tqdm, mininterval=0))
+    monkeypatch.setattr(pipeline, "progress", True)
+    monkeypatch.setattr(pipeline.for_mode("image"), "progress", True)
+    # 4 steps of the left view or of the inversion, and 2 after the shift.
+    calls = {6: lambda: pipeline("a red circle"), 12: lambda: pipeline(["a red circle", "a blue circle"])}
+    for steps, call in [*calls.items(), (6, lambda: pipeline.from_image(PHOTO))]:
+        call()
+        said = capsys.readouterr().err
+        assert said.count("denoising:   0%") == 1
+        assert f"{steps}/{steps}" in said
+    monkeypatch.setattr(pipeline, "progress", False)
+    pipeline("a red circle")
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("threads", [None, 2])
+def test_small_models_compute_on_one_thread_and_leave_the_users_number(threads, monkeypatch, pipeline):
+    seen = []
+    monkeypatch.setattr(pipeline.generator, "generate", lambda rows: seen.append(torch.get_num_threads()) or [])
+    monkeypatch.setattr(pipeline, "threads", threads)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        pipeline.generate([])
+        assert (seen, torch.get_num_threads()) == ([threads or 1], 3)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_large_models_compute_on_torchs_own_number_of_threads(pipeline, monkeypatch):
+    assert sensible_threads(pipeline.generator) == 1
+    monkeypatch.setattr("stereo_jobs.pipeline.threads._SMALL", 0)
+    assert sensible_threads(pipeline.generator) == torch.get_num_threads()
+
+
+def test_files_are_taken_by_their_paths(pipeline, metric, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = tmp_path / "turned photo.png"
+    Image.fromarray(np.ascontiguousarray(np.rot90(PHOTO))).save(turned, exif=exif.tobytes())
+    for path in (turned, str(turned)):
+        np.testing.assert_array_equal(np.asarray(pipeline.from_image(path).left), PHOTO)
+    mask = np.zeros((50, 70), bool)
+    mask[15:40, 20:50] = True
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    np.save(tmp_path / "disparity.npy", SCENE.disparity)
+    filled = pipeline.from_image(PHOTO, "a red ball", mask=tmp_path / "mask.png")
+    assert filled._repr_png_() == pipeline.from_image(PHOTO, "a red ball", mask=mask)._repr_png_()
+    known = metric.from_image(PHOTO, disparity=tmp_path / "disparity.npy")
+    np.testing.assert_array_equal(known.disparity, SCENE.disparity)
 
 
 def test_a_photo_becomes_a_pair_of_its_own_size(pipeline):
@@ -263,6 +384,98 @@ def test_metric_geometry_wants_a_measure(metric):
         metric.from_image(PHOTO)
     with pytest.raises(InputRefusedError, match="is more than half of the width 70; it must be in pixels of this"):
         metric.from_image(PHOTO, disparity=SCENE.disparity + 40)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": "nowhere.jpg"}, "image: nowhere.jpg: no such file; check the path"),
+        ({"image": "/tmp"}, "image: /tmp: is a folder; give the path of one file"),
+        ({"image": "https://x.org/a.jpg"}, "image: https://x.org/a.jpg is not a local file; download it first"),
+        ({"image": "/dev/zero"}, "image: /dev/zero: no such file"),
+        ({"image": None}, "image: must be a PIL image .*the path of a file will do, too"),
+        ({"image": PHOTO / 255}, r"image: must be .*from floats in \[0, 1\]: \(255 \* image\)"),
+        ({"depth": "nowhere.npy"}, "depth: nowhere.npy: no such file"),
+        ({"prompt": None}, "prompt: must be a text, got NoneType"),
+        ({"negative_prompt": 3}, "negative_prompt: must be a text, got int"),
+        ({"seed": 1.5}, "seed: must be a whole number, got 1.5"),
+        ({"seed": "one"}, "seed: must be a whole number, got 'one'"),
+        ({"scale_percent": "wide"}, "scale_percent: .*got 'wide'"),
+        ({"steps": 5}, r'steps: is fixed when the pipeline is made: from_pretrained\(method=\{"steps": ...\}\)'),
+        ({"num_inference_steps": 5}, r'num_inference_steps: is fixed .*method=\{"steps": ...\}'),
+        ({"strength": 0.5}, "strength: there is none: a photo becomes the left view as it is"),
+        ({"generator": None}, "generator: no such argument; write seed=0"),
+        ({"scale_procent": 8}, r"scale_procent: no such argument; did you mean scale_percent\?"),
+        ({"depth_map": PHOTO}, "depth_map: no such argument; write depth=..."),
+        ({"size": {}}, r"size: is fixed when the pipeline is made: from_pretrained\(size=...\)"),
+        ({"xyzzy": 1}, "xyzzy: no such argument; there are: image, prompt, negative_prompt, disparity"),
+    ],
+)
+def test_slips_of_a_call_are_answered_in_its_terms(pipeline, given, words):
+    with pytest.raises(InputRefusedError, match=f"^{words}") as caught:
+        pipeline.from_image(**({"image": PHOTO} | given))
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"steps": 5}, r'steps: no such argument; write method=\{"steps": ...\}'),
+        ({"num_inference_steps": 5}, r'num_inference_steps: no such argument; write method=\{"steps": ...\}'),
+        ({"guidance_scale": 5}, r'guidance_scale: no such argument; write method=\{"guidance_scale": ...\}'),
+        ({"torch_dtype": torch.float16}, 'torch_dtype: no such argument; write dtype="float16"'),
+        ({"device_map": "auto"}, 'device_map: no such argument; write device="cuda"'),
+        ({"strength": 0.5}, "strength: there is none"),
+        ({"seed": 1}, r"seed: belongs to each call: pipeline\(prompt, seed=1\)"),
+        ({"preset": "best"}, r'preset: no such argument; write method=\{"preset": ...\}'),
+        ({"negativ_prompt": ""}, r"negativ_prompt: no such argument; did you mean negative_prompt\?"),
+        ({"xyzzy": 1}, "xyzzy: no such argument; there are: stable_diffusion, depth"),
+        ({"device": "cuda:1"}, "device: must be auto, cuda or cpu, got 'cuda:1'"),
+        ({"models": {"depth": {"path": "a/b"}}, "depth": "c/d"}, "models: names depth, which another argument names"),
+    ],
+)
+def test_slips_of_loading_are_answered_in_its_terms(given, words):
+    with pytest.raises(SpecError, match=f"^{words}"):
+        StereoPipeline.from_pretrained(**given)
+
+
+def test_every_switch_of_the_method_is_a_slip_with_an_answer():
+    for name in MethodConfig.model_fields:
+        with pytest.raises(SpecError, match=rf'^{name}: no such argument; write method=\{{"{name}": ...\}}$'):
+            StereoPipeline.from_pretrained(**{name: 1})
+
+
+def test_unknown_fields_below_an_argument_are_answered_with_those_of_their_place():
+    with pytest.raises(SpecError, match=r"method.step: unknown field; did you mean steps\?"):
+        StereoPipeline.from_pretrained(method={"step": 5})
+    with pytest.raises(SpecError, match=r"models.clipp: unknown field; did you mean clip\?"):
+        StereoPipeline.from_pretrained(models={"clipp": {}})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_one_line():
+    with pytest.raises(SpecError, match="device: there is no GPU that torch can use here; write device='cpu'"):
+        StereoPipeline.from_pretrained(device="cuda")
+
+
+@pytest.mark.slow
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    """As a notebook runs it: line by line, and what stands alone is shown."""
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(render(draw_scene(3), 128, 128).left).save("photo.jpg")
+    np.save("depth.npy", np.tile(np.linspace(1, 5, 128, dtype=np.float32), (128, 1)))
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    [block] = [each for each in blocks if "StereoPipeline" in each]
+    names, shown = {}, []
+    for statement in ast.parse(block).body:
+        code = ast.unparse(statement)
+        if isinstance(statement, ast.Expr):
+            shown.append(eval(code, names))
+        else:
+            exec(code, names)
+    images = [each for each in shown if hasattr(each, "_repr_png_") or hasattr(each, "_repr_html_")]
+    assert len(images) >= 4
 
 
 def test_wrong_recipes_and_models_are_told():

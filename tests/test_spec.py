@@ -438,6 +438,10 @@ CHANGES = {
     "variants.scale_percent": [4, 8],
     "size": {"width": 64, "height": 64},
     "negative_prompt": "blurry",
+    "disparity_scale": 256,
+    "disparity_encoding": "foundation_stereo",
+    "disparity_unknown": 65535,
+    "resize_maps": "nearest",
     "mode": "image",
     "method.preset": "official",
     "method.right_view": "stretch",
@@ -488,6 +492,13 @@ def test_the_canonical_recipe_ignores_spelling_and_runtime():
     spec = parse_spec(MINIMAL | {"recipe": written_out, "runtime": {"batch_size": 7, "actors": 3}})
     assert digest(spec.recipe.canonical()) == digest(Recipe().canonical())
     assert Recipe.model_validate(json.loads(json.dumps(spec.recipe.model_dump(mode="json")))) == spec.recipe
+
+
+def test_three_bytes_have_a_scale_of_their_own():
+    with pytest.raises(
+        ValueError, match="disparity_encoding foundation_stereo has a scale of its own; remove disparity_"
+    ):
+        Recipe(disparity_encoding="foundation_stereo", disparity_scale=256)
 
 
 # --- Documentation ---

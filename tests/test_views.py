@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from stereo_jobs.views import anaglyph, side_by_side
+from stereo_jobs.views import anaglyph, coloured, side_by_side
 
 RNG = np.random.default_rng(0)
 LEFT, RIGHT = RNG.integers(0, 256, (2, 5, 7, 3), dtype=np.uint8)
@@ -43,3 +43,12 @@ def test_views_stand_side_by_side():
     np.testing.assert_array_equal(both[:, :7], LEFT)
     np.testing.assert_array_equal(both[:, 7:], RIGHT)
     np.testing.assert_array_equal(side_by_side(LEFT, RIGHT, cross_eyed=True), side_by_side(RIGHT, LEFT))
+
+
+def test_near_is_yellow_and_far_is_blue():
+    ramp = np.tile(np.linspace(-3, 9, 7, dtype=np.float32), (2, 1))
+    colours = coloured(ramp)
+    assert (colours.dtype, colours.shape) == (np.uint8, (2, 7, 3))
+    assert colours[0, 0].tolist() == [30, 20, 90]
+    assert colours[0, -1].tolist() == [250, 230, 60]
+    assert coloured(np.ones((2, 3), np.float32)).tolist() == [[[30, 20, 90]] * 3] * 2

@@ -2,6 +2,7 @@
 
 | module | what it does |
 |---|---|
+| `single` | the command that makes single pairs as files |
 | `dataset` | commands that make a dataset and look at it |
 | `evaluation` | the command that measures methods on scenes with truth |
 | `cluster` | commands that run a job on a cluster |
@@ -19,7 +20,7 @@ import typer
 from rich.logging import RichHandler
 
 from stereo_jobs import interrupts, logs
-from stereo_jobs.cli import cluster, dataset, evaluation, manifests
+from stereo_jobs.cli import cluster, dataset, evaluation, manifests, single
 from stereo_jobs.cli.console import err
 from stereo_jobs.errors import StereoJobsError
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 app = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     help="Stereo image pairs by the million with StereoDiffusion: from a Parquet manifest to a verified dataset.",
     epilog="Exit codes: 0 done; 1 internal error; 2 bad spec, manifest, model, storage or cluster; 3 too many failed "
@@ -51,10 +52,12 @@ def _root(
 
 # `--help` lists them in this order.
 app.command()(dataset.demo)
+app.command()(single.make)
 app.command()(dataset.plan)
 app.command()(dataset.run)
 app.command()(dataset.retry_failed)
 app.command()(dataset.status)
+app.command()(dataset.errors)
 app.command()(dataset.verify)
 app.command()(dataset.report)
 app.command()(evaluation.evaluate)

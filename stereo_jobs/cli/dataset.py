@@ -1,5 +1,6 @@
-"""Commands that make a dataset and look at it: demo, plan, run, retry-failed, status, verify, report."""
+"""Commands that make a dataset and look at it: demo, plan, run, retry-failed, status, errors, verify, report."""
 
+import logging
 import shlex
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,9 +24,12 @@ from stereo_jobs.cli.options import (
 if TYPE_CHECKING:
     from stereo_jobs.data.storage import Storage
     from stereo_jobs.output.plan import Job
+    from stereo_jobs.output.progress import Status
     from stereo_jobs.run.estimate import Estimate
     from stereo_jobs.run.prepare import Prepared
     from stereo_jobs.spec import JobSpec, StorageSpec
+
+log = logging.getLogger(__name__)
 
 
 def demo(
@@ -48,7 +52,9 @@ def plan(
     spec: SpecPath,
     overrides: Set = None,
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check spec, manifest and models; write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check spec, models, and all rows; write nothing.")
+    ] = False,
     extend: Extend = False,
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Measure a few pairs; print the job's time and cost; write nothing.")
@@ -61,14 +67,19 @@ def plan(
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
     from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.report.problems import check_lines
     from stereo_jobs.report.terminal import estimate_table
-    from stereo_jobs.run.prepare import open_output, prepare
+    from stereo_jobs.run.check_rows import check_rows
+    from stereo_jobs.run.prepare import open_output, prepare, refuse_missing_gpu
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, overrides)
-    dry_run = dry_run or estimate
+    refuse_missing_gpu(loaded)
+    checks_rows, dry_run = dry_run, dry_run or estimate
     storage = open_storage(loaded.output, loaded.runtime.storage) if dry_run else open_output(loaded)
     prepared = prepare(loaded, storage, extend=extend, publish=not dry_run)
+    _warn_of_toy_models(loaded)
+    checks = check_rows(loaded, prepared.recipe, prepared.job) if checks_rows else None
     plans = prepared.job.plans
     facts: dict[str, Any] = {
         "planned": prepared.job.pairs,
@@ -80,6 +91,9 @@ def plan(
     lines = [
         f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})" for p in plans
     ]
+    if checks:
+        facts["rows"] = checks.as_json()
+        lines += check_lines(checks)
     found = _estimate(loaded, prepared, gpus, price_per_hour) if estimate else None
     facts |= {"estimate": found.as_json()} if found else {}
     print_facts(facts, [*lines, "nothing was written (dry run)" if dry_run else "planned"], as_json)
@@ -102,7 +116,7 @@ def run(
     from stereo_jobs.spec import load_spec
 
     loaded = load_spec(spec, with_log_format(overrides, log_format))
-    _run(loaded, local=local, extend=extend, max_hours=max_hours, as_json=as_json)
+    _run(loaded, local=local, extend=extend, max_hours=max_hours, as_json=as_json, named=_named(spec, overrides))
 
 
 def retry_failed(
@@ -112,7 +126,13 @@ def retry_failed(
     interrupts.install()
     from stereo_jobs.spec import load_spec
 
-    _run(load_spec(spec, with_log_format(overrides, log_format)), local=local, retry=True, as_json=as_json)
+    _run(
+        load_spec(spec, with_log_format(overrides, log_format)),
+        local=local,
+        retry=True,
+        as_json=as_json,
+        named=_named(spec, overrides),
+    )
 
 
 def status(
@@ -127,10 +147,11 @@ def status(
     from stereo_jobs.output import watch as watching
     from stereo_jobs.report.terminal import snapshot_lines, watch_display
 
-    _, storage, _ = _locate(output, endpoint_url)
+    _, storage, job = _locate(output, endpoint_url)
     if not watch:
         snapshot = watching.look(storage)
-        print_facts(snapshot.as_json(), snapshot_lines(snapshot), as_json)
+        failed, lines = _failed(storage, job, snapshot.status, output)
+        print_facts(snapshot.as_json() | failed, [*snapshot_lines(snapshot), *lines], as_json)
         return
     with watch_display(out) as show:
         for snapshot in watching.watch(storage, every_s=watching.EVERY_S, patience_s=watching.PATIENCE_S):
@@ -139,6 +160,36 @@ def status(
             else:
                 show(snapshot)
     raise typer.Exit(snapshot.exit_code or 0)
+
+
+def errors(
+    output: Output,
+    limit: Annotated[int, typer.Option(min=0, max=100_000, help="Number of rows to list; all are counted.")] = 100,
+    type_: Annotated[
+        str | None, typer.Option("--type", metavar="TYPE", help="List only rows with this type of error.")
+    ] = None,
+    endpoint_url: Endpoint = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the rows that failed and were not made since, with their errors; works also while the job runs."""
+    from stereo_jobs.output.row_errors import ErrorSummary, FailedRow, failing
+    from stereo_jobs.report.problems import count_of, error_lines, listed_lines
+
+    _, storage, job = _locate(output, endpoint_url)
+    summary, matching = ErrorSummary(), 0
+    listed: list[FailedRow] = []
+    for row in failing(storage, job):
+        summary.add(row.error)
+        if type_ in (None, row.error.error_type):
+            matching += 1
+            if len(listed) < limit:
+                listed.append(row)
+    lines = [f"{count_of(summary.failed, 'row')} failed", *error_lines(summary), *listed_lines(listed)]
+    if len(listed) < matching:
+        lines.append(f"{matching - len(listed):,} more; --limit {matching} lists them, too")
+    elif type_ and not matching:
+        lines.append(f"none of type {type_}")
+    print_facts(summary.as_json() | {"errors": [row.as_json() for row in listed]}, lines, as_json)
 
 
 def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
@@ -187,7 +238,7 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     from stereo_jobs.spec import load_spec, parse_storage
 
     settings = parse_storage(endpoint_url=endpoint_url)
-    if output.endswith((".yaml", ".yml", ".json")):
+    if _is_spec(output):
         spec = load_spec(output)
         output, settings = spec.output, spec.runtime.storage
     storage = open_storage(output, settings)
@@ -199,6 +250,16 @@ def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storag
     return settings, storage, job
 
 
+def _named(spec: "SpecPath", overrides: list[str] | None) -> str | None:
+    """Name of a job for messages: the path of its spec, where nothing overrides what that says of the output."""
+    return None if any(each.startswith(("output", "runtime.storage")) for each in overrides or ()) else str(spec)
+
+
+def _is_spec(output: str) -> bool:
+    """Whether an OUTPUT is given by its job spec."""
+    return output.endswith((".yaml", ".yml", ".json"))
+
+
 def _run(
     spec: "JobSpec",
     *,
@@ -207,16 +268,68 @@ def _run(
     extend: bool = False,
     retry: bool = False,
     max_hours: float | None = None,
+    named: str | None = None,
 ) -> None:
-    """Run a job with its progress on stderr, then print its final status."""
+    """Run a job with its progress on stderr, then print its final status and what failed; `named` as for `_failed`."""
+    from stereo_jobs.data.storage import open_storage
+    from stereo_jobs.errors import TooManyFailuresError
+    from stereo_jobs.output.plan import load_job
     from stereo_jobs.report.terminal import progress_display, status_lines
     from stereo_jobs.run.driver import run as run_job
 
     if spec.runtime.log_format == "json":
         logs.configure("json")
-    with progress_display(err, quiet=as_json) as watch:
-        final = run_job(spec, local=local, extend=extend, retry=retry, max_hours=max_hours, watch=watch)
-    print_facts(final.as_json(), status_lines(final), as_json or logs.is_json())
+    as_json = as_json or logs.is_json()
+    _warn_of_toy_models(spec)
+    storage = open_storage(spec.output, spec.runtime.storage)
+    try:
+        with progress_display(err, quiet=as_json) as watch:
+            final = run_job(spec, local=local, extend=extend, retry=retry, max_hours=max_hours, watch=watch)
+    except TooManyFailuresError:
+        if not as_json:
+            for line in _failed(storage, load_job(storage), None, named)[1]:
+                err.print(line)
+        raise
+    job = load_job(storage)
+    failed, lines = _failed(storage, job, final, named)
+    print_facts(final.as_json() | failed, [*status_lines(final), *lines], as_json)
+
+
+def _failed(
+    storage: "Storage", job: "Job", status: "Status | None", named: str | None = None
+) -> "tuple[dict[str, Any], list[str]]":
+    """What failed in a job, as facts and as lines: counts by group, and what to do. Few shards are read for it.
+
+    Args:
+        storage: the storage of the output.
+        job: its plans.
+        status: how far it is; None where that is not known.
+        named: output or spec, as the user named it, for the remedy; None: the URI of the output.
+    """
+    from stereo_jobs.output.row_errors import FEW_SHARDS, ErrorSummary, summarise
+    from stereo_jobs.report.problems import SHOWN_GROUPS, count_of, error_lines
+
+    if status and not status.failed:
+        return {"errors": ErrorSummary().as_json()}, []
+    summary = summarise(storage, job, FEW_SHARDS)
+    output = shlex.quote(named or storage.uri)
+    spec = output if _is_spec(output) else "SPEC"
+    lines = [
+        f"{count_of(status.failed if status else summary.failed, 'row')} failed:",
+        *error_lines(summary, SHOWN_GROUPS),
+        f"List them: stereo-jobs errors {output}",
+        f"Retry them: stereo-jobs retry-failed {spec}",
+        "A row that the manifest itself has wrong goes, mended and with a new id, into a new file: "
+        f"stereo-jobs run {spec} --extend",
+    ]
+    return {"errors": summary.as_json()}, lines
+
+
+def _warn_of_toy_models(spec: "JobSpec") -> None:
+    from stereo_jobs.run.prepare import toy_model_warning
+
+    if warning := toy_model_warning(spec):
+        log.warning("%s", warning)
 
 
 def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: float | None) -> "Estimate":

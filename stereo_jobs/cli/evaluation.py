@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from stereo_jobs import interrupts
-from stereo_jobs.cli.console import err, print_facts
+from stereo_jobs.cli.console import err, out, print_facts
 from stereo_jobs.cli.options import AsJson, Local, Set
 
 if TYPE_CHECKING:
     from stereo_jobs.evaluate.evaluation import Evaluation
+    from stereo_jobs.run.driver import ProgressCallback
     from stereo_jobs.spec import JobSpec
 
 
@@ -55,6 +56,7 @@ def evaluate(
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
     from stereo_jobs.evaluate.methods import PROTOCOLS, protocol_by_name
+    from stereo_jobs.report.terminal import evaluation_display
     from stereo_jobs.spec import spec_data
 
     options = Options(
@@ -71,35 +73,36 @@ def evaluate(
         depth_model=depth_model,
     )
     base = spec_data(spec, overrides)
-    _print_evaluation(run_evaluation(output, base, options, _case_runner(local, quiet=as_json)), as_json)
+    with evaluation_display(err, quiet=as_json) as (begin, watch):
+        found = run_evaluation(output, base, options, _case_runner(local, watch), begin)
+    _print_evaluation(found, as_json)
 
 
-def _case_runner(local: bool, quiet: bool) -> "Callable[[JobSpec], None]":
-    """A function that runs one job of an evaluation, with its progress on stderr."""
+def _case_runner(local: bool, watch: "ProgressCallback") -> "Callable[[JobSpec], None]":
+    """A function that runs one job of an evaluation."""
     from stereo_jobs.evaluate.model_cache import ModelCache
-    from stereo_jobs.report.terminal import progress_display
     from stereo_jobs.run.driver import run as run_job
     from stereo_jobs.workers.worker import load_generator
 
     load = ModelCache() if local else load_generator
 
     def run_case(case: "JobSpec") -> None:
-        err.print(case.output, style="dim")
-        with progress_display(err, quiet=quiet) as watch:
-            run_job(case, local=local, load=load, watch=watch)
+        run_job(case, local=local, load=load, watch=watch)
 
     return run_case
 
 
 def _print_evaluation(found: "Evaluation", as_json: bool) -> None:
     """All tables, the scenes without a score, and where the summary is."""
-    from stereo_jobs.evaluate.tables.formats import markdown
+    from stereo_jobs.evaluate.tables.formats import on_terminal
 
     problems = [
         {"of": key, "id": problem.id, "message": problem.message}
         for key, listed in found.problems.items()
         for problem in listed
     ]
+    if not as_json:
+        for table in found.tables:
+            out.print(on_terminal(table))
     unscored = [f"without a score: {p['of']}: {p['id']}: {p['message']}" for p in problems]
-    lines = [*map(markdown, found.tables), *unscored, found.files[-1]]
-    print_facts({"files": found.files, "problems": problems}, lines, as_json)
+    print_facts({"files": found.files, "problems": problems}, [*unscored, found.files[-1]], as_json)

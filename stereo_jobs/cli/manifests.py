@@ -35,17 +35,44 @@ def spec(
 
 
 def manifest_build(
-    source: Annotated[Path, typer.Argument(metavar="SOURCE", help="File .txt, .csv or .jsonl, or a folder of images.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="Text, CSV, TSV, JSON, Parquet or Arrow file, or a folder of images or tables; local or s3://.",
+        ),
+    ],
     target: Target,
+    *,
+    id_from: Annotated[
+        str | None,
+        typer.Option(metavar="COLUMN", help="Column that becomes id; content: a hash of prompt and image."),
+    ] = None,
+    prompt_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column that becomes prompt.")] = None,
+    image_column: Annotated[str | None, typer.Option(metavar="COLUMN", help="Column that becomes image.")] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(metavar="CHAR", help="Separator of a CSV file, or tab; default: what its names show.")
+    ] = None,
     endpoint_url: Endpoint = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a Parquet manifest from a text file, a table or a folder of images."""
-    from stereo_jobs.data.build import build
+    from stereo_jobs.data.building.build import Options, build
     from stereo_jobs.spec import parse_storage
 
-    rows = build(source, target, parse_storage(endpoint_url=endpoint_url))
-    print_facts({"manifest": target, "rows": rows}, [f"{target}: {rows} rows"], as_json)
+    delimiter = "\t" if delimiter in ("tab", "\\t") else delimiter
+    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
+        raise typer.BadParameter(
+            f"{delimiter!r} is not one character that can separate cells", param_hint="--delimiter"
+        )
+    options = Options(id_from, prompt_column, image_column, delimiter)
+    built = build(source, target, parse_storage(endpoint_url=endpoint_url), options)
+    left_out = [{"what": each.what, "count": each.count, "first": each.first} for each in built.left_out]
+    print_facts(
+        {"manifest": target, "rows": built.rows, "left_out": left_out, "warnings": built.warnings},
+        [f"{target}: {built.rows} rows", *(each.line() for each in built.left_out), *built.warnings],
+        as_json,
+    )
 
 
 def manifest_toyscapes(

@@ -1,23 +1,50 @@
 """Images in and out: untrusted input is checked for size before it is decoded, and output is encoded losslessly."""
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 from PIL.TiffImagePlugin import TiffImageFile
 
-from stereo_jobs.data import png, tiff
+from stereo_jobs.data import jpeg, png, tiff
+from stereo_jobs.data.colour import ToSrgb, to_srgb
+from stereo_jobs.data.orientation import orientation, upright
 from stereo_jobs.errors import StereoJobsError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
-"""Endings of image files, in lower case."""
+_HAS_AVIF = bool(features.check("avif"))
+_HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
-"""Formats that are accepted. Pillow reads many more, some of them by calling other programs."""
+HEIF_SUFFIXES = (*((".avif",) if _HAS_AVIF else ()), *((".heic", ".heif", ".hif") if _HAS_HEIC else ()))
+"""Endings of files of the HEIF family that can be read here."""
+IMAGE_SUFFIXES = (
+    ".png",
+    ".apng",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".mpo",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".bmp",
+    *HEIF_SUFFIXES,
+)
+"""Endings of image files that can be read here, in lower case."""
 
+_FORMATS = ("PNG", "WEBP", "TIFF", "BMP", *(["AVIF"] if _HAS_AVIF else []))
+"""Formats that Pillow is asked for beside JPEG. It reads many more, some of them by calling other programs."""
+
+_NAMES = ["PNG", "JPEG", "WebP", "TIFF", "BMP", *(["AVIF"] if _HAS_AVIF else []), *(["HEIC"] if _HAS_HEIC else [])]
+FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
+"""Formats of pictures that can be read here, for messages."""
+
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AVIF_BRANDS = {b"avif", b"avis"}
 _BAND_PIXELS = 2**18
 
 
@@ -26,7 +53,9 @@ class InputError(StereoJobsError):
 
 
 def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[np.uint8]:
-    """Decode an image to H,W,3 uint8, upright. The number of pixels is checked before any of them is decoded.
+    """Decode an image to H,W,3 uint8, upright, in sRGB. The number of pixels is checked before any is decoded.
+
+    A file with several pictures (MPO, animations, TIFF pages) is its first one.
 
     Args:
         data: the file.
@@ -44,52 +73,109 @@ def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[n
         raise InputError(f"{column}: not a readable image ({error})") from None
 
 
-def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
+def decode_white(data: bytes, max_pixels: int, column: str) -> NDArray[np.bool_]:
+    """Decode an image to H,W bool, upright: True where it is white.
+
+    Colours are converted to grey without regard to a profile, and transparent pixels lie on black. White is then 128
+    or more of 255, in 16 bits half of the range.
+
+    Args:
+        data: the file.
+        max_pixels: largest allowed width times height.
+        column: name of the input, for messages.
+
+    Raises:
+        InputError: not an image, damaged, or larger than `max_pixels`.
+    """
+    try:
+        image = png.with_colour_key(open_image(data, max_pixels, column), data)
+        if image.mode in ("I", "F"):
+            return upright(np.asarray(image.convert("L")), orientation(image)) >= 128
+        return np.asarray(Image.fromarray(to_rgb(image, background="black", profile=False)).convert("L")) >= 128
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # as in `decode_rgb`
+        raise InputError(f"{column}: not a readable image ({error})") from None
+
+
+def to_rgb(image: Image.Image, *, background: str = "white", profile: bool = True) -> NDArray[np.uint8]:
     """Convert an image of any mode to H,W,3 uint8, upright.
 
-    16-bit values are scaled to [0,255], floats by their largest value; transparent pixels are put on white.
+    16-bit values are scaled to [0,255], floats by their largest value.
+
+    Args:
+        image: opened, decoded or not; its pixels are not changed.
+        background: colour that transparent pixels are put on.
+        profile: whether its ICC profile is followed, so that the result is in sRGB.
     """
-    kind, inverted = tiff.stored_dtype(image), tiff.is_white_at_zero(image)  # known only before it is turned
-    image = ImageOps.exif_transpose(image)
+    convert = to_srgb(image) if profile else None
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _scaled_to_8_bits(image, kind, inverted)
-    if "A" in image.getbands() or "transparency" in image.info:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.array(image.convert("RGB"))  # a copy, since arrays of Pillow are read-only
+        kind, inverted = tiff.stored_dtype(image), image.mode.startswith("I;16") and tiff.is_white_at_zero(image)
+        pixels = _scaled_to_8_bits(image, kind, inverted, background, convert)
+    else:
+        image.load()  # a TIFF has its size only now
+        pixels = np.empty((image.height, image.width, 3), np.uint8)
+        for rows, band in _bands(image):
+            pixels[rows] = np.asarray(_flat(band, background, convert))
+    return upright(pixels, orientation(image))
 
 
-def _scaled_to_8_bits(image: Image.Image, kind: type[np.number] | None, inverted: bool) -> NDArray[np.uint8]:
+def _flat(image: Image.Image, background: str, convert: ToSrgb | None) -> Image.Image:
+    """Convert an image of 8 bits to RGB, its transparent pixels on the background."""
+    colours = convert(image) if convert else None
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return colours or image.convert("RGB")
+    layer = image.convert("RGBA")
+    if colours:
+        alpha = layer.getchannel("A")
+        layer = colours.convert("RGBA")
+        layer.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, background), layer).convert("RGB")
+
+
+def _scaled_to_8_bits(
+    image: Image.Image, kind: type[np.number] | None, inverted: bool, background: str, convert: ToSrgb | None
+) -> NDArray[np.uint8]:
     """Convert grey of more than 8 bits to H,W,3 uint8, band by band: doubles of a whole photo would fill the memory.
 
     Args:
         image: grey in 16 or 32 bits, or in floats.
         kind: type of its samples, where Pillow takes them for another.
         inverted: whether 0 is white.
+        background: black or white, which transparent pixels become.
+        convert: how its profile is followed, if it is.
     """
-    height, key, top = image.height, image.info.get("transparency"), 65535.0
-    if image.mode == "F":
-        finite = (float(band.max(where=np.isfinite(band), initial=1.0)) for _, band in _bands(image, kind))
+    image.load()  # a TIFF has its size only now
+    key, top = image.info.get("transparency"), 65535.0
+    if image.mode == "F" or kind is np.float16:
+        finite = (float(band.max(where=np.isfinite(band), initial=1.0)) for _, band in _numbers(image, kind))
         top = max(finite, default=1.0)
-    rgb = np.empty((height, image.width, 3), np.uint8)
-    for rows, values in _bands(image, kind):
-        grey = (np.nan_to_num(values, posinf=top, neginf=0) / top * 255).clip(0, 255).round()
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, values in _numbers(image, kind):
+        grey = (np.nan_to_num(values, posinf=top, neginf=0) / top * 255).clip(0, 255).round().astype(np.uint8)
         grey = 255 - grey if inverted else grey
+        rgb[rows] = np.asarray(convert(Image.fromarray(grey))) if convert else grey[..., None]
         if isinstance(key, int):  # the one value that is transparent
-            grey[values == key] = 255
-        rgb[rows] = grey[..., None]
+            rgb[rows][values == key] = 255 if background == "white" else 0
     return rgb
 
 
-def _bands(image: Image.Image, kind: type[np.number] | None) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Yield the rows of an image of one channel a few at a time: which rows, and their values as float64."""
+def _bands(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """Yield a few rows of an image at a time: which rows, and an image of them."""
     step = max(1, _BAND_PIXELS // max(1, image.width))
     for start in range(0, image.height, step):
         stop = min(start + step, image.height)
-        values = np.asarray(image.crop((0, start, image.width, stop)))
-        yield slice(start, stop), np.asarray(values if kind is None else values.view(kind), np.float64)
+        yield slice(start, stop), image.crop((0, start, image.width, stop))
 
 
-def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, JPEG, WebP, TIFF or BMP") -> Image.Image:
+def _numbers(image: Image.Image, kind: type[np.number] | None) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Yield the rows of an image of one channel a few at a time: which rows, and their values as float64."""
+    for rows, band in _bands(image):
+        values = np.asarray(band)
+        yield rows, np.asarray(values if kind is None else values.view(kind), np.float64)
+
+
+def open_image(data: bytes, max_pixels: int, column: str, formats: str = FORMATS) -> Image.Image:
     """Open an image and decode its header only.
 
     Args:
@@ -103,8 +189,8 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, J
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+            warnings.simplefilter("ignore")  # about metadata, or a size that is checked below
+            image = _opened(data)
         if isinstance(image, TiffImageFile):
             tiff.correct_unpacking(image)
     except UnidentifiedImageError:  # its text has a memory address, which differs between runs
@@ -113,16 +199,49 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = "PNG, J
         raise
     except Exception as error:  # as in `decode_rgb`
         raise InputError(f"{column}: not a readable image ({error})") from None
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)  # Pillow would turn a TIFF by it
     width, height = image.size
     if width * height > max_pixels:
         raise InputError(f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}")
     return image
 
 
+def _opened(data: bytes) -> Image.Image:
+    """Open the first picture of a file. Raises what Pillow does."""
+    if data.startswith((b"\x89PNG", b"\xff\xd8\xff")):
+        plain, told = png.without_metadata(data) if data[:1] == b"\x89" else jpeg.without_metadata(data)
+        image = Image.open(io.BytesIO(plain), formats=("PNG", "JPEG"))
+        image.info.update(told)
+        return image
+    if _is_heic(data) and _HAS_HEIC:
+        from pillow_heif import HeifImageFile
+
+        heic: Image.Image = HeifImageFile(io.BytesIO(data))  # type: ignore[no-untyped-call]
+        return heic
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the brands that a file of the HEIF family names, its own and those it is compatible with."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), len(data), 256)
+    return {data[8:12], *(data[at : at + 4] for at in range(16, end, 4))}
+
+
+def _is_heic(data: bytes) -> bool:
+    return bool(_brands(data) & _HEIC_BRANDS)
+
+
 def _why_not(data: bytes) -> str:
     """Return what may be wrong with a file that is no image to Pillow, if its first bytes tell more."""
     if data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return " (a TIFF, but damaged or of a type that is not read, like float16; float32 is read)"
+        return " (a TIFF, but damaged or of a type that is not read, like 64-bit integers; float32 is read)"
+    if _is_heic(data):
+        return " (HEIC needs the extra heic: pip install 'stereo-jobs[heic]')"
+    if _brands(data) & _AVIF_BRANDS and not _HAS_AVIF:
+        return " (AVIF needs a Pillow that was built with it: pip install --upgrade pillow)"
     return ""
 
 

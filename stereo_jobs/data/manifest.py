@@ -4,25 +4,24 @@ Columns and ids of all files are checked before any model is loaded (`inspect`, 
 breaks (an empty prompt, a damaged image) becomes the error of that row and never stops the others.
 """
 
-import fnmatch
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
 
+from stereo_jobs.data.arrow_types import plain
 from stereo_jobs.data.images import InputError
+from stereo_jobs.data.manifest_files import ManifestFile, open_file, split_uri, unreadable
 from stereo_jobs.data.reader import InputReader
-from stereo_jobs.data.row_groups import UNREADABLE, RowGroups
+from stereo_jobs.data.row_groups import UNREADABLE
 from stereo_jobs.data.shards import hub_feature
-from stereo_jobs.data.storage import NotFoundError, Storage, open_storage
-from stereo_jobs.errors import ManifestError, StereoJobsError, StorageError, StorageUnavailableError
+from stereo_jobs.errors import ManifestError
 from stereo_jobs.logs import names_shown
-from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, Row, RowError
-from stereo_jobs.spec import Recipe, ScaleRange, StorageSpec, check_scale_percent
+from stereo_jobs.records import ID_PATTERN, ID_RULE, Camera, DisparityEncoding, Row, RowError
+from stereo_jobs.spec import Encoding, Recipe, ScaleRange, StorageSpec, check_scale_percent
 
 REQUIRED = {
     "text": ("id", "prompt"),
@@ -61,6 +60,9 @@ KNOWN = {
     "baseline": "number",
     "doffs_px": "number",
     "disparity": _IMAGE_TYPES,
+    "disparity_scale": "number",
+    "disparity_encoding": "string",
+    "disparity_unknown": "number",
     "given_right": _IMAGE_TYPES,
     "true_right": _IMAGE_TYPES,
     "true_disparity": _IMAGE_TYPES,
@@ -75,106 +77,48 @@ MAX_EXACT = 2**53
 """Largest whole number up to which a float64 holds every one."""
 
 
-class ManifestFile(BaseModel):
-    """One Parquet file of a manifest, as plans list it."""
-
-    model_config = ConfigDict(frozen=True)
-
-    uri: str
-    size: int
-    tag: str = Field(description="Changes with the content: S3 ETag, or SHA-256 of a local file.")
-    rows: int
+# --- Checking files ---
 
 
-def split_uri(uri: str, settings: StorageSpec) -> tuple[Storage, str]:
-    """Split the URI of an object into the storage of its folder and its name there. Raises StorageError."""
-    if not uri.startswith("s3://"):
-        whole = open_storage(uri).uri  # checks the name, too
-        uri = whole + "/" * uri.endswith("/") if uri.startswith("file:") else uri
-    folder, _, name = uri.rpartition("/")
-    return open_storage(folder or ("/" if uri.startswith("/") else "."), settings), name
+def inspect(
+    uri: str, recipe: Recipe, settings: StorageSpec, partitions: Mapping[str, str | None] | None = None
+) -> tuple[ManifestFile, pa.Schema]:
+    """Check the columns of one file and their types; returns its listing and the schema of its carried columns.
 
-
-# --- Finding and checking files ---
-
-
-def find(patterns: Sequence[str], settings: StorageSpec) -> list[str]:
-    """Find the Parquet files of a manifest; returns their URIs, sorted, each once.
+    A file without rows gives nothing to a dataset: its columns are not checked, and it has none that are carried.
 
     Args:
-        patterns: files, globs, folders or prefixes.
+        uri: the file.
+        recipe: its mode needs some columns.
         settings: S3 access.
-
-    Raises:
-        ManifestError: a pattern matches no file.
-    """
-    found: set[str] = set()
-    for pattern in patterns:
-        matches = _glob(pattern, settings) if any(c in pattern for c in "*?[") else _named(pattern, settings)
-        if not matches:
-            raise ManifestError(
-                f"manifest {pattern}: no Parquet file there; name a Parquet file, a glob or a folder with such files"
-            )
-        found.update(matches)
-    return sorted(found)
-
-
-def _named(pattern: str, settings: StorageSpec) -> list[str]:
-    """Find the file of this name, or all Parquet files below the folder of this name."""
-    storage, name = split_uri(pattern, settings)
-    if name and storage.exists(name):
-        return [storage.locate(name)]
-    folder = open_storage(pattern, settings)
-    try:
-        return [folder.locate(info.key) for info in folder.list() if info.key.endswith(".parquet")]
-    except NotFoundError:
-        return []
-
-
-def _glob(pattern: str, settings: StorageSpec) -> list[str]:
-    """Find the files that match a glob; `*` and `?` do not match a slash."""
-    pattern = open_storage(pattern).uri if pattern.startswith("file:") else pattern
-    fixed = pattern[: min(pattern.index(c) for c in "*?[" if c in pattern)].rpartition("/")[0]
-    storage = open_storage(fixed or ".", settings)
-    wanted = pattern[len(fixed) :].lstrip("/").split("/")
-    return [
-        storage.locate(info.key)
-        for info in storage.list()
-        if len(parts := info.key.split("/")) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
-    ]
-
-
-def open_file(uri: str, settings: StorageSpec) -> RowGroups:
-    """Open one manifest file. Raises ManifestError if it is missing or not Parquet."""
-    storage, name = split_uri(uri, settings)
-    filesystem, path = storage.for_pyarrow(name)
-    try:
-        return RowGroups(filesystem.open_input_file(path))
-    except FileNotFoundError:
-        raise ManifestError(f"manifest {uri}: no such file") from None
-    except UNREADABLE as error:
-        raise unreadable(uri, settings, "not a readable Parquet file", error) from None
-
-
-def inspect(uri: str, recipe: Recipe, settings: StorageSpec) -> tuple[ManifestFile, pa.Schema]:
-    """Check the columns of one file and their types; returns its listing and the schema of its carried columns.
+        partitions: columns that the file's folders give it. A column in the file has precedence.
 
     Raises:
         ManifestError: a rule is broken; the message names file, column and rule.
     """
     storage, name = split_uri(uri, settings)
     file = open_file(uri, settings)
-    schema = file.schema
+    schema, rows = file.schema, file.metadata.num_rows
+    from_folders = {key: value for key, value in (partitions or {}).items() if rows and key not in schema.names}
+    carried = pa.schema([])
     try:
-        _check_columns(schema, recipe)
-        if file.metadata.num_rows == 0:
-            raise ValueError("has no rows; add some, or leave the file out")
-        carried = _carried(schema)
-        _check_carried(carried)
+        if rows:
+            carried = check_schema(schema, recipe)
+            _check_folders(from_folders)
     except ValueError as error:
         raise ManifestError(f"manifest {uri}: {error}") from None
-    listing = ManifestFile(uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=file.metadata.num_rows)
+    for key in from_folders:
+        carried = carried.append(pa.field(key, pa.string()))
+    listing = ManifestFile(
+        uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=rows, partitions=from_folders
+    )
     return listing, carried
+
+
+def check_schema(schema: pa.Schema, recipe: Recipe) -> pa.Schema:
+    """Check columns and their types; returns the schema of the carried ones. Raises ValueError."""
+    _check_columns(schema, recipe)
+    return _carried(schema)
 
 
 def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
@@ -190,40 +134,55 @@ def _check_columns(schema: pa.Schema, recipe: Recipe) -> None:
         if schema.names.count(column) > 1:
             raise ValueError(f"column {column!r} appears twice; rename or drop one")
         kind = KNOWN.get(column)
-        if kind and not _fits(schema.field(column).type, kind):
+        empty = column not in needed and pa.types.is_null(schema.field(column).type)
+        if kind and not empty and not _fits(schema.field(column).type, kind):
             raise ValueError(f"column {column!r} must be {kind}, not {schema.field(column).type}; cast it")
     if "scale_percent" in schema.names and recipe.variants.scale_percent:
         raise ValueError("has a column 'scale_percent', and recipe.variants.scale_percent is set too; drop one of them")
 
 
-def _check_carried(carried: pa.Schema) -> None:
-    """Check that the dataset can hold the carried columns. Raises ValueError."""
-    for field in carried:
-        try:
-            hub_feature(field.type)
-        except TypeError as error:
-            raise ValueError(f"column {field.name!r} cannot be carried through ({error}); drop or cast it") from None
+def _check_folders(partitions: Mapping[str, str | None]) -> None:
+    """Check that folders give no column that means something here. Raises ValueError."""
+    for column, value in partitions.items():
+        if column in KNOWN:
+            raise ValueError(
+                f"its folder {column}={value} would be the column {column!r}, which is read from files only; write it "
+                "into the file, or rename the folder"
+            )
 
 
 def carried_schema(uri: str, settings: StorageSpec) -> pa.Schema:
-    """Return names and types of the columns of a file that are carried through as `src_*`."""
-    return _carried(open_file(uri, settings).schema)
+    """Return names and plain types of the columns of a file that are carried through as `src_*`.
+
+    Raises:
+        ManifestError: the file cannot be read, or the dataset cannot hold a column.
+    """
+    try:
+        return _carried(open_file(uri, settings).schema)
+    except ValueError as error:
+        raise ManifestError(f"manifest {uri}: {error}") from None
 
 
 def _carried(schema: pa.Schema) -> pa.Schema:
-    return pa.schema([_plain(field) for field in schema if field.name not in KNOWN])
-
-
-def _plain(field: pa.Field) -> pa.Field:
-    """Replace a dictionary-encoded type by the type of its values."""
-    dtype = field.type
-    return pa.field(field.name, dtype.value_type if pa.types.is_dictionary(dtype) else dtype)
+    """Return the columns that are carried, in their plain types. Raises ValueError if the dataset cannot hold one."""
+    carried = []
+    for field in schema:
+        if field.name in KNOWN:
+            continue
+        try:
+            carried.append(pa.field(field.name, plain(field.type)))
+            hub_feature(carried[-1].type)
+        except TypeError as error:
+            raise ValueError(f"column {field.name!r} cannot be carried through ({error}); drop or cast it") from None
+    return pa.schema(carried)
 
 
 def _fits(dtype: pa.DataType, kind: str) -> bool:
     """Return whether a column type is of one of the kinds in `KNOWN`."""
-    if pa.types.is_dictionary(dtype):
-        dtype = dtype.value_type
+    try:
+        dtype = plain(dtype)
+    except TypeError:
+        return False
     text = pa.types.is_string(dtype) or pa.types.is_large_string(dtype)
     if kind == "string":
         return bool(text)
@@ -251,6 +210,8 @@ def stream_ids(file: ManifestFile, settings: StorageSpec) -> Iterator[pa.Array]:
     try:
         for group in range(parquet.metadata.num_row_groups):
             end = start + parquet.metadata.row_group(group).num_rows
+            if not file.rows and start == end:
+                continue  # a file without rows need not have ids
             (part,) = parquet.parts(group, ["id"])
             for batch in parquet.batches(group, part):
                 yield _checked_ids(batch.column(0), file.uri, start)
@@ -292,22 +253,6 @@ def _shown(cell: pa.Scalar) -> str:
     return repr(start) + ("..." if raw.size > 80 else "")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def unreadable(uri: str, settings: StorageSpec, what: str, error: Exception) -> StereoJobsError:
-    """Explain a failed read: the store does not answer or refuses, or the file is damaged."""
-    if "AWS Error" in str(error):  # Arrow does not tell S3 errors apart; boto3 does
-        storage, name = split_uri(uri, settings)
-        try:
-            storage.exists(name)
-        except StorageError as problem:
-            return problem
-        return StorageUnavailableError(f"manifest {uri}: {what} just now ({_first_line(error)})")
-    return ManifestError(f"manifest {uri}: {what} ({_first_line(error)})")
-
-
 # --- From cells to a row ---
 
 
@@ -327,11 +272,13 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
     seed, scale = _seed_and_scale(cells, variant, recipe)
     error: RowError | None = None
     images: dict[str, bytes] = {}
+    disparity = DisparityEncoding()
     try:
         if odd:
             name, why = next(iter(odd.items()))
             raise ValueError(f"{name}: {'not valid UTF-8' if isinstance(why, UnicodeDecodeError) else why}")
         _check_cells(cells, scale, recipe)
+        disparity = _disparity_encoding(cells, recipe)
         images = _read_images(cells, wanted, REQUIRED[recipe.mode], inputs)
     except (ValueError, InputError) as problem:
         error = RowError(row_id, "InvalidRow", str(problem))
@@ -346,6 +293,7 @@ def to_row(cells: dict[str, Any], variant: int, recipe: Recipe, wanted: Sequence
         camera=_camera(cells),
         carried={name: value for name, value in cells.items() if name not in KNOWN},
         error=error,
+        disparity=disparity,
     )
 
 
@@ -369,6 +317,26 @@ def _read_images(
         for column in wanted
         if cells.get(column) is not None or column in required
     }
+
+
+def _disparity_encoding(cells: dict[str, Any], recipe: Recipe) -> DisparityEncoding:
+    """Return what the row's disparities mean: from its cells, else from the recipe. Raises ValueError."""
+    given = {name: cells.get(f"disparity_{name}") for name in ("encoding", "scale", "unknown")}
+    encoding, scale, unknown = (
+        getattr(recipe, f"disparity_{name}") if value is None else value for name, value in given.items()
+    )
+    if encoding not in get_args(Encoding):
+        raise ValueError(f"disparity_encoding: must be {' or '.join(get_args(Encoding))}, got {encoding[:80]!r}")
+    for name, value in (("scale", given["scale"]), ("unknown", given["unknown"])):
+        if value is not None and not (math.isfinite(value) and abs(value) <= MAX_EXACT):
+            raise ValueError(f"disparity_{name}: must be a number from -2**53 to 2**53, got {value}")
+    if given["scale"] is not None and given["scale"] <= 0:
+        raise ValueError(f"disparity_scale: must be above 0, the stored value of one pixel; got {given['scale']}")
+    if encoding != "plain":
+        if given["scale"] is not None:
+            raise ValueError(f"disparity_scale: disparity_encoding {encoding} has one of its own; leave the cell empty")
+        scale = None
+    return DisparityEncoding(encoding, None if scale is None else float(scale), unknown)
 
 
 def _camera(cells: dict[str, Any]) -> Camera:

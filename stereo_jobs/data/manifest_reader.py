@@ -2,19 +2,13 @@
 
 import itertools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from stereo_jobs.data.manifest import (
-    KNOWN,
-    ManifestFile,
-    carried_schema,
-    open_file,
-    split_uri,
-    unreadable,
-)
+from stereo_jobs.data.manifest import KNOWN, SCALARS, carried_schema
+from stereo_jobs.data.manifest_files import ManifestFile, open_file, split_uri, unreadable
 from stereo_jobs.data.row_groups import UNREADABLE, Cursor, RowGroups
 from stereo_jobs.data.storage import NotFoundError
 from stereo_jobs.errors import DriftError, ManifestError, StorageUnavailableError
@@ -25,6 +19,9 @@ Cells = dict[str, Any]
 
 A known cell that Python cannot hold is the exception that says why. A carried one never becomes a Python object."""
 
+_STREAMED_ROWS = 4096
+"""Rows that `stream_cells` gives at a time."""
+
 
 class ManifestReader:
     """Reads rows of manifest files. It keeps its place in the last row group, where the next shard often continues."""
@@ -32,20 +29,26 @@ class ManifestReader:
     def __init__(self, settings: StorageSpec) -> None:
         self.settings = settings
         self._file: tuple[str, RowGroups] | None = None
-        self._cursors: tuple[tuple[str, int, frozenset[str] | None], list[Cursor]] | None = None
+        self._cursors: tuple[tuple[str, int, tuple[str, ...]], list[Cursor]] | None = None
         self._confirmed: dict[str, str] = {}
         """The version of each file at which its content was the planned one."""
         self._carried: dict[str, pa.Schema] = {}
         self._lock = threading.Lock()
 
-    def read(self, file: ManifestFile, rows: Sequence[int], columns: frozenset[str] | None = None) -> list[Cells]:
+    def read(
+        self,
+        file: ManifestFile,
+        rows: Sequence[int],
+        columns: frozenset[str] | None = None,
+        carried: Sequence[str] | None = None,
+    ) -> list[Cells]:
         """Read rows of a file.
 
         Args:
             file: the manifest file, as it was planned.
             rows: indices into the file, ascending.
-            columns: known columns to read, of those that the file has; the others are carried, and always read. None:
-                all of them.
+            columns: known columns to read, of those that the file has. None: all of them.
+            carried: other columns to read, of those that the file or its folders have. None: all of them.
 
         Raises:
             DriftError: the file is not the one that was planned.
@@ -55,12 +58,18 @@ class ManifestReader:
         with self._lock:
             self._confirm(file)
             try:
-                return self._read(file.uri, rows, columns)
+                cells = self._read(file.uri, rows, columns, carried)
             except (ManifestError, StorageUnavailableError):
                 # The credentials or the connection of the open file may have expired: try once more with a new one.
                 self._forget()
                 self._confirm(file)
-                return self._read(file.uri, rows, columns)
+                cells = self._read(file.uri, rows, columns, carried)
+        shared = {
+            name: pa.array([value], pa.string())
+            for name, value in file.partitions.items()
+            if carried is None or name in carried
+        }
+        return [row | shared for row in cells] if shared else cells
 
     def confirm(self, file: ManifestFile) -> None:
         """Check that a file still has the content that was planned. Cheap: a file is only read if it was touched.
@@ -99,16 +108,20 @@ class ManifestReader:
     def _forget(self) -> None:
         self._file = self._cursors = None
 
-    def _read(self, uri: str, rows: Sequence[int], columns: frozenset[str] | None) -> list[Cells]:
+    def _read(
+        self, uri: str, rows: Sequence[int], columns: frozenset[str] | None, carried: Sequence[str] | None
+    ) -> list[Cells]:
         cells: list[Cells] = []
         start = 0
         try:
             parquet = self._open(uri)
+            wanted = [(columns if name in KNOWN else carried, name) for name in parquet.schema.names]
+            names = tuple(name for among, name in wanted if among is None or name in among)
             for group in range(parquet.metadata.num_row_groups):
                 end = start + parquet.metadata.row_group(group).num_rows
                 inside = [row - start for row in rows if start <= row < end]
                 if inside:
-                    cells += self._read_group(parquet, (uri, group, columns), inside)
+                    cells += self._read_group(parquet, (uri, group, names), inside)
                 start = end
         except UNREADABLE as error:
             raise unreadable(uri, self.settings, "cannot be read", error) from None
@@ -123,12 +136,9 @@ class ManifestReader:
             self._file = (uri, open_file(uri, self.settings))
         return self._file[1]
 
-    def _read_group(
-        self, parquet: RowGroups, place: tuple[str, int, frozenset[str] | None], rows: list[int]
-    ) -> list[Cells]:
+    def _read_group(self, parquet: RowGroups, place: tuple[str, int, tuple[str, ...]], rows: list[int]) -> list[Cells]:
         if self._cursors is None or self._cursors[0] != place:
-            _, group, columns = place
-            names = [n for n in parquet.schema.names if n not in KNOWN or columns is None or n in columns]
+            _, group, names = place
             self._cursors = (place, [Cursor(parquet, group, part) for part in parquet.parts(group, names)])
         try:
             read = [_cells(cursor, rows) for cursor in self._cursors[1]]
@@ -136,6 +146,29 @@ class ManifestReader:
             self._cursors = None  # what broke off has lost its place
             raise
         return [dict(itertools.chain(*(cells.items() for cells in parts))) for parts in zip(*read, strict=False)]
+
+
+def stream_cells(file: ManifestFile, settings: StorageSpec) -> Iterator[list[Cells]]:
+    """Read the known columns of a file from its first row to its last, some rows at a time, but no images.
+
+    A cell of an image column is empty bytes, whether the row has an image or not.
+
+    Raises:
+        ManifestError: the file cannot be read.
+        StorageUnavailableError: the store does not answer at the moment.
+    """
+    try:
+        parquet = open_file(file.uri, settings)
+        known = [name for name in parquet.schema.names if name in KNOWN]
+        images: Cells = dict.fromkeys((name for name in known if name not in SCALARS), b"")
+        for group in range(parquet.metadata.num_row_groups):
+            rows = range(parquet.metadata.row_group(group).num_rows)
+            cursors = [Cursor(parquet, group, part) for part in parquet.parts(group, [*SCALARS])]
+            for start in range(0, len(rows), _STREAMED_ROWS):
+                read = [_cells(cursor, rows[start : start + _STREAMED_ROWS]) for cursor in cursors]
+                yield [images | dict(itertools.chain(*(c.items() for c in parts))) for parts in zip(*read, strict=True)]
+    except UNREADABLE as error:
+        raise unreadable(file.uri, settings, "cannot be read", error) from None
 
 
 def _cells(cursor: Cursor, rows: Sequence[int]) -> list[Cells]:

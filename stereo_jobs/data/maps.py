@@ -2,17 +2,32 @@
 
 import io
 import re
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from stereo_jobs.data import png, tiff
-from stereo_jobs.data.images import InputError, open_image
+from stereo_jobs.data.images import InputError, decode_white, open_image
+from stereo_jobs.data.orientation import orientation, upright
+from stereo_jobs.records import DisparityEncoding
 
 F32 = NDArray[np.float32]
-_PFM = re.compile(rb"\A(P[fF])\s+(\d{1,9})\s+(\d{1,9})\s+([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=\s)")
+Bools = NDArray[np.bool_]
+_GAP = rb"(?:\s|#[^\n]*\n)+"  # some programs write comments, as PGM has them
+_PFM = re.compile(
+    rb"\A(P[fF])"
+    + _GAP
+    + rb"(\d{1,9})"
+    + _GAP
+    + rb"(\d{1,9})"
+    + _GAP
+    + rb"([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)(?=\s)"
+)
 _PFM_HEADER_END = re.compile(rb"[ \t]*\r?\n|\s")
-_KITTI_STEP = 256.0
+_FOUNDATION_STEPS = 1000.0  # stored value of one pixel, in NVIDIA's FoundationStereo data set
 _MAX_PIXELS = 2**31  # the size was checked when the file was read
 FORMATS = "float TIFF, PFM, NPY, or 8- or 16-bit PNG"
 
@@ -27,52 +42,65 @@ def check_map(data: bytes, max_pixels: int, column: str) -> None:
         raise InputError(f"{column}: {width}x{height} pixels, more than max_image_pixels = {max_pixels}")
 
 
+class _Samples(NamedTuple):
+    """A map as it is stored, upright.
+
+    Attributes:
+        values: H,W numbers of any type, or H,W,3 of unsigned integers.
+        clear: H,W, True where it is transparent; None: nowhere.
+    """
+
+    values: NDArray[Any]
+    clear: Bools | None = None
+
+
 def decode_map(data: bytes, column: str) -> F32:
-    """Decode a map to H,W float32, with the values as they are in the file; they may be infinite or NaN.
+    """Decode a map to H,W float32, upright, with the values of the file; they may be infinite or NaN.
+
+    Grey that is stored in three equal channels is one channel. What is transparent is NaN.
 
     Raises:
         InputError: another format, more than one channel, or damaged.
     """
-    kind = _kind(data)
-    try:
-        if kind == "npy":
-            values = np.load(io.BytesIO(data), allow_pickle=False)
-        elif kind == "pfm":
-            values = _decode_pfm(data)
-        else:
-            image = open_image(data, _MAX_PIXELS, column, FORMATS)
-            if image.mode == "P":
-                image = image.convert("RGB")  # the indices of a palette are no values; refused below
-            stored = tiff.stored_dtype(image)
-            values = np.asarray(image.convert("I") if image.mode.startswith("I") else image)
-            values = values if stored is None else values.view(stored)
-    except InputError:
-        raise
-    except Exception as error:  # from Pillow, numpy, or Python's parser, which reads the header of NPY
-        raise InputError(f"{column}: not a readable map ({str(error)[:80]}); use {FORMATS}") from None
-    if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)):
-        raise InputError(
-            f"{column}: must have one channel of numbers, got shape {values.shape} of {values.dtype}; use {FORMATS}"
-        )
-    with np.errstate(over="ignore"):  # a value outside of float32 becomes infinite, which means unknown
-        return np.asarray(values, np.float32)
+    stored, clear = _decode(data, column)
+    return _as_float(_one_channel(stored, column), clear)
 
 
-def decode_disparity_px(data: bytes, column: str = "disparity") -> F32:
-    """Decode a disparity in pixels to H,W float32, NaN where unknown.
+def decode_disparity_px(data: bytes, column: str = "disparity", meaning: DisparityEncoding | None = None) -> F32:
+    """Decode a disparity to H,W float32 in pixels, upright, NaN where unknown.
 
-    A 16-bit PNG holds 256ths of a pixel, and 0 means unknown (KITTI).
+    Args:
+        data: the file.
+        column: name of the input, for messages.
+        meaning: what stored values mean; None: floats are pixels.
 
     Raises:
-        InputError: not a map, see `decode_map`; or no pixel is known.
+        InputError: not a map, see `decode_map`; integers whose scale is not known; or no pixel is known.
     """
-    values = decode_map(data, column)
-    if png.bit_depth(data) == 16:
-        values = np.where(values > 0, values / np.float32(_KITTI_STEP), np.float32(np.nan))
-    values = np.asarray(np.where(np.isfinite(values), values, np.nan), np.float32)
-    if np.isnan(values).all():
+    meaning = meaning or DisparityEncoding()
+    stored, clear = _decode(data, column)
+    whole, scale, unknown = stored.dtype.kind in "iu", meaning.scale, meaning.unknown
+    if meaning.encoding == "foundation_stereo":
+        values, scale = _of_three_bytes(stored, column), _FOUNDATION_STEPS
+    else:
+        values = _one_channel(stored, column)
+    if whole and scale is None:
+        raise InputError(
+            f"{column}: its values are integers ({values.dtype}) of unknown scale; set recipe.disparity_scale, or the "
+            "row's column disparity_scale, to the stored value of one pixel: 256 for KITTI, 1 for whole pixels"
+        )
+    if unknown is None and whole:
+        unknown = 0
+    if unknown is not None:
+        equal = values == unknown
+        clear = equal if clear is None else equal | clear
+    found = _as_float(values, clear)
+    with np.errstate(over="ignore"):
+        found = found if scale is None else found / np.float32(scale)
+    found[~np.isfinite(found)] = np.nan
+    if np.isnan(found).all():
         raise InputError(f"{column}: no pixel has a finite value")
-    return values
+    return found
 
 
 def decode_depth(data: bytes, kind: str, column: str = "depth") -> F32:
@@ -95,29 +123,17 @@ def decode_depth(data: bytes, kind: str, column: str = "depth") -> F32:
     return np.asarray(np.where(unknown, np.float32(np.nan), values), np.float32)
 
 
-def decode_mask(data: bytes, size: tuple[int, int], column: str = "mask") -> NDArray[np.bool_]:
-    """Decode a mask to H,W bool, True (white) where the photo is to be filled.
+def decode_mask(data: bytes, column: str = "mask") -> Bools:
+    """Decode a mask to H,W bool, upright: True (white) where the photo is to be filled.
 
     Args:
-        data: an image; colours are converted to grey, and white is 128 or more.
-        size: (height, width) that the mask must have.
+        data: an image; colours are converted to grey, transparent pixels lie on black, and white is 128 or more.
         column: name of the input, for messages.
 
     Raises:
-        InputError: not an image, damaged, of another size, all white or all black.
+        InputError: not an image, or damaged.
     """
-    try:
-        values = np.asarray(open_image(data, _MAX_PIXELS, column).convert("L")) >= 128
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # as in `decode_rgb`
-        raise InputError(f"{column}: not a readable image ({error})") from None
-    if values.shape != size:
-        raise InputError(f"{column}: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}")
-    if values.all() or not values.any():
-        which = "all" if values.all() else "none"
-        raise InputError(f"{column}: {which} of it is set; white marks what to fill, black what to keep")
-    return values
+    return decode_white(data, _MAX_PIXELS, column)
 
 
 def encode_pfm(values: F32) -> bytes:
@@ -138,6 +154,95 @@ def _decode_pfm(data: bytes) -> F32:
         raise ValueError(f"{width}x{height} samples do not fit the bytes after its header")
     values = np.frombuffer(data, order, count=width * height, offset=start)
     return np.flipud(values.reshape(height, width)).astype(np.float32)
+
+
+# --- Samples as they are stored ---
+
+
+def _decode(data: bytes, column: str) -> _Samples:
+    """Decode the samples of a map. Raises InputError."""
+    kind = _kind(data)
+    try:
+        if kind == "npy":
+            return _Samples(np.load(io.BytesIO(data), allow_pickle=False))
+        return _Samples(_decode_pfm(data)) if kind == "pfm" else _decode_image(data, column)
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # from Pillow, numpy, or Python's parser, which reads the header of NPY
+        raise InputError(f"{column}: not a readable map ({str(error)[:80]}); use {FORMATS}") from None
+
+
+def _decode_image(data: bytes, column: str) -> _Samples:
+    """Decode the samples of an image: H,W of grey, H,W,3 of colours and palettes."""
+    image = open_image(data, _MAX_PIXELS, column, FORMATS)
+    depth, kind = png.bit_depth(data) or tiff.bit_depth(image), tiff.stored_dtype(image)
+    inverted = image.mode == "L" and kind is None and tiff.is_white_at_zero(image)
+    image = png.with_colour_key(image, data)
+    image.load()
+    key, clear = image.info.get("transparency"), None
+    if key is not None or set("Aa") & set(image.getbands()):
+        clear = np.asarray(image) == key if isinstance(key, int) else _alpha(image) < 128
+    if image.mode == "P" or set("Aa") & set(image.getbands()):
+        image = image.convert("RGB")  # the indices of a palette are no values
+    if image.mode == "RGB" and depth == 16:
+        values = _wide_colours(data, column)
+    else:
+        values = np.asarray(image)
+        values = values if kind is None else values.view(kind)
+    if inverted:
+        values = 255 - values  # Pillow has inverted them
+    if image.mode == "L" and depth in (2, 4):
+        values = values // (255 // (2**depth - 1))  # Pillow has stretched them to 8 bits
+    turned = orientation(image)
+    return _Samples(upright(values, turned), None if clear is None else upright(clear, turned))
+
+
+def _alpha(image: Image.Image) -> NDArray[np.uint8]:
+    return np.asarray(image.convert("RGBA").getchannel("A"))
+
+
+def _wide_colours(data: bytes, column: str) -> NDArray[Any]:
+    """Decode the colours of a PNG of 16 bits to H,W,3 uint16; Pillow would drop the lower 8 bits of each."""
+    plain, _ = png.without_metadata(data)
+    found = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED) if png.bit_depth(data) else None
+    if found is None or found.ndim != 3 or found.dtype != np.uint16:
+        raise InputError(f"{column}: three channels of 16 bits are not read; save it with one channel, as {FORMATS}")
+    return found[..., 2::-1]  # OpenCV's order is blue, green, red
+
+
+def _one_channel(values: NDArray[Any], column: str) -> NDArray[Any]:
+    """Return H,W numbers; three channels must be equal. Raises InputError."""
+    if values.ndim == 3 and values.shape[2] == 3 and values.dtype.kind == "u":
+        first = values[..., 0]
+        if all((values[..., i] == first).all() for i in (1, 2)):
+            return first
+    if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)):
+        raise InputError(
+            f"{column}: must have one channel of numbers, got shape {values.shape} of {values.dtype}; use {FORMATS}"
+        )
+    return values
+
+
+def _of_three_bytes(values: NDArray[Any], column: str) -> NDArray[np.int32]:
+    """Return the numbers that FoundationStereo's pictures hold, H,W. Raises InputError."""
+    if values.shape[2:] != (3,) or values.dtype != np.uint8:
+        raise InputError(
+            f"{column}: disparity_encoding foundation_stereo is an RGB picture of 8 bits, got shape {values.shape} of "
+            f"{values.dtype}; set it to plain for maps of one channel"
+        )
+    number = values[..., 0] * np.int32(255 * 255)
+    number += values[..., 1] * np.int32(255)
+    number += values[..., 2]
+    return number
+
+
+def _as_float(values: NDArray[Any], unknown: Bools | None) -> F32:
+    """Return a copy as float32, NaN where unknown."""
+    with np.errstate(over="ignore"):  # a value outside of float32 becomes infinite, which means unknown
+        found = values.astype(np.float32)
+    if unknown is not None:
+        found[unknown] = np.nan
+    return found
 
 
 def _header_size(data: bytes, column: str) -> tuple[int, int]:

@@ -1,11 +1,41 @@
-"""Colour keys of PNG files: the one colour that is transparent, compared in other units than Pillow does."""
+"""PNG files: what their pixels depend on, apart from metadata, and the colour key, which Pillow compares otherwise."""
 
 import io
+import zlib
 
 from PIL import Image, ImageChops
 from PIL.PngImagePlugin import PngImageFile
 
 _BIT_DEPTH = 24  # where the header chunk has it
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_LONGEST = 16 * 1024**2
+"""Bytes of the longest EXIF or ICC profile that is unpacked; the largest profiles of printers have some MB."""
+_RAW_EXIF = b"Raw profile type exif"
+"""Name of the text in which files from before there was an EXIF chunk keep it."""
+
+
+def without_metadata(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """Take the metadata out of a PNG. Pillow refuses pictures whose texts are long, or damaged.
+
+    Animations go, too: what is left is the picture that a program shows which knows none.
+
+    Args:
+        data: the file; it may be damaged.
+
+    Returns:
+        A PNG of the chunks that pixels depend on, and `exif` and `icc_profile` where it has them, as Pillow names them.
+    """
+    view, at = memoryview(data), len(_SIGNATURE)
+    kept, told = [view[:at]], dict[str, bytes]()
+    while at < len(data):
+        length, kind = int.from_bytes(view[at : at + 4], "big"), bytes(view[at + 4 : at + 8])
+        end = at + 12 + length
+        if not kind[:1].islower() or kind == b"tRNS":  # a capital: no picture without it
+            kept.append(view[at:end])
+        elif kind in _READERS and zlib.crc32(view[at + 4 : end - 4]) == int.from_bytes(view[end - 4 : end], "big"):
+            told = _READERS[kind](bytes(view[at + 8 : end - 4])) | told
+        at = len(data) if kind == b"IEND" else end
+    return b"".join(kept), told
 
 
 def bit_depth(data: bytes) -> int:
@@ -48,6 +78,50 @@ def _differing(image: Image.Image, colour: list[int]) -> Image.Image:
 
 def _lower_bytes(data: bytes) -> Image.Image:
     """Open a PNG of 16-bit colours so that Pillow decodes the lower 8 bits of each sample, not the upper."""
-    image = PngImageFile(io.BytesIO(data))
+    image = PngImageFile(io.BytesIO(without_metadata(data)[0]))
     image.tile = [type(tile)(tile[0], tile[1], tile[2], "RGB;16L") for tile in image.tile]
     return image
+
+
+# --- Metadata that matters ---
+
+
+def _exif(content: bytes) -> dict[str, bytes]:
+    return {"exif": content}
+
+
+def _profile(content: bytes) -> dict[str, bytes]:
+    packed = content.partition(b"\0")[2][1:]  # behind its name and the method of compression
+    unpacked = _unpacked(packed)
+    return {"icc_profile": unpacked} if unpacked else {}
+
+
+def _text(content: bytes) -> dict[str, bytes]:
+    name, _, text = content.partition(b"\0")
+    return _raw_exif(text) if name == _RAW_EXIF else {}
+
+
+def _packed_text(content: bytes) -> dict[str, bytes]:
+    name, _, packed = content.partition(b"\0")
+    return _raw_exif(_unpacked(packed[1:])) if name == _RAW_EXIF else {}
+
+
+def _raw_exif(text: bytes) -> dict[str, bytes]:
+    """Read EXIF data from a text: lines with its kind and length, then its bytes in hexadecimal."""
+    try:
+        return {"exif": bytes.fromhex("".join(text.decode("ascii").split("\n")[3:]))}
+    except ValueError:
+        return {}
+
+
+def _unpacked(packed: bytes) -> bytes:
+    """Inflate at most `_LONGEST` bytes; nothing if there are more, or they are damaged."""
+    inflate = zlib.decompressobj()
+    try:
+        content = inflate.decompress(packed, _LONGEST)
+    except zlib.error:
+        return b""
+    return content if inflate.eof else b""
+
+
+_READERS = {b"eXIf": _exif, b"iCCP": _profile, b"tEXt": _text, b"zTXt": _packed_text}

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stereo_jobs.data.arrow_types import without_views
+
 UNREADABLE = (pa.ArrowException, IndexError, OSError, UnicodeDecodeError)
 """What Arrow raises while it opens or reads a file that is damaged, is not Parquet, or holds what Arrow cannot read."""
 
@@ -65,7 +67,7 @@ class RowGroups:
         self.schema: pa.Schema = parquet.schema_arrow
 
     def batches(self, group: int, part: _Part) -> Iterator[pa.RecordBatch]:
-        """Read some columns of a row group from its start."""
+        """Read some columns of a row group from its start. Views and extensions become what they stand for."""
         parquet = pq.ParquetFile(
             self._handle,
             metadata=self.metadata,
@@ -74,9 +76,9 @@ class RowGroups:
             buffer_size=_BUFFER_BYTES,
             page_checksum_verification=True,
         )
-        return parquet.iter_batches(  # type: ignore[no-any-return]
-            part.batch_rows, row_groups=[group], columns=part.columns, use_threads=False
-        )
+        for batch in parquet.iter_batches(part.batch_rows, row_groups=[group], columns=part.columns, use_threads=False):
+            columns = [_without_views(column) for column in batch.columns]
+            yield pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
     def parts(self, group: int, columns: Sequence[str]) -> list[_Part]:
         """Split columns of a row group into those that are read in large batches and those in small ones.
@@ -91,21 +93,24 @@ class RowGroups:
         widths = {narrow.batch_rows: 1.0, wide.batch_rows: 1.0}
         leaf = 0
         for field in self.schema:
-            leaves = [chunks.column(i) for i in range(leaf, leaf + _leaves(field.type))]
+            types = _leaves(field.type)
+            leaves = [chunks.column(i) for i in range(leaf, leaf + len(types))]
             # By the schema: in a damaged footer the chunks may say other paths.
             described = [self.metadata.schema.column(leaf + i) for i in range(len(leaves))]
             repeated = any(column.max_repetition_level for column in described)
+            sizes = [column.length if column.length > 0 else 8 * repeated for column in described]
             leaf += len(leaves)
             if field.name not in columns:
                 continue
-            # Numbers that lists share are stored once, too.
-            width = sum(max(chunk.total_uncompressed_size, 8 * chunk.num_values * repeated) for chunk in leaves) / rows
-            part = wide if width > _WIDE_BYTES or any(map(_hides_its_size, leaves)) else narrow
+            # Bytes of a fixed length, and numbers in lists, may be shared, too.
+            pairs = list(zip(leaves, sizes, strict=True))
+            width = sum(max(chunk.total_uncompressed_size, size * chunk.num_values) for chunk, size in pairs) / rows
+            part = wide if width > _WIDE_BYTES or any(map(_hides_its_size, leaves, types)) else narrow
             widths[part.batch_rows] += width
             part.columns.append(field.name)
             if part is narrow:
-                pairs = zip(described, leaves, strict=True)
-                part.dictionaries.extend(column.path for column, chunk in pairs if _has_dictionary(chunk))
+                shared = map(_has_dictionary, leaves)
+                part.dictionaries.extend(column.path for column, has in zip(described, shared, strict=True) if has)
         return [
             part._replace(batch_rows=max(1, min(part.batch_rows, int(_BATCH_BYTES / widths[part.batch_rows]))))
             for part in (narrow, wide)
@@ -183,16 +188,22 @@ class Cursor:
             yield from _inside(start, batch, rows)
 
 
+def _without_views(column: pa.Array) -> pa.Array:
+    readable = without_views(column.type)
+    # Nothing is converted here, and text that is not UTF-8 stays.
+    return column if readable == column.type else column.cast(readable, safe=False)
+
+
 def _inside(start: int, batch: pa.RecordBatch, rows: Sequence[int]) -> Iterator[pa.RecordBatch]:
     inside = [row - start for row in rows if start <= row < start + len(batch)]
     if inside:
         yield batch.take(pa.array(inside))
 
 
-def _leaves(dtype: pa.DataType) -> int:
-    """Count the Parquet columns that hold a column of this type."""
-    dtype = getattr(dtype, "storage_type", dtype)
-    return sum(_leaves(dtype.field(i).type) for i in range(dtype.num_fields)) or 1
+def _leaves(dtype: pa.DataType) -> list[pa.DataType]:
+    """List the types of the Parquet columns that hold a column of this type."""
+    stored = getattr(dtype, "storage_type", dtype)
+    return [leaf for i in range(stored.num_fields) for leaf in _leaves(stored.field(i).type)] or [dtype]
 
 
 def _has_dictionary(chunk: pq.ColumnChunkMetaData) -> bool:
@@ -200,6 +211,8 @@ def _has_dictionary(chunk: pq.ColumnChunkMetaData) -> bool:
     return chunk.physical_type == "BYTE_ARRAY" and any("DICTIONARY" in name for name in chunk.encodings)
 
 
-def _hides_its_size(chunk: pq.ColumnChunkMetaData) -> bool:
-    """Whether values are stored as differences from others: Arrow cannot keep those as a dictionary."""
-    return chunk.physical_type == "BYTE_ARRAY" and "DELTA_BYTE_ARRAY" in chunk.encodings
+def _hides_its_size(chunk: pq.ColumnChunkMetaData, dtype: pa.DataType) -> bool:
+    """Whether Arrow does not keep shared values as a dictionary: differences from others, and extensions (JSON)."""
+    if chunk.physical_type != "BYTE_ARRAY":
+        return False
+    return "DELTA_BYTE_ARRAY" in chunk.encodings or (isinstance(dtype, pa.BaseExtensionType) and _has_dictionary(chunk))

@@ -11,10 +11,16 @@ import tenacity
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConfigParseError,
+    InfiniteLoopConfigError,
+    InvalidConfigError,
     NoCredentialsError,
     ParamValidationError,
     PartialCredentialsError,
     ProfileNotFound,
+    SSOError,
+    TokenRetrievalError,
+    UnknownCredentialError,
 )
 
 from stereo_jobs.data import s3_access
@@ -41,12 +47,19 @@ _REGION = (
     "bucket's, and endpoint_url, if it is set, to that of this region"
 )
 _TOKEN = "renew the credentials"
+_PUBLIC = "if the bucket is public, set runtime.storage.anonymous"
+_DENIED = f"access denied; check the credentials and the bucket policy, or, {_PUBLIC}"
+_NOT_PUBLIC = (
+    "access denied without credentials, which runtime.storage.anonymous says of this bucket; if it is not public, take "
+    "it out there and give credentials"
+)
+_FORBIDDEN = {"AccessDenied", "403"}
 _REMEDIES = {
     "NoSuchBucket": "the bucket does not exist; create it or fix the URI",
     "InvalidBucketName": "not a valid bucket name; fix the URI",
     "InvalidAccessKeyId": "the access key is unknown; check the credentials",
-    "AccessDenied": "access denied; check the credentials and the bucket policy",
-    "403": "access denied; check the credentials and the bucket policy",
+    "AccessDenied": _DENIED,
+    "403": _DENIED,
     "404": "no such bucket or object",
     "EntityTooLarge": "larger than one PUT may be (5 GB); lower runtime.shard_rows and choose a new output",
     "ExpiredToken": f"the session token has expired; {_TOKEN}",
@@ -77,18 +90,37 @@ _OTHER_SIGNATURE = (
     "(aws-chunked): {checksums}"
 )
 """Stores other than AWS's answer SignatureDoesNotMatch to whatever they cannot check."""
+_SSO = "the sign-in of the AWS profile has expired; run `aws sso login` with this profile"
+_PROFILE = "the AWS profile is not complete or not valid; fix it in the AWS configuration files"
 _HINTS = {
-    "NoCredentialsError": "no credentials; the standard AWS chain found none (environment, profile, role)",
+    "NoCredentialsError": (
+        f"no credentials; the standard AWS chain found none (environment, profile, role); {_PUBLIC}"
+    ),
+    "CredentialRetrievalError": (
+        "the command or service that gives credentials failed; try it by itself (`credential_process` or role of the "
+        "AWS profile)"
+    ),
+    "UnauthorizedSSOTokenError": _SSO,
+    "SSOTokenLoadError": _SSO,
+    "TokenRetrievalError": _SSO,
+    "InvalidConfigError": _PROFILE,
+    "PartialCredentialsError": _PROFILE,
+    "InfiniteLoopConfigError": _PROFILE,
+    "UnknownCredentialError": _PROFILE,
+    "ConfigParseError": _PROFILE,
     "EndpointConnectionError": "the endpoint cannot be reached; check endpoint_url and the network",
     "ConnectTimeoutError": "the endpoint does not answer; check endpoint_url and the network",
     "SSLError": "no secure connection; check endpoint_url, or name the store's certificate in AWS_CA_BUNDLE",
     "ResponseParserError": "the answer is not an S3 server's; check endpoint_url",
-    "ProfileNotFound": "the AWS profile does not exist; check storage.profile",
+    "ProfileNotFound": "the AWS profile does not exist; check storage.profile and AWS_PROFILE",
     "ParamValidationError": "not a valid bucket or object name; fix the URI",
 }
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _PASSING = {"SlowDown", "RequestTimeout", "RequestTimeTooSkewed", "Throttling", "ThrottlingException", "429"}
-_PERMANENT = (NoCredentialsError, PartialCredentialsError, ProfileNotFound, ParamValidationError)
+_PERMANENT = (
+    *(NoCredentialsError, PartialCredentialsError, ProfileNotFound, ParamValidationError, InvalidConfigError),
+    *(InfiniteLoopConfigError, UnknownCredentialError, ConfigParseError, SSOError, TokenRetrievalError),
+)
 _CONFLICT = {"ConditionalRequestConflict", "OperationAborted", "409"}
 _DAMAGED = {"BadDigest", "XAmzContentSHA256Mismatch", "IncompleteBody"}
 
@@ -121,11 +153,11 @@ class S3Storage(Storage):
             raise StorageError(f"{uri}: write it as s3://bucket/prefix")
         self.bucket, self.prefix = match.groups()
         self.uri = uri.rstrip("/")
-        self._settings = settings
+        self._settings = settings.for_bucket(self.bucket)
         self._patience_s = patience_s
         self._environment = s3_access.environment()
         with self._errors(""):
-            s3_access.shared(settings, patience_s, self._environment, opening=True)
+            s3_access.shared(self._settings, patience_s, self._environment, opening=True)
 
     def __reduce__(self) -> tuple[type["S3Storage"], tuple[str, StorageSpec, float]]:
         """Pickle what it was opened with, and neither a client nor this process's environment."""
@@ -285,6 +317,8 @@ class S3Storage(Storage):
         """Return what an error code means and what to do about it; the store's own words if that is not known."""
         if code == "SignatureDoesNotMatch":
             remedy = _WRONG_SECRET if self._access.is_aws else _OTHER_SIGNATURE
+        elif code in _FORBIDDEN and self._settings.anonymous:
+            remedy = _NOT_PUBLIC
         elif code in _REMEDIES:
             remedy = _REMEDIES[code]
         else:

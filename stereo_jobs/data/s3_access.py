@@ -14,8 +14,9 @@ from urllib.parse import urlsplit
 import boto3
 import botocore.session
 import pyarrow.fs
+from botocore import UNSIGNED
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError
+from botocore.exceptions import BotoCoreError, ClientError, CredentialRetrievalError, NoCredentialsError
 
 from stereo_jobs.spec import StorageSpec
 
@@ -67,6 +68,8 @@ class S3Access:
             if name not in configured and variable not in os.environ
         }
         session = boto3.Session(botocore_session=core, region_name=settings.region, **keys)
+        self._anonymous = bool(settings.anonymous)
+        self._credentials = None if self._anonymous else _found(session)
 
         def connect(**checksums: Any) -> "S3Client":
             return session.client(
@@ -79,6 +82,7 @@ class S3Access:
                     read_timeout=patience_s,
                     max_pool_connections=32,
                     s3={"addressing_style": "path"} if settings.endpoint_url else None,
+                    signature_version=UNSIGNED if settings.anonymous else None,
                     **checksums,
                 ),
             )
@@ -88,7 +92,6 @@ class S3Access:
         self.is_aws = _is_aws(self.client.meta.endpoint_url)
         if plain and self.is_aws:
             self.client = connect()
-        self._credentials = session.get_credentials()
         self._ca_bundle = core.get_config_variable("ca_bundle")
         self._regions: dict[str, str] = {}
         self._file_systems: dict[str, tuple[Any, pyarrow.fs.S3FileSystem]] = {}
@@ -96,8 +99,8 @@ class S3Access:
 
     @property
     def has_credentials(self) -> bool:
-        """Whether any were found."""
-        return self._credentials is not None
+        """Whether any were found, or none are needed."""
+        return self._anonymous or self._credentials is not None
 
     @property
     def sends_checksums(self) -> bool:
@@ -106,7 +109,13 @@ class S3Access:
         return bool(config.request_checksum_calculation != "when_required")
 
     def file_system(self, bucket: str) -> pyarrow.fs.S3FileSystem:
-        """Return pyarrow's file system for a bucket; a new one whenever the credentials were renewed."""
+        """Return pyarrow's file system for a bucket; a new one whenever the credentials were renewed.
+
+        Raises:
+            BotoCoreError: there are no credentials, or they cannot be renewed.
+        """
+        if not self.has_credentials:
+            raise NoCredentialsError  # Arrow would look for some in its own way, and may find others
         region = self._region(bucket)
         frozen = self._credentials.get_frozen_credentials() if self._credentials else None
         with self._lock:
@@ -117,7 +126,7 @@ class S3Access:
             return file_system
 
     def _open_file_system(self, region: str, frozen: Any) -> pyarrow.fs.S3FileSystem:
-        options: dict[str, Any] = {"region": region}
+        options: dict[str, Any] = {"region": region, "anonymous": frozen is None}
         if frozen:
             options |= {
                 "access_key": frozen.access_key,
@@ -138,9 +147,26 @@ class S3Access:
     def _region(self, bucket: str) -> str:
         """Find the region of a bucket: boto3 follows redirects between AWS regions, Arrow does not."""
         if bucket not in self._regions and _AWS_DEFAULT.fullmatch(self.client.meta.endpoint_url):
-            with contextlib.suppress(ClientError, BotoCoreError):
-                self._regions[bucket] = self.client.head_bucket(Bucket=bucket)["BucketRegion"]
+            with contextlib.suppress(KeyError, BotoCoreError):
+                self._regions[bucket] = self._head_bucket(bucket)["x-amz-bucket-region"]
         return self._regions.get(bucket, self.client.meta.region_name)
+
+    def _head_bucket(self, bucket: str) -> dict[str, str]:
+        """Return the headers of an answer about a bucket: a refusal names its region, too."""
+        try:
+            answer: Any = self.client.head_bucket(Bucket=bucket)
+        except ClientError as error:
+            answer = error.response
+        headers: dict[str, str] = answer["ResponseMetadata"]["HTTPHeaders"]
+        return headers
+
+
+def _found(session: boto3.Session) -> Any:
+    """Return what gives the session's credentials, or None. Raises CredentialRetrievalError."""
+    try:
+        return session.get_credentials()
+    except (OSError, ValueError) as error:  # its `credential_process` cannot be started, or prints no JSON
+        raise CredentialRetrievalError(provider="custom-process", error_msg=type(error).__name__) from None
 
 
 def _is_aws(endpoint: str) -> bool:

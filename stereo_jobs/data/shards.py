@@ -2,7 +2,8 @@
 
 import io
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import PIL.Image
@@ -188,24 +189,32 @@ def hub_feature(dtype: pa.DataType) -> Any:
     Raises:
         TypeError: `datasets` does not know the type.
     """
-    if pa.types.is_dictionary(dtype):
-        raise TypeError("dictionary-encoded type")
-    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype):
-        name = "List" if pa.types.is_list(dtype) else "LargeList"
-        return {"feature": hub_feature(dtype.value_type), "_type": name}
+    if pa.types.is_list(dtype) or pa.types.is_large_list(dtype) or pa.types.is_fixed_size_list(dtype):
+        name = "LargeList" if pa.types.is_large_list(dtype) else "List"
+        length = {"length": dtype.list_size} if pa.types.is_fixed_size_list(dtype) else {}
+        return {"feature": hub_feature(dtype.value_type), **length, "_type": name}
     if pa.types.is_struct(dtype):
+        names = [dtype.field(i).name for i in range(dtype.num_fields)]
+        if len(set(names)) < len(names):
+            raise TypeError(f"two fields of one name in {dtype}")
         return {dtype.field(i).name: hub_feature(dtype.field(i).type) for i in range(dtype.num_fields)}
-    names = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64", pa.bool_(): "bool"}
-    simple = (
-        pa.types.is_integer(dtype)
-        or pa.types.is_string(dtype)
-        or pa.types.is_large_string(dtype)
-        or pa.types.is_binary(dtype)
-        or pa.types.is_large_binary(dtype)
-        or pa.types.is_timestamp(dtype)
-        or pa.types.is_date(dtype)
-    )
-    if dtype not in names and not simple:
+    if not any(is_value(dtype) for is_value in _HUB_VALUES):
         raise TypeError(f"type {dtype}")
-    name = str(dtype).partition("[")[0] if pa.types.is_date(dtype) else str(dtype)  # date32[day], date64[ms]
-    return {"dtype": names.get(dtype) or name, "_type": "Value"}
+    if pa.types.is_timestamp(dtype) and dtype.tz and not _HUB_ZONE.fullmatch(dtype.tz):
+        raise TypeError(f"time zone {dtype.tz!r}")
+    if pa.types.is_date(dtype):
+        return {"dtype": str(dtype).partition("[")[0], "_type": "Value"}  # date32[day], date64[ms]
+    return {"dtype": _HUB_FLOATS.get(dtype) or str(dtype), "_type": "Value"}
+
+
+_HUB_VALUES: tuple[Callable[[pa.DataType], bool], ...] = (
+    *(pa.types.is_null, pa.types.is_boolean, pa.types.is_integer, pa.types.is_floating),
+    *(pa.types.is_string, pa.types.is_large_string),
+    *(pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary),
+    *(pa.types.is_date, pa.types.is_time, pa.types.is_timestamp, pa.types.is_duration),
+    *(pa.types.is_decimal128, pa.types.is_decimal256),
+)
+"""Types of single values that `datasets` can name."""
+_HUB_FLOATS = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
+_HUB_ZONE = re.compile(r"[a-zA-Z0-9/_+\-:]+")
+"""Time zones that `datasets` can name."""

@@ -25,6 +25,8 @@ _NATIVE = {
 OPEN_INFO.setdefault((b"II", 1, (_FLOAT,), 1, (64,), ()), ("F", "F;64F"))
 OPEN_INFO.setdefault((b"MM", 1, (_FLOAT,), 1, (64,), ()), ("F", "F;64BF"))
 OPEN_INFO.setdefault((b"MM", 1, (_UNSIGNED,), 1, (32,), ()), ("I", "I;32B"))
+OPEN_INFO.setdefault((b"II", 1, (_FLOAT,), 1, (16,), ()), ("I;16", "I;16"))  # halves, by `stored_dtype`
+OPEN_INFO.setdefault((b"MM", 1, (_FLOAT,), 1, (16,), ()), ("I;16", "I;16B"))
 
 
 def correct_unpacking(image: TiffImageFile) -> None:
@@ -61,15 +63,19 @@ def stored_dtype(image: object) -> type[np.number] | None:
     known: dict[tuple[str, int, int], type[np.number]] = {
         ("L", _SIGNED, 8): np.int8,
         ("I", _UNSIGNED, 32): np.uint32,
+        ("I;16", _FLOAT, 16): np.float16,
     }
     return known.get((image.mode, sign, bits))
 
 
+def bit_depth(image: object) -> int:
+    """Return the bits per sample of an opened TIFF, 0 for another file."""
+    return int(image.tag_v2.get(BITSPERSAMPLE, (1,))[0]) if isinstance(image, TiffImageFile) else 0
+
+
 def is_white_at_zero(image: object) -> bool:
-    """Whether 0 is white in a TIFF of 16 bits, which Pillow inverts at 8 bits only."""
-    if not isinstance(image, TiffImageFile) or not image.mode.startswith("I;16"):
-        return False
-    return image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
+    """Whether 0 is white in a TIFF of grey. Pillow inverts it at 8 bits only."""
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _plane(image: TiffImageFile, channel: str) -> str:

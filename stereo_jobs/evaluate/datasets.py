@@ -16,13 +16,15 @@ from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.pixels import Image
-from stereo_jobs.records import ID_RULE, valid_id
+from stereo_jobs.records import ID_RULE, DisparityEncoding, valid_id
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Level, draw_scene
 
 F32 = NDArray[np.float32]
 _MAX_PIXELS = 200_000_000
+_FLOATS = DisparityEncoding()
+_KITTI = DisparityEncoding(scale=256)
 
 
 class DatasetError(StereoJobsError):
@@ -143,7 +145,8 @@ def kitti(folder: Path) -> Dataset:
     names = {path.name for part in parts for path in (folder / part).glob("*_10.png")}
     if not names:
         raise DatasetError(f"{folder}: no KITTI scene in it; it needs image_2, image_3 and disp_occ_0 (its `training`)")
-    return _of_files("kitti", {Path(name).stem: tuple(folder / part / name for part in parts) for name in names})
+    files = {Path(name).stem: tuple(folder / part / name for part in parts) for name in names}
+    return _of_files("kitti", files, _KITTI)
 
 
 def toyscapes(count: int, size: int) -> Dataset:
@@ -194,20 +197,21 @@ def _nearest(values: F32, size: int) -> F32:
     return np.asarray(cv2.resize(values, (size, size), interpolation=cv2.INTER_NEAREST), np.float32)
 
 
-def _of_files(name: str, files: dict[str, tuple[Path, ...]]) -> Dataset:
-    """A data set of files: left view, right view and disparity of each scene."""
+def _of_files(name: str, files: dict[str, tuple[Path, ...]], meaning: DisparityEncoding = _FLOATS) -> Dataset:
+    """A data set of files: left view, right view and disparity of each scene, and what stored disparities mean."""
     ids = tuple(sorted(files))
     sizes = tuple(f"{p.name} {p.stat().st_size if p.is_file() else 0}" for i in ids for p in files[i])
-    return Dataset(name, ids, lambda name: _read(name, *files[name]), (*ids, *sizes))
+    return Dataset(name, ids, lambda name: _read(name, files[name], meaning), (*ids, *sizes))
 
 
-def _read(name: str, left: Path, right: Path, disparity: Path) -> TruthScene:
+def _read(name: str, files: tuple[Path, ...], meaning: DisparityEncoding) -> TruthScene:
+    left, right, disparity = files
     for path in (left, right, disparity):
         if not path.is_file():
             raise DatasetError(f"{path.name} is missing in {path.parent.name}")
     views = [decode_rgb(path.read_bytes(), _MAX_PIXELS, path.name) for path in (left, right)]
     data = _only_array(disparity) if disparity.suffix == ".npz" else disparity.read_bytes()
-    values = decode_disparity_px(data, disparity.name)
+    values = decode_disparity_px(data, disparity.name, meaning)
     sizes = {view.shape[:2] for view in views} | {values.shape}
     if len(sizes) != 1:
         shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))

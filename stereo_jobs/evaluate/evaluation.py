@@ -10,7 +10,7 @@ An evaluation that was interrupted resumes where it left off.
 ```
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 from stereo_jobs.data.storage import Storage
 from stereo_jobs.errors import SpecError
 from stereo_jobs.evaluate.datasets import Dataset, Problem, open_dataset, toyscapes
-from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Rows, RunJob, slug
+from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Rows, RunJob, case_key, slug
 from stereo_jobs.evaluate.methods import BEST, TABLES, Method, Protocol, by_name, chosen, folders, sweep
+from stereo_jobs.evaluate.tables import cost, depth
 from stereo_jobs.evaluate.tables.compare import parts_tables, scores_table, worst_mean_best_sheet
 from stereo_jobs.evaluate.tables.cost import cost_table
 from stereo_jobs.evaluate.tables.depth import depth_table
@@ -93,7 +94,13 @@ class Comparison(NamedTuple):
     methods: Sequence[Method]
 
 
-def evaluate(output: str, base: Mapping[str, Any], options: Options, run: RunJob = driver.run) -> Evaluation:
+def evaluate(
+    output: str,
+    base: Mapping[str, Any],
+    options: Options,
+    run: RunJob = driver.run,
+    begin: Callable[[int, int, str], None] = lambda done, cases, name: None,
+) -> Evaluation:
     """Run every case that is not done yet, and write tables and pictures of all cases.
 
     Args:
@@ -101,17 +108,23 @@ def evaluate(output: str, base: Mapping[str, Any], options: Options, run: RunJob
         base: parts of a job spec that apply to all cases (models, runtime, storage), as plain data.
         options: what to evaluate.
         run: runs one job.
+        begin: called before each case with the number of cases that are done, of all cases, and its name.
 
     Raises:
         StereoJobsError: an option breaks a rule, a folder has no data set, or a run fails.
     """
     _check(options)
-    runner = ExperimentRunner(output, base, options.slow_scenes, run, options.depth_model)
+    keys: list[str] = []
+    runner = ExperimentRunner(
+        *(output, base, options.slow_scenes, run),
+        depth_model=options.depth_model,
+        begin=lambda key: begin(keys.index(key), len(keys), key),
+    )
     writer = _Writer(runner.storage)
     datasets = _datasets(options)
-    for comparison in _comparisons(options):
-        for protocol in ("paper",) if comparison.name == "techniques" else options.protocols:
-            _compare(runner, writer, datasets, comparison, protocol)
+    keys += _keys(options, datasets)
+    for comparison, protocol in _protocols(options):
+        _compare(runner, writer, datasets, comparison, protocol)
     size = options.size or _TOYSCAPES_SIZE
     if "depth" in options.tables:
         methods = chosen("depth", options.methods)
@@ -234,13 +247,39 @@ def _comparisons(options: Options) -> list[Comparison]:
 def _cases(
     runner: ExperimentRunner, datasets: Sequence[SizedDataset], protocol: Protocol, methods: Sequence[Method]
 ) -> list[Case]:
-    """All methods on all data sets. Estimated disparity is not in true pixels, so protocol `metric` leaves it out."""
+    """All methods that the protocol can measure, on all data sets."""
     return [
         runner.case(dataset, size, protocol, method)
         for dataset, size in datasets
-        for method in methods
-        if protocol == "paper" or method.disparity == "true"
+        for method in _measurable(methods, protocol)
     ]
+
+
+def _measurable(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
+    """Methods that a protocol can measure. Estimated disparity is not in true pixels, which `metric` needs."""
+    return [method for method in methods if protocol == "paper" or method.disparity == "true"]
+
+
+def _protocols(options: Options) -> Iterator[tuple[Comparison, Protocol]]:
+    """All tables of scores with each of their protocols."""
+    for comparison in _comparisons(options):
+        for protocol in ("paper",) if comparison.name == "techniques" else options.protocols:
+            yield comparison, protocol
+
+
+def _keys(options: Options, datasets: Sequence[SizedDataset]) -> list[str]:
+    """Keys of all cases, in the order in which they are run; those that several tables share stand once."""
+    keys = [
+        case_key(dataset, protocol, method)
+        for comparison, protocol in _protocols(options)
+        for dataset, _ in datasets
+        for method in _measurable(comparison.methods, protocol)
+    ]
+    if "depth" in options.tables:
+        keys += map(depth.case_key, chosen("depth", options.methods))
+    if "cost" in options.tables:
+        keys += [cost.case_key(mode, method) for mode in cost.MODES for method in chosen("cost", options.methods)]
+    return list(dict.fromkeys(keys))
 
 
 def _summary(result: Evaluation) -> str:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from stereo_jobs.data.images import decode_rgb
-from stereo_jobs.data.manifest import split_uri
+from stereo_jobs.data.manifest_files import split_uri
 from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import NotFoundError, open_storage
@@ -59,6 +59,7 @@ class ExperimentRunner:
         slow_scenes: number of scenes that slow methods run on.
         run: runs one job.
         depth_model: depth-conditioned checkpoint for cases of mode depth; None for that of the base.
+        begin: called with the key of each case before its job is run.
 
     Attributes:
         storage: the storage of the evaluation.
@@ -67,7 +68,14 @@ class ExperimentRunner:
     """
 
     def __init__(
-        self, output: str, base: Mapping[str, Any], slow_scenes: int, run: RunJob, depth_model: str | None = None
+        self,
+        output: str,
+        base: Mapping[str, Any],
+        slow_scenes: int,
+        run: RunJob,
+        *,
+        depth_model: str | None = None,
+        begin: Callable[[str], None] = lambda key: None,
     ) -> None:
         self.base = {key: value for key, value in base.items() if key in ("recipe", "runtime")}
         # Parsing checks the base before anything is rendered or read.
@@ -76,6 +84,7 @@ class ExperimentRunner:
         self.slow_scenes = slow_scenes
         self.run = run
         self.depth_model = depth_model
+        self.begin = begin
         self.problems: dict[str, list[Problem]] = {}
         self._rows: dict[str, Rows] = {}
         self._manifests: dict[tuple[str, ...], Manifests] = {}
@@ -87,7 +96,7 @@ class ExperimentRunner:
         recipe = {"mode": "image", "size": {"width": size, "height": size}}
         switches = {**method.switches, "geometry": GEOMETRY[protocol]}
         uris = manifests.first if method.slow else manifests.all
-        key = f"{dataset.name}/{protocol}/{slug(method.name)}"
+        key = case_key(dataset, protocol, method)
         return Case(key, dataset.name, method, self.spec(key, uris, recipe, switches))
 
     def _write_scenes(self, dataset: Dataset, size: int, method: Method) -> Manifests:
@@ -130,6 +139,7 @@ class ExperimentRunner:
     def scores(self, case: Case) -> Rows:
         """The scores of a case; runs its job first. Failed scenes are added to `problems`."""
         if case.key not in self._rows:
+            self.begin(case.key)
             self.run(case.spec)
             storage = open_storage(case.spec.output, self.settings)
             rows = {row["id"]: _scores(row) for row in read_scalars(storage).to_pylist()}
@@ -175,6 +185,11 @@ class ExperimentRunner:
 def decode(data: bytes) -> Image:
     """Decode an encoded image to H,W,3 uint8."""
     return decode_rgb(data, _MAX_PIXELS)
+
+
+def case_key(dataset: Dataset, protocol: Protocol, method: Method) -> str:
+    """Folder of the case of a method on a data set, below the evaluation."""
+    return f"{dataset.name}/{protocol}/{slug(method.name)}"
 
 
 def slug(name: str) -> str:

@@ -139,6 +139,9 @@ class ModelFiles(Protocol):
     def config(self, name: str) -> dict[str, Any]:
         """Read one JSON file; raises ModelError where it is missing or broken."""
 
+    def text(self, name: str) -> str:
+        """Read one text file; raises ModelError where it is missing or broken."""
+
 
 def find(spec: ModelSpec, mode: str = "text", safety_checker: bool = False) -> ModelFiles:
     """Find the files of a model, in a folder or on the Hub; arguments as for `fetch`.
@@ -183,11 +186,21 @@ class FolderFiles:
     def config(self, name: str) -> dict[str, Any]:
         """See ModelFiles."""
         try:
+            return dict(json.loads(self.text(name)))
+        except (ValueError, TypeError) as error:
+            raise self._broken(name, error) from None
+
+    def text(self, name: str) -> str:
+        """See ModelFiles."""
+        try:
             path = self.paths.get(name, self.folder / name)
             refuse_special(path)
-            return dict(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise ModelError(f"model {self.spec.path}: {name} is missing or broken ({error}); {COMPLETE}") from None
+            return path.read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            raise self._broken(name, error) from None
+
+    def _broken(self, name: str, error: Exception) -> ModelError:
+        return ModelError(f"model {self.spec.path}: {name} is missing or broken ({error}); {COMPLETE}")
 
     @cached_property
     def revision(self) -> str:
@@ -250,16 +263,26 @@ class HubFiles:
 
     def config(self, name: str) -> dict[str, Any]:
         """See ModelFiles."""
+        try:
+            return dict(json.loads(self.text(name)))
+        except (ValueError, TypeError) as error:
+            raise self._broken(name, error) from None
+
+    def text(self, name: str) -> str:
+        """See ModelFiles."""
         from huggingface_hub import hf_hub_download
 
         try:
             path = hf_hub_download(self.spec.path, name, revision=self.revision)
-            return dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except Exception as error:  # the client's, httpx's, the system's or the JSON parser's
-            raise ModelError(
-                f"model {self.spec.path}: {name} is missing or broken ({type(error).__name__}); "
-                "it needs a complete model in diffusers or transformers format"
-            ) from None
+            return Path(path).read_text(encoding="utf-8")
+        except Exception as error:  # the client's, httpx's or the system's
+            raise self._broken(name, error) from None
+
+    def _broken(self, name: str, error: Exception) -> ModelError:
+        return ModelError(
+            f"model {self.spec.path}: {name} is missing or broken ({type(error).__name__}); "
+            "it needs a complete model in diffusers or transformers format"
+        )
 
 
 def has_weights(spec: ModelSpec, names: set[str], safety_checker: bool) -> bool:

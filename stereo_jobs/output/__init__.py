@@ -12,6 +12,7 @@
 | `commits` | which shards are done, and how to complete a commit that was interrupted |
 | `lease` | is another run working on this output |
 | `progress` | how far is the job, from its records alone |
+| `row_errors` | which rows lack their pair, and why |
 | `watch` | is a run alive, and has the job ended |
 | `verify` | is every planned id there exactly once, and every object intact |
 """

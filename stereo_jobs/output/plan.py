@@ -5,11 +5,12 @@ first planned, `--extend` adds a generation with the new files, and `retry-faile
 reads the footers of the manifest files and streams their `id` columns once.
 """
 
+import base64
 import io
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
@@ -22,7 +23,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from stereo_jobs import interrupts
 from stereo_jobs.data import manifest
-from stereo_jobs.data.manifest import ManifestFile
+from stereo_jobs.data.arrow_types import CarriedColumns, named
+from stereo_jobs.data.manifest_files import ManifestFile, partitions, split_uri
 from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import AlreadyExistsError, NotFoundError, Storage
@@ -36,6 +38,8 @@ from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, digest
 log = logging.getLogger(__name__)
 
 _LARGEST = 2**40
+_UNDECLARED = (256, 1)
+"""Scales that versions without `disparity_scale` read disparities by: 16-bit PNG, and other integers."""
 
 
 MAX_PAIRS = 10**9
@@ -65,6 +69,7 @@ class Plan(BaseModel):
     recipe: dict[str, Any] = Field(description="Resolved recipe in canonical form, with versions.")
     files: tuple[ManifestFile, ...]
     carried: dict[str, str] = Field(description="Further manifest columns and their Arrow types.")
+    carried_schema: str | None = Field(None, description="The same as an Arrow schema in base64; null in older plans.")
     variants: int = Field(description="Pairs per manifest row.")
     shard_rows: int
     retry: tuple[int, ...] = Field((), description="For kind retry: indices of pairs among all files.")
@@ -72,7 +77,21 @@ class Plan(BaseModel):
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the plan, as hex. Every shard carries the fingerprint of its plan."""
-        return digest(self.model_dump(mode="json"))
+        # The schema says in Arrow's form, which may change with its version, what `carried` says.
+        return digest(self.model_dump(mode="json", exclude={"carried_schema"}))
+
+    @cached_property
+    def arrow_schema(self) -> pa.Schema | None:
+        """Names and types of the carried columns; None in older plans. Raises ValueError if it is damaged."""
+        if self.carried_schema is None:
+            return None
+        try:
+            schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(self.carried_schema, validate=True)))
+        except (pa.ArrowException, OSError) as error:
+            raise ValueError(f"carried_schema must be an Arrow schema ({error})") from None
+        if named(schema) != self.carried:
+            raise ValueError("carried_schema must have the columns and types of carried")
+        return schema
 
     @cached_property
     def pairs(self) -> int:
@@ -176,6 +195,7 @@ def load_plan(storage: Storage, generation: int) -> Plan:
 def _check_whole(plan: Plan, generation: int) -> None:
     """Check what arithmetic on a plan relies on. Raises ValueError with the rule that it breaks."""
     QualityConfig.model_validate(plan.recipe["quality"])  # what reports take from it
+    _ = plan.arrow_schema
     rows = [file.rows for file in plan.files]
     planned = sum(rows) * plan.variants
     rules = {
@@ -208,7 +228,7 @@ def make_plan(
     Returns the plan and the hashes of its ids.
 
     Args:
-        spec: the job spec; `shard_rows` and the storage settings are used.
+        spec: the job spec; the manifest, `shard_rows` and the storage settings are used.
         recipe: the resolved recipe.
         files: URIs of manifest files that are in no earlier generation.
         earlier: earlier generations; their ids may not appear again.
@@ -217,27 +237,17 @@ def make_plan(
 
     Raises:
         InterruptedRunError: the run was told to stop.
+        EmptyManifestError: no file has a row.
         ManifestError: a file breaks a rule; the message names file, row and rule.
     """
     settings = spec.runtime.storage
-    listings: list[ManifestFile] = []
-    columns: dict[str, str] | None = earlier.plans[0].carried if earlier.plans else None
-    for uri in files:
-        _stop_if(ended)
-        listing, carried = manifest.inspect(uri, recipe, settings)
-        these = {field.name: str(field.type) for field in carried}
-        if columns is not None and these != columns:
-            raise ManifestError(
-                f"manifest {uri}: its further columns {these} differ from those of the files before it, {columns}; "
-                "all shards of a dataset must have the same columns"
-            )
-        columns = these
-        listings.append(listing)
+    listings, carried = _inspected(spec, recipe, files, earlier, ended)
     plan = Plan(
         generation=len(earlier.plans),
         recipe=recipe.canonical(),
         files=tuple(listings),
-        carried=columns or {},
+        carried=named(carried),
+        carried_schema=base64.b64encode(carried.serialize()).decode(),
         variants=recipe.variants.per_row,
         shard_rows=spec.runtime.shard_rows,
     )
@@ -247,9 +257,68 @@ def make_plan(
     return plan, hashes
 
 
+class EmptyManifestError(ManifestError):
+    """No file of a manifest has a row."""
+
+
+def _inspected(
+    spec: JobSpec, recipe: Recipe, files: Iterable[str], earlier: Job, ended: Ended
+) -> tuple[list[ManifestFile], pa.Schema]:
+    """Check the columns of all files. Returns their listings and the carried columns of the dataset."""
+    settings = spec.runtime.storage
+    listings: list[ManifestFile] = []
+    planned = _planned_columns(earlier, settings)
+    columns = CarriedColumns(planned)
+    for uri in files:
+        _stop_if(ended)
+        listing, carried = manifest.inspect(uri, recipe, settings, partitions(uri, spec.manifests))
+        if planned is None and earlier.plans and listing.rows:
+            planned = _same_columns(uri, carried, earlier)
+            columns = CarriedColumns(planned)
+        columns.add(uri, {field.name: field.type for field in carried})
+        listings.append(listing)
+    if not any(listing.rows for listing in listings):
+        raise EmptyManifestError(_where(listings) + ": has no rows; add some, or leave the file out")
+    for name, uri in columns.left_out.items():
+        log.warning("column %r of %s is left out: columns of a dataset do not change once it is begun", name, uri)
+    return listings, columns.schema
+
+
+def _where(files: Sequence[ManifestFile]) -> str:
+    return "manifest " + files[0].uri + (f" and {len(files) - 1} more" if len(files) > 1 else "")
+
+
+def _planned_columns(earlier: Job, settings: StorageSpec) -> pa.Schema | None:
+    """Return the carried columns of a dataset; None if it is a new one, or a plan of an older version cannot tell."""
+    if not earlier.plans:
+        return None
+    first = earlier.plans[0]
+    for plan in earlier.plans:
+        if plan.arrow_schema is not None:
+            return plan.arrow_schema
+    if not first.carried:
+        return pa.schema([])
+    try:
+        schema = manifest.carried_schema(first.files[0].uri, settings)
+    except (ManifestError, StorageError):
+        return None  # all its rows may be done
+    return schema if named(schema) == first.carried else None
+
+
+def _same_columns(uri: str, carried: pa.Schema, earlier: Job) -> pa.Schema:
+    """Return the carried columns of a file if they are those of the dataset to the letter. Raises ManifestError."""
+    first = earlier.plans[0]
+    if named(carried) != first.carried:
+        raise ManifestError(
+            f"manifest {uri}: its further columns {named(carried)} differ from those of the dataset, {first.carried}; "
+            f"give it the same ones, or restore {first.files[0].uri}, which says whether these can be converted"
+        )
+    return carried
+
+
 def _check_size(plan: Plan) -> None:
     """Refuse a plan that is too large to be carried out, before its ids are read. Raises ManifestError."""
-    where = "manifest " + plan.files[0].uri + (f" and {len(plan.files) - 1} more" if len(plan.files) > 1 else "")
+    where = _where(plan.files)
     rows = sum(file.rows for file in plan.files)
     if plan.pairs > MAX_PAIRS:
         raise ManifestError(
@@ -315,6 +384,7 @@ def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | 
         recipe=first.recipe,
         files=tuple(file for plan in job.plans if plan.kind == "manifest" for file in plan.files),
         carried=first.carried,
+        carried_schema=first.carried_schema,
         variants=first.variants,
         shard_rows=spec.runtime.shard_rows,
         retry=tuple(sorted(pending)),
@@ -326,7 +396,10 @@ def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | 
 
 def refuse_drift(job: Job, recipe: Recipe) -> None:
     """Check that the recipe is the one the output was started with. Raises DriftError with the changed fields."""
-    changed = list(_differences(job.plans[0].recipe, recipe.canonical(), "recipe"))
+    old, new = job.plans[0].recipe, recipe.canonical()
+    if "disparity_scale" not in old and new["disparity_scale"] in _UNDECLARED:
+        del new["disparity_scale"]
+    changed = list(_differences(old, new, Recipe().canonical(), "recipe"))
     if changed:
         raise DriftError(
             "this output was started with another recipe; choose a new output, or restore these fields:\n"
@@ -354,7 +427,7 @@ def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int], 
                 continue
             seen.add(file.uri)
             _stop_if(ended)
-            storage, name = manifest.split_uri(file.uri, settings)
+            storage, name = split_uri(file.uri, settings)
             try:
                 same = storage.content_tag(name) == file.tag
             except NotFoundError:
@@ -372,10 +445,13 @@ def refuse_changed_files(job: Job, settings: StorageSpec, unfinished: set[int], 
                 )
 
 
-def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+def _differences(old: Any, new: Any, default: Any, path: str) -> Iterator[str]:
+    """Compare a planned recipe with one of today; what an older version did not know was as its default is."""
     if isinstance(old, dict) and isinstance(new, dict):
+        defaults = default if isinstance(default, dict) else {}
         for key in sorted(old.keys() | new.keys()):
-            yield from _differences(old.get(key), new.get(key), f"{path}.{key}")
+            usual = defaults.get(key)
+            yield from _differences(old.get(key, usual), new.get(key, usual), usual, f"{path}.{key}")
     elif old != new:
         yield f"{path}: {json.dumps(old)} then, {json.dumps(new)} now"
 
@@ -437,7 +513,7 @@ def _refuse_duplicates(
     first, second = hit
     uri, row = _locate(plan, second - count)
     file = next(file for file in plan.files if file.uri == uri)
-    value = ManifestReader(settings).read(file, [row], frozenset({"id"}))[0]["id"]
+    value = ManifestReader(settings).read(file, [row], frozenset({"id"}), ())[0]["id"]
     if first < count:
         raise ManifestError(
             f"manifest {uri} row {row}: id {value!r} was already planned in an earlier generation; "

@@ -21,7 +21,7 @@ from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Job, Plan
 from stereo_jobs.output.reading import intact, read_json
 from stereo_jobs.output.shard_set import ShardSet
-from stereo_jobs.records import QualitySummary, ShardRecord
+from stereo_jobs.records import PromptNotes, QualitySummary, ShardRecord
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ class Totals:
         retried: earlier failures that a retry generation settled: the pair was made, or it was rejected.
         rejected: pairs that were made and left out for their verdict.
         quality: verdicts, and means of the metrics.
+        prompts: prompts that were cut, or have attention weights.
         bytes: size of the shard objects.
         seconds: worker time for these shards.
         wasted_seconds: worker time for shards that had to be dispatched again, as far as a driver has seen it.
@@ -50,6 +51,7 @@ class Totals:
     retried: int = 0
     rejected: int = 0
     quality: QualitySummary = field(default_factory=QualitySummary)
+    prompts: PromptNotes = field(default_factory=PromptNotes)
     bytes: int = 0
     seconds: float = 0.0
     wasted_seconds: float = 0.0
@@ -69,6 +71,7 @@ class Totals:
             self.failed += record.failed
         self.rejected += record.rejected
         self.quality = self.quality.merged(record.quality)
+        self.prompts = self.prompts.merged(record.prompts)
         self.bytes += record.bytes
         self.seconds += record.seconds
         self.unet_evaluations += record.unet_evaluations
@@ -126,10 +129,11 @@ class Status:
     wasted_seconds: float
     complete: bool
     quality: QualitySummary
+    prompts: PromptNotes = field(default_factory=PromptNotes)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as plain JSON values."""
-        return vars(self) | {"quality": self.quality.model_dump()}
+        return vars(self) | {"quality": self.quality.model_dump(), "prompts": self.prompts.model_dump()}
 
 
 class RolledUp(BaseModel):
@@ -140,6 +144,7 @@ class RolledUp(BaseModel):
     retried: Annotated[int, _AMOUNT] = 0
     rejected: Annotated[int, _AMOUNT] = 0
     quality: QualitySummary
+    prompts: PromptNotes = PromptNotes()
     bytes: Annotated[int, _AMOUNT] = 0
     seconds: Annotated[float, _AMOUNT] = 0.0
     wasted_seconds: Annotated[float, _AMOUNT] = 0.0
@@ -187,6 +192,7 @@ def status(job: Job, sums: Totals) -> Status:
         wasted_seconds=round(sums.wasted_seconds, 3),
         complete=len(sums.shards) == shards,
         quality=sums.quality,
+        prompts=sums.prompts,
     )
 
 
@@ -195,6 +201,7 @@ def save(storage: Storage, sums: Totals, throughput: Throughput | None = None) -
     packed = {
         "shards": sums.shards.pack(),
         "quality": sums.quality.model_dump(),
+        "prompts": sums.prompts.model_dump(),
         "pace": throughput and asdict(throughput),
     }
     storage.replace(layout.PROGRESS, json.dumps(vars(sums) | packed).encode())

@@ -1,11 +1,12 @@
 """Verification: every planned id is exactly once in data/, or else among the failed rows, and every object is intact.
 
-Only the output is needed: planned ids are compared by the hashes in its ids files. Where an ids file is missing, its
-manifest is read instead.
+Each problem is a line that ends with its remedy. Only the output is needed: planned ids are compared by the hashes in
+its ids files. Where an ids file is missing, its manifest is read instead.
 """
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,14 +21,16 @@ from stereo_jobs.output import layout
 from stereo_jobs.output.commits import committed, read_record
 from stereo_jobs.output.id_hashes import hash_ids
 from stereo_jobs.output.plan import Job, Plan, known_hashes
-from stereo_jobs.output.reading import describe, in_threads, intact
+from stereo_jobs.output.reading import AGAIN, describe, in_threads, intact
 from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.records import REJECTED
 from stereo_jobs.spec import StorageSpec
 
 log = logging.getLogger(__name__)
 
-_MAX_PROBLEMS = 100
+_MAX_CORRUPT = 100
+_MAX_NAMED = 5
+_REMAKE = "move all these objects away and run again: they are then made again"
 
 
 @dataclass
@@ -42,7 +45,7 @@ class VerifyReport:
         missing: planned rows that are in none of these places.
         duplicated: rows that are in data/ more often than once.
         corrupt: objects that are damaged or belong to no plan, and rows that were never planned.
-        problems: one line per problem, the first hundred of them.
+        problems: one line per problem, with its remedy; those of the first hundred corrupt objects, and of the rows.
     """
 
     planned: int = 0
@@ -69,23 +72,30 @@ class VerifyReport:
         return vars(self) | {"ok": self.ok}
 
     def add_problem(self, text: str) -> None:
-        """Log a problem, and list it while there are fewer than a hundred."""
+        """Log and list a problem."""
         log.info("%s", text)
-        if len(self.problems) < _MAX_PROBLEMS:
-            self.problems.append(text)
+        self.problems.append(text)
 
     def add_corrupt(self, text: str) -> None:
-        """Count a corrupt object and add its problem."""
+        """Count a corrupt object, log its problem, and list it while there are few."""
         self.corrupt += 1
-        self.add_problem(text)
+        if self.corrupt <= _MAX_CORRUPT:
+            self.add_problem(text)
+        else:
+            log.info("%s", text)
 
 
-class _Ids(NamedTuple):
-    """The ids of one shard, or of many, by their outcome."""
+Keys = NDArray[np.uint64]
+"""Keys of pair ids, N,3: the two halves of the manifest id's hash, and the variant."""
 
-    succeeded: list[str]
-    failed: list[str]
-    rejected: list[str]
+
+class _Outcomes(NamedTuple):
+    """The pair ids of one shard by their outcome, as keys."""
+
+    shard: layout.ShardKey
+    succeeded: Keys
+    failed: Keys
+    rejected: Keys
 
 
 def verify(storage: Storage, job: Job, settings: StorageSpec) -> VerifyReport:
@@ -101,22 +111,19 @@ def verify(storage: Storage, job: Job, settings: StorageSpec) -> VerifyReport:
     planned = ShardSet(job.shard_keys())
     found = ShardSet([*objects, *records])
     for key in found.without(planned):
-        report.add_corrupt(f"{layout.data(key)}: no plan has this shard")
-    succeeded: list[NDArray[np.uint64]] = []
-    failed: list[NDArray[np.uint64]] = []
-    rejected: list[NDArray[np.uint64]] = []
+        names = [name for name, has in ((layout.data(key), objects), (layout.record(key), records)) if key in has]
+        report.add_corrupt(f"{' and '.join(names)}: no plan has this shard; move away what has its name")
 
-    def check(key: layout.ShardKey) -> _Ids | str:
+    def check(key: layout.ShardKey) -> _Outcomes | str:
         return _check_object(storage, job.plans[key[0]], key, key in records)
 
-    for ids in in_threads(check, (key for key in found if key in planned), 4):
-        if isinstance(ids, str):
-            report.add_corrupt(ids)
-            continue
-        succeeded.append(_id_keys(ids.succeeded))
-        failed.append(_id_keys(ids.failed))
-        rejected.append(_id_keys(ids.rejected))
-    _count(report, _expected(storage, job, settings), _stack(succeeded), _stack(failed), _stack(rejected))
+    whole: list[_Outcomes] = []
+    for outcome in in_threads(check, (key for key in found if key in planned), 4):
+        if isinstance(outcome, str):
+            report.add_corrupt(outcome)
+        else:
+            whole.append(outcome)
+    _count(report, job, _expected(storage, job, settings), whole)
     return report
 
 
@@ -127,33 +134,32 @@ def damaged(error: DamagedError) -> VerifyReport:
     return report
 
 
-def _check_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool) -> _Ids | str:
-    """Return the ids of one shard by their outcome; if its object is not intact, what is wrong with it."""
+def _check_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool) -> _Outcomes | str:
+    """Return the ids of one shard by their outcome; if its object is not intact, what is wrong and what to do."""
     name = layout.data(key)
     try:
         return _read_object(storage, plan, key, has_record)
     except NotFoundError:
-        return f"{name}: recorded as committed, but gone"
+        return f"{name}: recorded as committed, but gone; restore it, or run again: it is then made again"
     except DamagedError as error:
         return str(error).removeprefix(f"{storage.uri}/")
     except ValueError as error:
-        return f"{name}: {describe(error)}"
+        return f"{name}: {describe(error)}; {AGAIN}"
 
 
-def _read_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool) -> _Ids:
+def _read_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record: bool) -> _Outcomes:
     """Read the ids of one shard by their outcome. Raises ValueError if the object contradicts itself or its plan."""
     name = layout.data(key)
     data = storage.read(name)
     with intact(storage, name):
         footer = read_footer(data)
-        ids = read_table(data)["id"].to_pylist()
-        _id_keys(ids)  # refuses what is no id
+        succeeded = _id_keys(read_table(data)["id"].to_pylist())  # refuses what is no id
     record = footer.record
     if (record.generation, record.shard) != key or record.fingerprint != plan.fingerprint:
         raise ValueError("belongs to another plan")
     rejected = [error.id for error in footer.errors if error.error_type == REJECTED]
     failed = [error.id for error in footer.errors if error.error_type != REJECTED]
-    if (len(ids), len(failed), len(rejected)) != (record.succeeded, record.failed, record.rejected):
+    if (len(succeeded), len(failed), len(rejected)) != (record.succeeded, record.failed, record.rejected):
         raise ValueError("its rows differ from the counts in its footer")
     if record.succeeded + record.failed + record.rejected != plan.pairs_in(key[1]):
         raise ValueError("its row count differs from the plan")
@@ -161,11 +167,11 @@ def _read_object(storage: Storage, plan: Plan, key: layout.ShardKey, has_record:
         recorded = read_record(storage, key)
         if recorded.sha256 != hashlib.sha256(data).hexdigest():
             raise ValueError("its checksum differs from the one in its record")
-    return _Ids(ids, failed, rejected)
+    return _Outcomes(key, succeeded, _id_keys(failed), _id_keys(rejected))
 
 
-def _id_keys(ids: list[str]) -> NDArray[np.uint64]:
-    """Compute keys of pair ids, N,3: the two halves of the manifest id's hash, and the variant."""
+def _id_keys(ids: list[str]) -> Keys:
+    """Compute the keys of pair ids."""
     bases, variants = [], []
     for value in ids:
         base, _, variant = value.partition("~")
@@ -175,8 +181,8 @@ def _id_keys(ids: list[str]) -> NDArray[np.uint64]:
     return np.concatenate([hashes, np.array(variants, np.uint64)[:, None]], axis=1)
 
 
-def _expected(storage: Storage, job: Job, settings: StorageSpec) -> NDArray[np.uint64]:
-    """Compute the keys of all planned ids, N,3; a retry generation only repeats ids."""
+def _expected(storage: Storage, job: Job, settings: StorageSpec) -> Keys:
+    """Compute the keys of all planned ids; a retry generation only repeats ids."""
     parts = []
     for plan in job.plans:
         if plan.kind == "manifest":
@@ -186,39 +192,81 @@ def _expected(storage: Storage, job: Job, settings: StorageSpec) -> NDArray[np.u
     return _stack(parts)
 
 
-def _stack(parts: list[NDArray[np.uint64]]) -> NDArray[np.uint64]:
+def _stack(parts: Sequence[Keys]) -> Keys:
     return np.concatenate(parts) if parts else np.empty((0, 3), np.uint64)
 
 
-def _count(
-    report: VerifyReport,
-    expected: NDArray[np.uint64],
-    succeeded: NDArray[np.uint64],
-    failed: NDArray[np.uint64],
-    rejected: NDArray[np.uint64],
-) -> None:
-    """Compare the planned ids with those found, all as keys N,3, and fill in the counts of the report.
+def _count(report: VerifyReport, job: Job, expected: Keys, shards: Sequence[_Outcomes]) -> None:
+    """Compare the planned ids with those found in intact shards, and fill in the counts of the report.
 
     A finished pair, kept or rejected, takes precedence over an earlier failure of the same id: a retry settled it.
     """
-    wanted, made, lost, left_out = (_as_set(keys) for keys in (expected, succeeded, failed, rejected))
+    wanted = _as_set(expected)
+    made, lost, left_out = (
+        _as_set(_stack([getattr(shard, name) for shard in shards])) for name in ("succeeded", "failed", "rejected")
+    )
     finished = np.union1d(made, left_out)
+    unplanned = np.setdiff1d(np.union1d(finished, lost), wanted)
     report.succeeded = len(np.intersect1d(made, wanted))
     report.rejected = len(np.intersect1d(left_out, wanted))
     report.failed = len(np.setdiff1d(np.intersect1d(lost, wanted), finished))
     report.missing = len(np.setdiff1d(wanted, np.union1d(finished, lost)))
-    report.duplicated = len(succeeded) + len(rejected) - len(finished)
-    unplanned = len(np.setdiff1d(np.union1d(finished, lost), wanted))
-    report.corrupt += unplanned
-    for count, text in (
-        (report.missing, "planned rows are neither in data/ nor among the failed rows"),
-        (report.duplicated, "rows are in data/ more than once"),
-        (unplanned, "rows were never planned"),
-    ):
-        if count:
-            report.add_problem(f"{count} {text}")
+    report.duplicated = sum(len(shard.succeeded) + len(shard.rejected) for shard in shards) - len(finished)
+    if report.missing:
+        first = "do first what is said above of objects; then " if report.corrupt else ""
+        report.add_problem(
+            f"{report.missing} planned rows are neither in data/ nor among the failed rows; {first}run again: they are "
+            "then made"
+        )
+    if report.duplicated:
+        named = _shards_with(shards, _repeated(shards))
+        report.add_problem(
+            f"{report.duplicated} rows are in data/ more than once, in {_names(named)}; {_undo(job, named)}"
+        )
+    if len(unplanned):
+        report.corrupt += len(unplanned)
+        named = _shards_with(shards, unplanned)
+        report.add_problem(f"{len(unplanned)} rows were never planned, in {_names(named)}; {_REMAKE}")
 
 
-def _as_set(keys: NDArray[np.uint64]) -> NDArray[np.void]:
-    """Convert keys N,3 to a sorted set of at most N opaque values, which numpy's set functions compare."""
-    return np.unique(np.ascontiguousarray(keys).view(np.dtype((np.void, 24))).ravel())
+def _undo(job: Job, shards: Sequence[layout.ShardKey]) -> str:
+    """Return the remedy for rows that several of these shards have."""
+    retries = [generation for generation, _ in shards if job.plans[generation].kind == "retry"]
+    if not retries:
+        return _REMAKE
+    # A shard of a retry would be made again with the rows that have been done elsewhere by now.
+    first, last = min(retries), len(job.plans) - 1
+    which = f"generation {first:04d}" if first == last else f"generations {first:04d} to {last:04d}"
+    return (
+        f"rows of a retry were also made again elsewhere: move away every object of {which}, in data/ and _job/; then "
+        "run again with --extend, and retry-failed"
+    )
+
+
+def _names(shards: Sequence[layout.ShardKey]) -> str:
+    rest = len(shards) - _MAX_NAMED
+    listed = ", ".join(map(layout.data, shards[:_MAX_NAMED]))
+    return f"{listed} and {rest} more" if rest > 0 else listed
+
+
+def _repeated(shards: Sequence[_Outcomes]) -> NDArray[np.void]:
+    """Return the keys that are finished more often than once."""
+    keys, counts = np.unique(
+        _opaque(_stack([k for s in shards for k in (s.succeeded, s.rejected)])), return_counts=True
+    )
+    return keys[counts > 1]
+
+
+def _shards_with(shards: Sequence[_Outcomes], keys: NDArray[np.void]) -> list[layout.ShardKey]:
+    """Return the shards that hold some of these keys."""
+    return [shard.shard for shard in shards if np.isin(_opaque(_stack(shard[1:])), keys).any()]
+
+
+def _opaque(keys: Keys) -> NDArray[np.void]:
+    """Convert keys N,3 to N opaque values, which numpy's set functions compare."""
+    return np.ascontiguousarray(keys).view(np.dtype((np.void, 24))).ravel()
+
+
+def _as_set(keys: Keys) -> NDArray[np.void]:
+    """Convert keys N,3 to a sorted set of at most N opaque values."""
+    return np.unique(_opaque(keys))

@@ -1,5 +1,6 @@
 """Makes stereo pairs from rows: notebook, `--local` runs, Ray and evaluation all call `PairGenerator.generate`."""
 
+import dataclasses
 import logging
 from collections.abc import Sequence
 
@@ -7,8 +8,10 @@ import torch
 
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.manifest import INPUTS
+from stereo_jobs.errors import SpecError
 from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.depth_estimator import DepthEstimator
+from stereo_jobs.models.device import NO_GPU_REMEDY
 from stereo_jobs.models.files import fetch
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.models.stable_diffusion import StableDiffusion
@@ -20,7 +23,7 @@ from stereo_jobs.pipeline.pair import FinishedViews, labelled_pairs
 from stereo_jobs.pipeline.resizing import Size
 from stereo_jobs.pipeline.right_view import RightViewMaker
 from stereo_jobs.pipeline.scoring import ModelScorer
-from stereo_jobs.records import Row, RowError, StereoPair
+from stereo_jobs.records import Row, RowError, StereoPair, find_weight
 from stereo_jobs.spec import Recipe
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ class PairGenerator:
         self.safety = safety
         self.clip = clip
         self._reported: set[str] = set()
-        self._reported_cut = False
+        self._reported_cut = self._reported_weight = False
 
     @classmethod
     def load(cls, recipe: Recipe, device: str, batch_size: int) -> "PairGenerator":
@@ -106,6 +109,7 @@ class PairGenerator:
         decoded: dict[str, DecodedRow] = {}
         # A network call has one size, and runs one or both halves of the guidance for all of its rows.
         groups: dict[tuple[Size, Guidance], list[Row]] = {}
+        cut: set[str] = set()
         for row in rows:
             if row.error:
                 results[row.id] = row.error
@@ -115,12 +119,17 @@ class PairGenerator:
             except InputError as error:
                 results[row.id] = RowError(row.id, "InvalidRow", str(error))
                 continue
-            self._report_unread(row)
+            if self._cut(row):
+                cut.add(row.id)
+            self._report_unread(row, cut=row.id in cut)
             groups.setdefault((decoded[row.id].letterbox.working, self._guidance(row)), []).append(row)
         for (_, guidance), group in groups.items():
             for batch in batches(group, self.batch_size):
                 for result in self._generate([decoded[row.id] for row in batch], guidance):
-                    results[result.id] = result
+                    if isinstance(result, StereoPair) and result.id in cut:
+                        results[result.id] = dataclasses.replace(result, prompt_cut=True)
+                    else:
+                        results[result.id] = result
         return [results[row.id] for row in rows]
 
     def _generate(self, decoded: list[DecodedRow], guidance: Guidance) -> list[StereoPair | RowError]:
@@ -164,26 +173,47 @@ class PairGenerator:
             left, pair, mask = 1.0, pair if optimised else 1.0, 1.0
         return Guidance(left, pair, mask if self.recipe.mode == "inpaint" else 1.0)
 
-    def _report_unread(self, row: Row) -> None:
-        """Log what the model ignores of a prompt: each unknown word once, and the first prompt that is too long."""
+    def _cut(self, row: Row) -> bool:
+        """Whether the text encoder reads only the beginning of the row's prompt or negative prompt."""
+        return self.sd.truncated(row.prompt) or self.sd.truncated(row.negative_prompt)
+
+    def _report_unread(self, row: Row, cut: bool) -> None:
+        """Log what the model ignores of prompts: each unknown word once, and the first of each other kind."""
         for word in self.sd.unknown_words(row.prompt):
             if word not in self._reported:
                 self._reported.add(word)
-                log.warning(
-                    "row %s: the model does not know the word %r and draws nothing for it",
-                    *(row.id, word),
-                    extra={"row": row.id},
-                )
-        if not self._reported_cut and self.sd.truncated(row.prompt):
+                self._warn(row, "the model does not know the word %r and draws nothing for it", word)
+        if cut and not self._reported_cut:
             self._reported_cut = True
-            log.warning(
-                "row %s: the model reads %d tokens and ignores the rest of this prompt; other long prompts are "
-                "truncated silently",
-                *(row.id, self.sd.prompt_tokens),
-                extra={"row": row.id},
+            self._warn(
+                row,
+                "the model reads %d tokens and ignores the rest of this prompt; other long prompts are only counted",
+                self.sd.prompt_tokens,
             )
+        weight = find_weight(row.prompt, row.negative_prompt)
+        if weight and not self._reported_weight:
+            self._reported_weight = True
+            self._warn(
+                row,
+                "attention weights such as %s are not honoured, and the model reads them as text; other prompts with "
+                "weights are only counted",
+                weight[:80],
+            )
+
+    @staticmethod
+    def _warn(row: Row, message: str, *values: object) -> None:
+        log.warning("row %s: " + message, row.id, *values, extra={"row": row.id})
 
 
 def choose_device(name: str) -> str:
-    """Return `cuda` or `cpu`; `auto` becomes `cuda` where there is a GPU."""
-    return name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    """Return `cuda` or `cpu`; `auto` becomes `cuda` where there is a GPU.
+
+    Raises:
+        SpecError: `cuda` is asked for, and PyTorch finds no GPU.
+    """
+    found = torch.cuda.is_available()
+    if name == "cuda" and not found:
+        raise SpecError(
+            f"device: cuda is asked for, and PyTorch {torch.__version__} finds no GPU here; {NO_GPU_REMEDY}"
+        )
+    return name if name != "auto" else "cuda" if found else "cpu"

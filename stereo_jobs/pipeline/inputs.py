@@ -9,6 +9,7 @@ import torch
 
 from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import decode_depth, decode_disparity_px, decode_mask
+from stereo_jobs.pipeline.map_resizing import nearest, resized_map, same_shape
 from stereo_jobs.pipeline.resizing import Letterbox, Size
 from stereo_jobs.pixels import F32, Bools, Image
 from stereo_jobs.quality.lpips import SMALLEST_SIDE as LPIPS_SIDE
@@ -131,12 +132,12 @@ def decode_row(row: Row, recipe: Recipe, multiple: int) -> DecodedRow:
     photo = _decode_photo(row.inputs["image"])
     letterbox = Letterbox.of_area(_size(photo), size[0] * size[1], multiple)
     if recipe.mode == "inpaint":
-        mask = decode_mask(row.inputs["mask"], _size(photo))
+        mask = _read_mask(row.inputs["mask"], recipe, _size(photo))
         source: Photo = MaskedPhoto(photo, mask)
         return DecodedRow(row, letterbox, source, _read_map(row, calibration, recipe, _size(photo)))
     values = _read_map(row, calibration, recipe, _size(photo))
     source = _with_given_right(row, photo) if recipe.method.right_view == "given" else Photo(photo)
-    return DecodedRow(row, letterbox, source, values, _read_truth(row, _size(photo)))
+    return DecodedRow(row, letterbox, source, values, _read_truth(row, recipe, _size(photo)))
 
 
 def _decode_depth_row(row: Row, calibration: _Calibration | None, recipe: Recipe, size: Size) -> DecodedRow:
@@ -169,7 +170,7 @@ def _with_given_right(row: Row, photo: Image) -> PhotoPair:
     return PhotoPair(photo, _read_right(row.inputs["given_right"], "given_right", _size(photo)))
 
 
-def _read_truth(row: Row, size: Size) -> Truth | None:
+def _read_truth(row: Row, recipe: Recipe, size: Size) -> Truth | None:
     """Decode the true right view, and find what the left view does not show of it, where the row brings them."""
     if "true_right" not in row.inputs:
         return None
@@ -178,8 +179,7 @@ def _read_truth(row: Row, size: Size) -> Truth | None:
         raise InputError(f"true_right: {size[1]}x{size[0]} pixels; LPIPS needs at least {LPIPS_SIDE} each way")
     if "true_disparity" not in row.inputs:
         return Truth(right)
-    disparity = decode_disparity_px(row.inputs["true_disparity"], "true_disparity")
-    _check_size(disparity, "true_disparity", size)
+    disparity = _read_disparity(row, "true_disparity", recipe, size)
     return Truth(right, TrueHoles(*hidden(disparity)))
 
 
@@ -193,7 +193,17 @@ def _read_right(data: bytes, column: str, size: Size) -> Image:
     return right
 
 
-def _size(image: Image) -> Size:
+def _read_mask(data: bytes, recipe: Recipe, size: Size) -> Bools:
+    mask = decode_mask(data)
+    if _must_resize(_size(mask), "mask", recipe, size):
+        mask = nearest(mask, size)
+    if mask.all() or not mask.any():
+        which = "all" if mask.all() else "none"
+        raise InputError(f"mask: {which} of it is set; white marks what to fill, black what to keep")
+    return mask
+
+
+def _size(image: Image | F32 | Bools) -> Size:
     return image.shape[0], image.shape[1]
 
 
@@ -227,28 +237,41 @@ def _read_map(row: Row, calibration: _Calibration | None, recipe: Recipe, size: 
         size: the map must have this size; None: any.
     """
     if "disparity" in row.inputs:
-        column, values = "disparity", decode_disparity_px(row.inputs["disparity"])
+        column, values = "disparity", _read_disparity(row, "disparity", recipe, size)
     elif "depth" in row.inputs:
         column, values = "depth", decode_depth(row.inputs["depth"], row.depth_kind)
+        if size is not None and _must_resize(_size(values), column, recipe, size):
+            values = resized_map(values, size, recipe.resize_maps)
         if calibration is not None:
             values = metric_disparity(torch.from_numpy(values), *calibration).numpy()
         elif row.depth_kind == "metric":
             values = np.reciprocal(values)
     else:
         return None
-    if size is not None:
-        _check_size(values, column, size)
     complete = np.asarray(fill_sparse(torch.from_numpy(values)[None])[0].numpy(), np.float32)
     _check_range(complete, column, metric=recipe.method.geometry == "metric")
     return complete
 
 
-def _check_size(values: F32, column: str, size: Size) -> None:
-    if values.shape != size:
-        raise InputError(
-            f"{column}: {values.shape[1]}x{values.shape[0]} pixels, but the image has {size[1]}x{size[0]}; "
-            "a map must have the size of its image"
-        )
+def _read_disparity(row: Row, column: str, recipe: Recipe, size: Size | None) -> F32:
+    """Decode a disparity map in pixels of the photo, NaN where unknown; any size is its own if `size` is None."""
+    values = decode_disparity_px(row.inputs[column], column, row.disparity)
+    if size is None or not _must_resize(_size(values), column, recipe, size):
+        return values
+    stretch = np.float32(size[1] / values.shape[1])
+    return resized_map(values, size, recipe.resize_maps) * stretch
+
+
+def _must_resize(found: Size, column: str, recipe: Recipe, size: Size) -> bool:
+    """Return whether a map or mask is to be resized. Raises InputError if it has another size and may not be."""
+    if found == size:
+        return False
+    sizes = f"{column}: {found[1]}x{found[0]} pixels, but the image has {size[1]}x{size[0]}"
+    if recipe.resize_maps == "refuse":
+        raise InputError(f"{sizes}; a map must have the size of its image, unless recipe.resize_maps says otherwise")
+    if not same_shape(found, size):
+        raise InputError(f"{sizes}; only a map of the image's shape is resized (recipe.resize_maps): crop it, too")
+    return True
 
 
 def _check_range(values: F32, column: str, *, metric: bool) -> None:

@@ -20,10 +20,12 @@ from stereo_jobs.logs import printable
 from stereo_jobs.output import layout
 from stereo_jobs.output.plan import Job
 from stereo_jobs.output.progress import Status
+from stereo_jobs.output.row_errors import summarise
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.report.columns import POSITION, SHARD, read_rows, read_scalars
+from stereo_jobs.report.problems import prompt_lines
 from stereo_jobs.report.statistics import Distribution, Ranking, distribution, distributions, numbers, rank, reasons
-from stereo_jobs.views import anaglyph
+from stereo_jobs.views import anaglyph, coloured
 
 MOST_ROWS = 1_000_000
 """Larger datasets are sampled by evenly spaced shards: then distributions are estimates, while verdicts stay exact."""
@@ -52,10 +54,12 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
     if holes is not None:
         found.append(holes)
     ranking = rank(scalars, ENDS) or Ranking("", [], [])
+    errors = summarise(storage, job)
     facts: dict[str, Any] = {
         "output": storage.uri,
         "status": status.as_json(),
         "read_pairs": len(scalars),
+        "errors": errors.as_json(),
         "rejected": {reason: {"count": len(ids), "first": ids[:5]} for reason, ids in reasons(scalars).items()},
         "distributions": [asdict(each) for each in found],
         "disparity_px": None if disparity is None else asdict(disparity),
@@ -66,6 +70,8 @@ def build(storage: Storage, job: Job, status: Status, pairs: int) -> tuple[str, 
     page = _template().render(
         facts=facts,
         status=status,
+        errors=errors,
+        notes=prompt_lines(status.prompts),
         plots=[*([disparity] if disparity else []), *found],
         worst=_entries(storage, scalars, ranking.worst, ranking.column),
         best=_entries(storage, scalars, ranking.best, ranking.column),
@@ -146,19 +152,10 @@ def _entry(row: dict[str, Any]) -> dict[str, Any]:
             ("left", _inline(row["left"]["bytes"])),
             ("right", _inline(row["right"]["bytes"])),
             ("anaglyph", _inline(encode_png(anaglyph(left, right)))),
-            ("disparity", _inline(encode_png(colour(disparity)))),
+            ("disparity", _inline(encode_png(coloured(disparity)))),
             ("holes of the right view", _inline(row["mask_hole_right"]["bytes"])),
         ],
     }
-
-
-def colour(disparity: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Disparity H,W as a picture H,W,3 uint8: dark blue is far, yellow is near."""
-    low, high = float(disparity.min()), float(disparity.max())
-    near = (disparity - low) / (high - low) if high > low else np.zeros_like(disparity)
-    stops = np.array([[30, 20, 90], [30, 120, 160], [80, 190, 110], [250, 230, 60]])
-    at = np.linspace(0, 1, len(stops))
-    return np.stack([np.interp(near, at, stops[:, c]) for c in range(3)], axis=-1).astype(np.uint8)
 
 
 def _pixels(data: bytes) -> NDArray[np.uint8]:

@@ -1,19 +1,21 @@
 """What a terminal shows of a job: a live line, or plain lines in a pipe, or JSON log lines."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.progress_bar import ProgressBar
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from stereo_jobs import logs
+from stereo_jobs.report.problems import prompt_lines
 
 if TYPE_CHECKING:
     from stereo_jobs.output.progress import Status
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from stereo_jobs.run.estimate import Estimate, Measurement
 
 log = logging.getLogger(__name__)
+
+CaseCallback = Callable[[int, int, str], None]
+"""Called when a case of an evaluation starts: with the number of cases that are done, of all cases, and its name."""
 
 PLAIN_EVERY_S = 15.0
 """Seconds between two lines of progress where there is no terminal."""
@@ -41,24 +46,87 @@ def progress_display(console: Console, quiet: bool = False) -> "Iterator[Callabl
     if quiet:
         yield lambda progress: None
     elif console.is_terminal and not logs.is_json():
-        with Progress(BarColumn(bar_width=24), TextColumn("{task.description}", markup=False), console=console) as bar:
-            task = bar.add_task("loading models", total=None)
+        with _live_bar(console) as bar:
+            task = bar.add_task("starting", total=None)
             yield lambda progress: bar.update(
-                task, completed=progress.done, total=progress.planned, description=_progress_line(progress)
+                task,
+                completed=progress.done,
+                total=None if progress.starting else progress.planned,
+                description=_progress_line(progress, with_time=False),
             )
     else:
-        last = 0.0
+        say, working = _said_sometimes(console), False
 
-        def print_sometimes(progress: "RunProgress") -> None:
-            nonlocal last
-            if time.monotonic() - last >= PLAIN_EVERY_S:
-                last = time.monotonic()
-                if logs.is_json():
-                    log.info(_progress_line(progress), extra=vars(progress))
-                else:
-                    console.print(_progress_line(progress), markup=False)
+        def tell(progress: "RunProgress") -> None:
+            nonlocal working
+            starts_work = not progress.starting and not working
+            working = working or starts_work
+            say(_progress_line(progress), vars(progress), starts_work)
 
-        yield print_sometimes
+        yield tell
+
+
+@contextmanager
+def evaluation_display(
+    console: Console, quiet: bool = False
+) -> "Iterator[tuple[CaseCallback, Callable[[RunProgress], None]]]":
+    """Two functions, to call when a case of an evaluation starts and with the progress of its run.
+
+    On a terminal they update one live bar: its length is the share of cases that are done. Elsewhere each case is a
+    line, and a long one has lines of progress as `progress_display` prints them.
+
+    Args:
+        console: where to print.
+        quiet: print nothing.
+    """
+    if quiet:
+        yield (lambda done, cases, name: None), (lambda progress: None)
+    elif console.is_terminal and not logs.is_json():
+        with _live_bar(console) as bar:
+            task, current = bar.add_task("preparing scenes", total=None), ""
+
+            def begin(done: int, cases: int, name: str) -> None:
+                nonlocal current
+                current = f"{done} of {cases} cases  {name}"
+                bar.update(task, completed=done, total=cases, description=current, refresh=True)
+
+            def tell(progress: "RunProgress") -> None:
+                line = _progress_line(progress, with_time=False)
+                bar.update(task, description=f"{current}  {line}", refresh=True)
+
+            yield begin, tell
+            bar.update(task, completed=1, total=1, description="all cases done")
+    else:
+        say = _said_sometimes(console)
+        yield (
+            lambda done, cases, name: console.print(f"case {done + 1} of {cases}: {name}", markup=False),
+            lambda progress: say(_progress_line(progress), vars(progress), False),
+        )
+
+
+def _live_bar(console: Console) -> Progress:
+    """A bar with its time and a text beside it, which takes more lines where the terminal is narrow."""
+    words = TextColumn("{task.description}", markup=False, table_column=Column(overflow="fold"))
+    return Progress(BarColumn(bar_width=16), TimeElapsedColumn(), words, console=console)
+
+
+def _said_sometimes(console: Console) -> Callable[[str, dict[str, Any], bool], None]:
+    """A function that prints a line, or logs it with facts where logs are JSON.
+
+    It does so every `PLAIN_EVERY_S` seconds, or at once where its third argument says so.
+    """
+    last = -math.inf
+
+    def say(line: str, facts: dict[str, Any], at_once: bool) -> None:
+        nonlocal last
+        if at_once or time.monotonic() - last >= PLAIN_EVERY_S:
+            last = time.monotonic()
+            if logs.is_json():
+                log.info(line, extra=facts)
+            else:
+                console.print(line, markup=False)
+
+    return say
 
 
 @contextmanager
@@ -69,13 +137,7 @@ def watch_display(console: Console) -> "Iterator[Callable[[OutputSnapshot], None
     """
     if console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
-
-            def show(snapshot: "OutputSnapshot") -> None:
-                done, planned = snapshot.status.shards_done, snapshot.status.shards_planned
-                lines = Text("\n".join(snapshot_lines(snapshot)))
-                live.update(Group(ProgressBar(planned, done, width=60), lines), refresh=True)
-
-            yield show
+            yield lambda snapshot: live.update(_view(snapshot), refresh=True)
     else:
         shown: list[str] = []
 
@@ -87,6 +149,15 @@ def watch_display(console: Console) -> "Iterator[Callable[[OutputSnapshot], None
             shown[:] = lines
 
         yield print_changes
+
+
+def _view(snapshot: "OutputSnapshot") -> Table:
+    """A bar above the lines of a snapshot; lines that are wider than the terminal are wrapped at words."""
+    view = Table.grid(Column(overflow="fold"))
+    view.add_row(ProgressBar(snapshot.status.shards_planned, snapshot.status.shards_done, width=60))
+    for line in snapshot_lines(snapshot):
+        view.add_row(Text(line))
+    return view
 
 
 def snapshot_lines(snapshot: "OutputSnapshot") -> list[str]:
@@ -116,7 +187,7 @@ def status_lines(status: "Status") -> list[str]:
             f"wasted: {status.wasted_seconds:.0f} worker seconds on shards that were lost or abandoned, "
             f"besides {status.seconds:.0f} s on finished ones"
         )
-    return lines
+    return [*lines, *prompt_lines(status.prompts)]
 
 
 def estimate_table(estimate: "Estimate") -> Table:
@@ -162,7 +233,10 @@ def _size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def _progress_line(progress: "RunProgress") -> str:
+def _progress_line(progress: "RunProgress", *, with_time: bool = True) -> str:
+    """Progress in one line; `with_time` tells how long the first workers have been starting."""
+    if progress.starting:
+        return progress.starting + (f"  {duration(progress.seconds)}" if with_time and progress.seconds >= 1 else "")
     speed = f"{progress.pairs_per_s:.2f} pairs/s  ETA {_eta(progress.eta_s)}"
     workers = _workers(progress.workers)
     return f"{progress.done:,}/{progress.planned:,} pairs  {speed}  {progress.failed:,} failed  {workers}"

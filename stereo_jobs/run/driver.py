@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from stereo_jobs import interrupts, logs
 from stereo_jobs.data import card
@@ -27,7 +28,7 @@ from stereo_jobs.output.guard import PlanGuard
 from stereo_jobs.output.layout import ShardKey, shard_name
 from stereo_jobs.output.lease import Lease
 from stereo_jobs.output.plan import Job
-from stereo_jobs.run.prepare import open_output, plan_retry, prepare
+from stereo_jobs.run.prepare import open_output, plan_retry, prepare, refuse_missing_gpu
 from stereo_jobs.run.queue import ShardQueue
 from stereo_jobs.run.retry import GiveUp, Requeue, ShardHistory, decide
 from stereo_jobs.spec import JobSpec, Recipe
@@ -58,10 +59,11 @@ class RunProgress:
         failed: rows whose latest state is failed.
         made: rows that this run has made, failed or not.
         left: rows that this run has still to make.
-        seconds: time since the workers were ready.
+        seconds: time since the workers were ready; while the first of them start, time since that began.
         workers: workers that take shards.
         running: shards in flight.
         queued: shards that wait for a worker.
+        starting: what the first workers are waiting for, in words; empty once shards are dispatched.
     """
 
     planned: int
@@ -73,6 +75,7 @@ class RunProgress:
     workers: int
     running: int = 0
     queued: int = 0
+    starting: str = ""
 
     @property
     def pairs_per_s(self) -> float:
@@ -117,6 +120,7 @@ def run(
         StereoJobsError: see `errors` for the kinds and their exit codes.
     """
     started = time.monotonic()
+    refuse_missing_gpu(spec, local=local)
     storage = open_output(spec)
     spec = spec.model_copy(update={"output": storage.uri})  # workers may have other current folders
     limit_s = None if max_hours is None else max_hours * 3600
@@ -147,7 +151,8 @@ def run(
         )
         if queue:
             with interrupts.draining(stopped):
-                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended)
+                tell = partial(current.tell_start, watch)
+                pool = open_pool(spec, recipe, load, local=local, shards=queue.shards, ended=ended, tell=tell)
                 try:
                     current.dispatch_all(pool, lease, stopped, watch)
                 except OutputGoneError:
@@ -163,10 +168,19 @@ def run(
 
 
 def open_pool(
-    spec: JobSpec, recipe: Recipe, load: GeneratorFactory, *, local: bool, shards: int, ended: Callable[[], bool]
+    spec: JobSpec,
+    recipe: Recipe,
+    load: GeneratorFactory,
+    *,
+    local: bool,
+    shards: int,
+    ended: Callable[[], bool],
+    tell: Callable[[str], None],
 ) -> Pool:
     """Open workers in this process or on Ray, their models loaded. See the two classes for the arguments."""
-    return LocalPool(spec, recipe, load) if local else RayPool(spec, recipe, load, shards=shards, ended=ended)
+    if local:
+        return LocalPool(spec, recipe, load, tell)
+    return RayPool(spec, recipe, load, shards=shards, ended=ended, tell=tell)
 
 
 def _with_drain_within(spec: JobSpec, limit_s: float) -> JobSpec:
@@ -208,6 +222,10 @@ class _Run:
         self._failed = 0
         self._saved = 0.0
         """When the totals were last written."""
+
+    def tell_start(self, watch: ProgressCallback, starting: str) -> None:
+        """Report what the first workers are waiting for; see `RunProgress.starting`."""
+        watch(self._progress(None, starting))
 
     def dispatch_all(self, pool: Pool, lease: Lease, stopped: threading.Event, watch: ProgressCallback) -> None:
         """Dispatch shards until all are committed.
@@ -257,7 +275,8 @@ class _Run:
         if status.failed > ratio * status.planned:
             raise TooManyFailuresError(
                 f"{status.failed} of {status.planned} rows failed, more than runtime.max_failure_ratio = {ratio:g}; "
-                "read their errors in _job/errors/, then run `stereo-jobs retry-failed`"
+                f"`stereo-jobs errors {self._storage.uri}` lists them; mend what they name, then run `stereo-jobs "
+                "retry-failed`"
             )
         for p in self._job.plans:
             content = f'{{"generation": {p.generation}, "pairs": {p.pairs}, "fingerprint": "{p.fingerprint}"}}\n'
@@ -348,10 +367,13 @@ class _Run:
         if certain or likely:
             raise TooManyFailuresError(
                 f"{self._failed} of {self._made} rows failed so far, of {self._job.pairs} planned: more than "
-                f"runtime.max_failure_ratio = {ratio:g}; read their errors in _job/errors/; successful pairs are kept"
+                f"runtime.max_failure_ratio = {ratio:g}; `stereo-jobs errors {self._storage.uri}` lists them; "
+                "successful pairs are kept"
             )
 
-    def _progress(self, pool: Pool) -> RunProgress:
+    def _progress(self, pool: Pool | None, starting: str = "") -> RunProgress:
+        """How far the run is; without a pool, its workers are starting."""
+        running = pool.busy() if pool else 0
         return RunProgress(
             planned=self._job.pairs,
             done=self._totals.succeeded,
@@ -359,9 +381,10 @@ class _Run:
             made=self._made,
             left=self._pairs - self._made,
             seconds=time.monotonic() - self._started,
-            workers=pool.workers(),
-            running=pool.busy(),
-            queued=sum(p.shards for p in self._job.plans) - len(self._totals.shards) - pool.busy(),
+            workers=pool.workers() if pool else 0,
+            running=running,
+            queued=sum(p.shards for p in self._job.plans) - len(self._totals.shards) - running,
+            starting=starting,
         )
 
 

@@ -17,11 +17,12 @@ from typing import Any
 
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError, StereoJobsError
+from stereo_jobs.output.commits import read_footer_at
 from stereo_jobs.output.plan import Plan, publish
 from stereo_jobs.output.progress import Status
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.prometheus import Stage
-from stereo_jobs.workers.ray.cluster import actor_lost_errors, actor_needs, start_ray
+from stereo_jobs.workers.ray.cluster import actor_lost_errors, actor_needs, refuse_missing_gpus, start_ray
 from stereo_jobs.workers.task import IN_FLIGHT, ShardTask
 from stereo_jobs.workers.worker import ENCODERS, GeneratorFactory, ShardWorker, device_name, load_generator
 
@@ -185,6 +186,7 @@ def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFacto
         return measure(spec, recipe, plan, load)
     ray, owned = start_ray(spec)
     try:
+        refuse_missing_gpus(spec.runtime)
         return _measure_on_cluster(ray, spec, recipe, plan, load)
     finally:
         if owned:
@@ -246,10 +248,12 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         worker.run(tasks[0])
         spans.clear()
         record = worker.run(tasks[1])
+        errors = read_footer_at(storage, tasks[1].key).errors
     if not record.succeeded + record.rejected:
+        first = errors[0]
         raise StereoJobsError(
             f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so nothing was measured; "
-            "run a few rows of the job to see their errors in _job/errors/"
+            f"mend what their errors name, for example {first.id}: {first.error_message}"
         )
     batch_seconds = [seconds for stage, seconds in spans if stage == "generate"]
     gpu_bytes, gpu_total_bytes = _gpu_memory()

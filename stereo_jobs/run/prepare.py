@@ -1,17 +1,19 @@
 """Prepare a run: check that the output works and that its plans agree with the spec, and plan what is new."""
 
 import logging
+import os
 from typing import NamedTuple
 
-from stereo_jobs.data import card, manifest
+from stereo_jobs.data import card, manifest_files
 from stereo_jobs.data.storage import Storage, open_storage
-from stereo_jobs.errors import ManifestError
-from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.errors import ManifestError, StereoJobsError
+from stereo_jobs.models import device
+from stereo_jobs.models.resolve import DEPTH_EXAMPLE, ESTIMATOR_EXAMPLE, PLAIN_EXAMPLE, resolve_recipe
 from stereo_jobs.output import layout, plan
 from stereo_jobs.output.commits import failed_rows, keys_with_errors, repair
 from stereo_jobs.output.plan import Job
 from stereo_jobs.records import REJECTED
-from stereo_jobs.spec import JobSpec, Recipe
+from stereo_jobs.spec import DEMO, JobSpec, Recipe
 from stereo_jobs.version import __version__
 
 log = logging.getLogger(__name__)
@@ -42,6 +44,45 @@ def open_output(spec: JobSpec) -> Storage:
     return storage
 
 
+def refuse_missing_gpu(spec: JobSpec, *, local: bool = False) -> None:
+    """Refuse a spec that asks for a GPU where its workers run on this machine, and it has none.
+
+    Args:
+        spec: the job.
+        local: whether the run is to use this process, whatever cluster is named.
+
+    Raises:
+        SpecError: there is no GPU here. What a named cluster has is asked when the run has connected to it.
+    """
+    if local or not (spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")):
+        device.refuse_missing_gpu(spec.runtime.device)
+
+
+def toy_model_warning(spec: JobSpec) -> str | None:
+    """Return a warning where photos would go through embedded models, which never saw any; None where none would."""
+    models, mode = spec.recipe.models, spec.recipe.mode
+    fields = [name for name in ("stable_diffusion", "depth") if getattr(models, name).path == DEMO]
+    # In mode depth, depth is estimated on the images of rows that lack a map.
+    if not fields or mode == "text" or (mode == "depth" and "image" not in _columns(spec)):
+        return None
+    examples = {"stable_diffusion": DEPTH_EXAMPLE if mode == "depth" else PLAIN_EXAMPLE, "depth": ESTIMATOR_EXAMPLE}
+    names = " and ".join(f"recipe.models.{name} (for example {examples[name]})" for name in fields)
+    return (
+        "the embedded models (demo) were trained on ToyScapes only and never saw a photo; for any other pictures than "
+        f"ToyScapes set {names}"
+    )
+
+
+def _columns(spec: JobSpec) -> list[str]:
+    """Return the columns of the first manifest file; none if it cannot be read, which planning then explains."""
+    settings = spec.runtime.storage
+    try:
+        first, *_ = manifest_files.find(spec.manifests, settings)
+        return list(manifest_files.open_file(first, settings).schema.names)
+    except StereoJobsError:
+        return []
+
+
 def prepare(
     spec: JobSpec,
     storage: Storage,
@@ -68,21 +109,27 @@ def prepare(
     if job.plans:
         plan.refuse_drift(job, recipe)
     new = _unplanned(spec, job, extend)
-    if new:
+    if not new:
+        return Prepared(storage, job, recipe)
+    try:
         made, hashes = plan.make_plan(spec, recipe, new, job, storage, ended=ended)
-        if publish:
-            if not job.plans:
-                storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))
-            made = plan.publish(storage, made, hashes)
-        job = Job((*job.plans, made))
-    return Prepared(storage, job, recipe)
+    except plan.EmptyManifestError as error:
+        if not job.plans:
+            raise
+        log.warning("%s; nothing is added to the job", error)
+        return Prepared(storage, job, recipe)
+    if publish:
+        if not job.plans:
+            storage.replace(layout.CARD, card.render(recipe, planned=made.pairs, version=__version__))
+        made = plan.publish(storage, made, hashes)
+    return Prepared(storage, Job((*job.plans, made)), recipe)
 
 
 def _unplanned(spec: JobSpec, job: Job, extend: bool) -> list[str]:
     """Return the manifest files to plan now."""
     wanted = extend or not job.plans
     try:
-        found = manifest.find(spec.manifests, spec.runtime.storage)
+        found = manifest_files.find(spec.manifests, spec.runtime.storage)
     except ManifestError:
         if wanted:
             raise

@@ -4,7 +4,7 @@ from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
-from stereo_jobs.data.build import publish
+from stereo_jobs.data.building.publish import publish
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.spec import StorageSpec

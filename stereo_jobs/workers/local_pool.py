@@ -2,6 +2,7 @@
 
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_futures
 
@@ -26,9 +27,13 @@ class LocalPool(Pool):
         spec: the job; `runtime` says on which device.
         recipe: the resolved recipe.
         load: loads the generator.
+        tell: called with what is being loaded, in words.
     """
 
-    def __init__(self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory) -> None:
+    def __init__(
+        self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
+        tell(f"loading models: {recipe.models.names}")
         self._worker = ShardWorker(spec, recipe, load)
         self._threads = ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard")
         self._tasks: dict[Future[ShardRecord], ShardTask] = {}

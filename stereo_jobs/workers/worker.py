@@ -16,6 +16,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+import pyarrow as pa
 import tenacity
 
 from stereo_jobs import logs
@@ -34,8 +35,18 @@ from stereo_jobs.errors import (
 from stereo_jobs.output import layout
 from stereo_jobs.output.commits import commit, complete
 from stereo_jobs.output.guard import PlanGuard
+from stereo_jobs.output.plan import Plan
 from stereo_jobs.pipeline.batching import Generator, batches
-from stereo_jobs.records import CARRIED_PREFIX, REJECTED, QualitySummary, Row, RowError, ShardRecord, StereoPair
+from stereo_jobs.records import (
+    CARRIED_PREFIX,
+    REJECTED,
+    PromptNotes,
+    QualitySummary,
+    Row,
+    RowError,
+    ShardRecord,
+    StereoPair,
+)
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
 from stereo_jobs.workers.prometheus import Stage
@@ -209,6 +220,7 @@ class ShardWorker:
             rejected=rejected,
             failures=Counter(error.error_type for error in errors if error.error_type != REJECTED),
             quality=QualitySummary.of(finished),
+            prompts=PromptNotes.of(finished),
             unet_evaluations=sum(cell["unet_evaluations"] for cell in finished),
             seconds=round(seconds, 3),
             worker=self.name,
@@ -217,10 +229,15 @@ class ShardWorker:
 
     def _write(self, task: ShardTask, cells: list[Cells], record: ShardRecord, errors: list[RowError]) -> ShardRecord:
         """Build the shard and commit it, if its rows are from the files that were planned."""
-        carried = patient()(self.manifests.carried_schema, task.plan.files[0])
+        carried = patient()(self._carried, task.plan)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
         self._confirm_manifest(task)
         return patient()(self._commit, task, data)
+
+    def _carried(self, plan: Plan) -> pa.Schema:
+        """Return names and types of the carried columns. In a plan of an older version, all files have the same."""
+        schema = plan.arrow_schema
+        return self.manifests.carried_schema(plan.files[0]) if schema is None else schema
 
     def _commit(self, task: ShardTask, data: bytes) -> ShardRecord:
         self.guard.check(task.plan)
@@ -257,10 +274,11 @@ class ShardWorker:
             prefixes = tuple(sorted({file.uri.rpartition("/")[0] for file in task.plan.files}))
         inputs = InputReader(prefixes, runtime.max_image_bytes, runtime.storage, runtime.max_image_pixels)
         columns = SCALARS.union(INPUTS[self.recipe.mode], self.generator.inputs)
+        carried = self._carried(task.plan).names
         cells = {
             (file.uri, row): values
             for file, indices in task.plan.rows_by_file(task.shard)
-            for row, values in zip(indices, self.manifests.read(file, indices, columns), strict=True)
+            for row, values in zip(indices, self.manifests.read(file, indices, columns, carried), strict=True)
         }
         rows = []
         for position, ref in enumerate(task.plan.refs(task.shard)):
@@ -424,6 +442,7 @@ def _encode(row: Row, made: GeneratedPair, recipe: Recipe) -> Cells:
             **dataclasses.asdict(row.camera),
             "prompt": row.prompt,
             "negative_prompt": row.negative_prompt,
+            "prompt_cut": made.pair.prompt_cut,  # no column: only counted, in the record
             "mode": recipe.mode,
             "preset": recipe.method.preset,
             "model": sd.path,

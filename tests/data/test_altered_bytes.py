@@ -5,7 +5,7 @@ import os
 import pyarrow as pa
 import pytest
 
-from stereo_jobs.data.build import publish
+from stereo_jobs.data.building.publish import publish
 from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import StereoJobsError

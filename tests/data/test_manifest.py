@@ -15,22 +15,21 @@ from stereo_jobs.data import row_groups
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
     INPUTS,
+    KNOWN,
     MAX_PROMPT,
     REQUIRED,
-    ManifestFile,
     carried_schema,
-    find,
     inspect,
-    split_uri,
     stream_ids,
     to_row,
 )
+from stereo_jobs.data.manifest_files import ManifestFile, find, split_uri
 from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.data.row_groups import RowGroups
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import DriftError, ManifestError, StorageError
-from stereo_jobs.records import Camera
+from stereo_jobs.records import Camera, DisparityEncoding
 from stereo_jobs.spec import Recipe, StorageSpec
 
 LOCAL = StorageSpec()
@@ -168,9 +167,12 @@ def test_inspect_lists_the_file_and_its_carried_columns(write):
         ({"id": ["a"], "prompt": ["x"], "scale_percent": ["8"]}, "column 'scale_percent' must be number, not string"),
         ({"id": ["a"], "prompt": ["x"], "image": [1]}, r"column 'image' must be binary, struct<bytes, path> or string"),
         ({"id": ["a"], "prompt": ["x"], "image": [{"data": b""}]}, "column 'image' must be binary"),
-        ({"id": pa.array([], pa.string()), "prompt": pa.array([], pa.string())}, "has no rows"),
-        ({"id": ["a"], "prompt": ["x"], "wait": pa.array([1], pa.duration("s"))}, "column 'wait' cannot be carried"),
-        ({"id": ["a"], "prompt": ["x"], "none": [None]}, "column 'none' cannot be carried through.*drop or cast it"),
+        ({"id": ["a"], "prompt": [None]}, "column 'prompt' must be string, not null"),
+        (
+            {"id": ["a"], "prompt": ["x"], "x": pa.array([[1]], pa.list_view(pa.int8()))},
+            "'x' cannot be carried.*cast it",
+        ),
+        ({"id": ["a"], "prompt": ["x"], "x": pa.array([0], pa.timestamp("s", "odd zone"))}, "time zone 'odd zone'"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_by_column(write, columns, words):
@@ -186,6 +188,48 @@ def test_a_column_named_twice_is_refused(write, twice):
     uri = write(pa.Table.from_arrays(arrays, names=["id", "prompt", "note", twice]))
     with pytest.raises(ManifestError, match=f"column '{twice}' appears twice"):
         inspect(uri, Recipe(), LOCAL)
+
+
+def test_columns_that_hold_nothing_have_every_type(write):
+    columns = {name: [None] for name in KNOWN} | {"id": ["a"], "prompt": ["x"]}
+    uri = write(columns)
+    file, carried = inspect(uri, Recipe(), LOCAL)
+    (cells,) = ManifestReader(LOCAL).read(file, [0])
+    row = to_row(cells, 0, Recipe(), (), NO_INPUTS)
+    assert (row.id, row.prompt, row.error, row.inputs, len(carried)) == ("a", "x", None, {}, 0)
+
+
+def test_a_file_without_rows_is_listed_whatever_its_columns_are(write):
+    for columns in ({"id": pa.nulls(0), "x": pa.nulls(0)}, {"y": pa.array([], pa.list_view(pa.int8()))}):
+        file, carried = inspect(write(columns), Recipe(), LOCAL, {"prompt": "p", "split": "test"})
+        assert (file.rows, file.partitions, len(carried)) == (0, {}, 0)
+        assert list(stream_ids(file, LOCAL)) == []
+
+
+@pytest.mark.parametrize("column", ["seed", "prompt", "image"])
+def test_a_folder_is_no_known_column_unless_the_file_has_it(write, column):
+    table = {"id": ["a"], "prompt": ["x"]}
+    uri = write(table)
+    if column not in table:
+        words = f"{uri}: its folder {column}=7 would be the column '{column}'.*rename the folder"
+        with pytest.raises(ManifestError, match=words):
+            inspect(uri, Recipe(), LOCAL, {column: "7"})
+    else:
+        assert inspect(uri, Recipe(), LOCAL, {column: "7"})[0].partitions == {}
+
+
+def test_columns_of_folders_are_carried_text_and_the_file_has_precedence(write):
+    uri = write({"id": ["a", "b"], "prompt": ["x", "y"], "day": [1, 2]})
+    file, carried = inspect(uri, Recipe(), LOCAL, {"split": "train", "day": "3", "none": None})
+    assert carried == pa.schema([("day", pa.int64()), ("split", pa.string()), ("none", pa.string())])
+    assert file.partitions == {"split": "train", "none": None}
+    reader = ManifestReader(LOCAL)
+    cells = reader.read(file, [0, 1])
+    assert [[plain(row[name]) for name in carried.names] for row in cells] == [
+        [1, "train", None],
+        [2, "train", None],
+    ]
+    assert reader.read(file, [0], frozenset({"id"}), ("none", "gone"))[0].keys() == {"id", "none"}
 
 
 def test_scales_given_twice_are_refused(write):
@@ -332,16 +376,15 @@ def test_fewer_rows_than_planned_are_refused(write):
         read(ManifestReader(LOCAL), uri, [1, 2])
 
 
-def test_every_string_type_reads_as_text(write):
+@pytest.mark.parametrize("shared", [True, False])
+def test_every_string_type_reads_as_text(write, shared):
     values = ["a", "b"]
-    uri = write(
-        {
-            "id": pa.array(values, pa.large_string()),
-            "prompt": pa.array(values).dictionary_encode(),
-            "note": pa.array(values).dictionary_encode(),
-        }
-    )
-    assert read(ManifestReader(LOCAL), uri, [1]) == [{"id": "b", "prompt": "b", "note": "b"}]
+    kinds = [pa.large_string(), pa.string_view(), pa.json_(), pa.json_(pa.string_view())]
+    encoded = [pa.array(values).cast(kind) for kind in kinds] + [pa.array(values).dictionary_encode()]
+    for column in encoded:
+        uri = write({"id": column, "prompt": column, "note": column}, use_dictionary=shared)
+        assert read(ManifestReader(LOCAL), uri, [1]) == [{"id": "b", "prompt": "b", "note": "b"}]
+        assert [ids.to_pylist() for ids in stream_ids(inspect(uri, Recipe(), LOCAL)[0], LOCAL)] == [values]
 
 
 @pytest.mark.parametrize("wide_bytes", [2**20, 0])
@@ -385,6 +428,21 @@ def test_a_value_that_many_rows_share_takes_memory_once(write, encoding, dtype):
     cells = reader.read(listed(uri), [7, count - 1])
     assert [cell["id"] for cell in cells] == ["r7", f"r{count - 1}"]
     assert all(plain(cell["shared"].cast(dtype)) == value for cell in cells)
+    assert pa.total_allocated_bytes() - before < 100_000_000
+
+
+@pytest.mark.parametrize("dtype", [pa.string_view(), pa.json_(), pa.list_(pa.json_()), pa.binary(400_000)])
+def test_a_value_of_another_type_that_many_rows_share_is_held_few_times(write, dtype):
+    value, count = "x" * 400_000, 1000
+    chunk = pa.array([value] * 10).cast(pa.binary() if dtype == pa.binary(400_000) else pa.string())
+    if pa.types.is_list(dtype):
+        chunk = pa.ListArray.from_arrays(pa.array(range(11), pa.int32()), chunk)
+    ids = [f"r{i}" for i in range(count)]
+    uri = write({"id": ids, "shared": pa.chunked_array([chunk.cast(dtype)] * (count // 10))})
+    assert Path(uri).stat().st_size < 2_000_000
+    before = pa.total_allocated_bytes()
+    (cells,) = ManifestReader(LOCAL).read(listed(uri), [count - 1])
+    assert value in str(cells["shared"].to_pylist())
     assert pa.total_allocated_bytes() - before < 100_000_000
 
 
@@ -544,12 +602,31 @@ def test_a_scale_in_the_manifest_wins_and_null_takes_the_recipe_s():
         ({"scale_percent": 0.08}, "scale_percent: must be a percentage.*looks like a fraction: write 8, got 0.08"),
         ({"scale_percent": float("nan")}, "scale_percent: must be a percentage"),
         ({"scale_percent": 0}, "scale_percent: must be a percentage"),
+        ({"disparity_scale": 0}, "disparity_scale: must be above 0, the stored value of one pixel; got 0"),
+        ({"disparity_scale": float("nan")}, r"disparity_scale: must be a number from -2\*\*53 to 2\*\*53, got nan"),
+        ({"disparity_unknown": float("inf")}, "disparity_unknown: must be a number from"),
+        ({"disparity_encoding": "kitti"}, "disparity_encoding: must be plain or foundation_stereo, got 'kitti'$"),
+        (
+            {"disparity_encoding": "foundation_stereo", "disparity_scale": 256.0},
+            "disparity_scale: disparity_encoding foundation_stereo has one of its own; leave the cell empty",
+        ),
     ],
 )
 def test_a_rule_broken_by_one_row_becomes_its_error(cells, words):
     row = row_of(**cells)
     assert (row.error.id, row.error.error_type) == ("row", "InvalidRow")
     assert re.match(words, row.error.error_message)
+
+
+def test_what_disparities_mean_is_said_by_the_row_or_else_the_recipe():
+    assert row_of().disparity == DisparityEncoding("plain", None, None)
+    recipe = Recipe(disparity_scale=256, disparity_unknown=65535)
+    assert row_of(recipe).disparity == DisparityEncoding("plain", 256.0, 65535)
+    assert row_of(recipe, disparity_scale=4, disparity_unknown=0).disparity == DisparityEncoding("plain", 4.0, 0)
+    three_bytes = DisparityEncoding("foundation_stereo", None, 65535)
+    assert row_of(recipe, disparity_encoding="foundation_stereo").disparity == three_bytes
+    three_bytes = Recipe(disparity_encoding="foundation_stereo")
+    assert row_of(three_bytes, disparity_encoding="plain", disparity_scale=2).disparity.scale == 2.0
 
 
 def test_image_columns_are_read_when_the_mode_needs_them():

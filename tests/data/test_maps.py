@@ -23,7 +23,9 @@ from stereo_jobs.data.maps import (
     encode_pfm,
 )
 from stereo_jobs.data.reader import InputReader
+from stereo_jobs.records import DisparityEncoding
 from stereo_jobs.spec import StorageSpec
+from tests.data.test_png import png
 
 often = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 VALUES = np.random.default_rng(0).uniform(0.1, 90, (12, 16)).astype(np.float32)
@@ -85,9 +87,9 @@ def test_pngs_of_whole_numbers_are_read(dtype):
     values = np.random.default_rng(1).integers(0, np.iinfo(dtype).max + 1, (9, 7)).astype(dtype)
     for data in (saved(values), saved(values, "TIFF")):
         np.testing.assert_array_equal(decode_map(data, "depth"), values)
-    unit, unknown = (256, 0) if dtype == np.uint16 else (1, -1)
-    found = decode_disparity_px(saved(values))
-    np.testing.assert_array_equal(found, np.where(values == unknown, np.nan, values / np.float32(unit)))
+    unit = 256 if dtype == np.uint16 else 1
+    found = decode_disparity_px(saved(values), meaning=DisparityEncoding(scale=unit))
+    np.testing.assert_array_equal(found, np.where(values == 0, np.nan, values / np.float32(unit)))
 
 
 def test_a_pfm_header_may_be_written_in_many_ways():
@@ -204,10 +206,11 @@ def test_arrays_that_are_no_map_are_refused(values):
         decode_map(npy(values), "depth")
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "CMYK", "1"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "1"])
 def test_images_that_are_no_map_are_refused(mode):
     buffer = io.BytesIO()
-    Image.fromarray(VALUES.astype(np.uint8)).convert("RGB").convert(mode).save(buffer, "TIFF")
+    colours = np.dstack([VALUES, VALUES[::-1], VALUES]).astype(np.uint8)
+    Image.fromarray(colours).convert(mode).save(buffer, "TIFF")
     with pytest.raises(InputError, match="depth: must have one channel of numbers"):
         decode_map(buffer.getvalue(), "depth")
 
@@ -275,8 +278,137 @@ def test_a_mask_of_any_kind_of_image_is_read():
     buffer = io.BytesIO()
     palette.save(buffer, "PNG")
     for data in (encode_png(mask), saved(grey), saved(np.dstack([grey] * 3)), saved(grey, "TIFF"), buffer.getvalue()):
-        found = decode_mask(data, (6, 9))
+        found = decode_mask(data)
         assert found.dtype == bool
         np.testing.assert_array_equal(found, mask)
     with pytest.raises(InputError, match=r"mask: not a readable image \(image file is truncated"):
-        decode_mask(saved(grey.repeat(99, 0))[:-30], (594, 9))
+        decode_mask(saved(grey.repeat(99, 0))[:-30])
+
+
+def test_what_is_transparent_in_a_mask_is_not_set():
+    white = np.full((2, 4), 255, np.uint8)
+    alpha = np.array([[0, 127, 128, 255]] * 2, np.uint8)
+    for image in (
+        Image.merge("LA", (Image.fromarray(white), Image.fromarray(alpha))),
+        Image.fromarray(np.dstack([white, white, white, alpha])),
+    ):
+        np.testing.assert_array_equal(decode_mask(saved_image(image)), alpha >= 128)
+    key = saved_image(Image.fromarray(np.array([[255, 0, 200]], np.uint8)), transparency=255)
+    np.testing.assert_array_equal(decode_mask(key), [[False, False, True]])
+    palette = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+    palette.putpalette([255, 255, 255, 0, 0, 0, 255, 255, 255])
+    np.testing.assert_array_equal(decode_mask(saved_image(palette, transparency=bytes([0]))), [[False, False, True]])
+    deep = np.array([[0, 32767, 32768, 65535]], np.uint16)
+    np.testing.assert_array_equal(decode_mask(saved(deep)), deep >= 32768)
+
+
+# --- What stored disparities mean ---
+
+
+def saved_image(image, file_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, file_format, **options)
+    return buffer.getvalue()
+
+
+whole = arrays(np.uint16, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 65535))
+
+
+@often
+@given(whole, st.sampled_from([1, 4, 32, 64, 100, 256, 0.5]), st.sampled_from([None, 0, 65535, 7]))
+def test_integers_are_divided_by_their_scale_and_unknown_where_they_say(values, scale, unknown):
+    small = (values >> 8).astype(np.uint8)
+    meaning = DisparityEncoding(scale=scale, unknown=unknown)
+    for stored in (values, small, values.astype(np.int32), values.astype(">u2")):
+        kinds = [npy(stored)] if stored.dtype.kind == "i" or stored.dtype.byteorder == ">" else None
+        for data in kinds or (saved(stored), saved(stored, "TIFF"), npy(stored)):
+            wanted = np.where(stored == (unknown or 0), np.nan, stored / np.float32(scale)).astype(np.float32)
+            if np.isnan(wanted).all():
+                with pytest.raises(InputError, match="disparity: no pixel has a finite value"):
+                    decode_disparity_px(data, meaning=meaning)
+            else:
+                np.testing.assert_array_equal(decode_disparity_px(data, meaning=meaning), wanted)
+            with pytest.raises(InputError, match=r"integers \(\S+\) of unknown scale; set recipe.disparity_scale, or"):
+                decode_disparity_px(data)
+
+
+def test_floats_are_pixels_unless_a_scale_is_declared():
+    values = np.array([[0, 1.5, -1], [np.inf, np.nan, 256]], np.float32)
+    expected = np.where(np.isfinite(values), values, np.nan)
+    for data in (encode_disparity(values), encode_pfm(values), npy(values), npy(values.astype(np.float16))):
+        np.testing.assert_array_equal(decode_disparity_px(data), expected)
+        np.testing.assert_array_equal(decode_disparity_px(data, meaning=DisparityEncoding(scale=256)), expected / 256)
+        found = decode_disparity_px(data, meaning=DisparityEncoding(unknown=-1))
+        np.testing.assert_array_equal(found, np.where(values == -1, np.nan, expected))
+
+
+@often
+@given(arrays(np.uint8, st.tuples(st.integers(1, 5), st.integers(1, 5), st.just(3))))
+def test_three_bytes_of_foundation_stereo_are_one_number(stored):
+    """As the reader of its data set says: R * 255 * 255 + G * 255 + B, by 1000."""
+    red, green, blue = np.moveaxis(stored.astype(np.float64), 2, 0)
+    expected = (red * 255 * 255 + green * 255 + blue) / 1000
+    expected[expected == 0] = np.nan
+    meaning = DisparityEncoding("foundation_stereo")
+    if np.isnan(expected).all():
+        return
+    np.testing.assert_allclose(decode_disparity_px(saved(stored), meaning=meaning), expected, rtol=1e-6)
+    with pytest.raises(
+        InputError, match=r"foundation_stereo is an RGB picture of 8 bits, got shape .* of uint16; set it"
+    ):
+        decode_disparity_px(saved(stored[..., 0].astype(np.uint16)), meaning=meaning)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_grey_in_equal_channels_is_one_channel_and_what_is_transparent_unknown(dtype, channels):
+    values = np.random.default_rng(4).integers(1, np.iinfo(dtype).max, (5, 7)).astype(dtype)
+    alpha = np.full_like(values, np.iinfo(dtype).max)
+    alpha[1, 2:5] = 0
+    data = cv2.imencode(".png", np.dstack([*[values] * 3, alpha][:channels]))[1].tobytes()
+    expected = np.where((alpha == 0) & (channels == 4), np.nan, values)
+    np.testing.assert_array_equal(decode_map(data, "depth"), expected)
+    steps = DisparityEncoding(scale=4)
+    np.testing.assert_array_equal(decode_disparity_px(data, meaning=steps), (expected / 4).astype(np.float32))
+    colours = np.dstack([*[values] * 3, alpha][:channels])
+    colours[3, 3, 0] ^= 1
+    with pytest.raises(InputError, match="depth: must have one channel of numbers, got shape"):
+        decode_map(cv2.imencode(".png", colours)[1].tobytes(), "depth")
+
+
+def test_palettes_of_grey_and_transparent_values_are_read():
+    palette = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+    palette.putpalette([9, 9, 9, 50, 50, 50, 200, 200, 200])
+    np.testing.assert_array_equal(decode_map(saved_image(palette), "depth"), [[9, 50, 200]])
+    np.testing.assert_array_equal(decode_map(saved_image(palette, transparency=1), "depth"), [[9, np.nan, 200]])
+    for values in (np.array([[1, 2, 3]], np.uint8), np.array([[1, 2, 300]], np.uint16)):
+        keyed = saved_image(Image.fromarray(values), transparency=2)
+        np.testing.assert_array_equal(decode_map(keyed, "depth"), np.where(values == 2, np.nan, values))
+    with_alpha = Image.merge("LA", [Image.frombytes("L", (2, 1), b) for b in (b"\x05\x06", b"\x00\xff")])
+    np.testing.assert_array_equal(decode_map(saved_image(with_alpha), "depth"), [[np.nan, 6]])
+
+
+@pytest.mark.parametrize("depth", [2, 4])
+def test_few_bits_are_the_numbers_of_the_file(depth):
+    values = np.arange(2**depth, dtype=np.uint8)[None]
+    np.testing.assert_array_equal(decode_map(png(values, depth), "depth"), values)
+    np.testing.assert_array_equal(decode_map(png(values, depth, [1]), "depth"), np.where(values == 1, np.nan, values))
+
+
+# --- Headers of PFM ---
+
+space = st.sampled_from([" ", "\n", "\r\n", "\t", "  ", "\n# a comment 1 2\n", "\n#\n# 3\n"])
+scales = st.sampled_from(["-1", "-1.0", "-1.", "-.5", "-1e0", "-2.5E-3", "1", "+1.0", "1.", ".5", "1e+0", "-1.000000"])
+
+
+@often
+@given(space, space, space, scales, st.sampled_from(["\n", "\r\n", " \n", " ", "\t"]), floats)
+def test_every_header_of_a_pfm_gives_the_same_samples(first, second, third, scale, end, values):
+    height, width = values.shape
+    order = "<f4" if scale.startswith("-") else ">f4"
+    head = f"Pf{first}{width}{second}{height}{third}{scale}{end}".encode()
+    data = head + np.flipud(values).astype(order).tobytes()
+    check_map(data, values.size, "depth")
+    np.testing.assert_array_equal(decode_map(data, "depth"), values)
+    with pytest.raises(InputError, match="samples do not fit the bytes after its header"):
+        decode_map(data + b"\0", "depth")

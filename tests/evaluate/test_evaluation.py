@@ -47,9 +47,9 @@ def run_here(spec):
     return driver.run(spec, local=True, load=KEPT)
 
 
-def run(output, run_case=run_here, **options):
+def run(output, run_case=run_here, begin=lambda done, cases, name: None, **options):
     given = {"toyscapes": 3, "size": SIZE, "protocols": ("metric",), "methods": ("leave_blank", "stretch")}
-    return evaluate(str(output), SHORT, Options(**given | options), run_case)
+    return evaluate(str(output), SHORT, Options(**given | options), run_case, begin)
 
 
 def figures(output, table):
@@ -87,6 +87,27 @@ def test_every_table_has_its_forms_and_methods(output):
     assert "best, estimated disparity" in paper
     assert "estimated" not in metric  # an estimator knows no pixels
     assert "±" in (output / "tables/methods-metric-toyscapes.md").read_text()
+
+
+@pytest.mark.slow
+def test_cases_are_counted_before_they_begin(tmp_path):
+    """Each stands once, also when several tables share it, and the tables without truth count, too."""
+    begun = []
+    run(
+        tmp_path,
+        begin=lambda *case: begun.append(case),
+        toyscapes=2,
+        protocols=("paper", "metric"),
+        methods=("leave_blank",),
+        tables=("methods", "switches", "cost"),
+        sweeps=("edge_px=0,2",),
+        cost_pairs=1,
+    )
+    assert [(done, cases) for done, cases, _ in begun] == [(i, len(begun)) for i in range(len(begun))]
+    names = [name for _, _, name in begun]
+    assert names[0] == "toyscapes/paper/leave_blank"
+    assert {"toyscapes/metric/leave_blank", "cost/text/leave_blank"} <= {*names}
+    assert len(set(names)) == len(names) > 5
 
 
 def test_pictures_are_drawn(output):

@@ -6,8 +6,9 @@ import math
 
 import numpy as np
 import pytest
+from rich.console import Console
 
-from stereo_jobs.evaluate.tables.formats import Figure, Table, comma_separated, figure, latex, markdown
+from stereo_jobs.evaluate.tables.formats import Figure, Table, comma_separated, figure, latex, markdown, on_terminal
 
 
 def table(cells, metric="psnr", **fields):
@@ -76,3 +77,25 @@ def test_the_csv_has_every_figure_in_full():
     ]
     assert float(rows[0]["mean"]) == 1 / 3
     assert (rows[0]["interval"], rows[1]["interval"], rows[1]["count"]) == ("", "0.5", "4")
+
+
+@pytest.mark.parametrize("width", [40, 80, 160])
+def test_a_terminal_shows_all_figures_in_plain_text(width):
+    groups = ("Middlebury", "KITTI", "ToyScapes")
+    columns = [(group, metric) for group in groups for metric in ("psnr", "ssim", "lpips")]
+    cells = {(0, j): Figure(15 + j, 9, best=2.669, worst=-3.313, paper=15.456) for j in range(9)}
+    one = Table(
+        "t", "Methods", ("method",), [("leave_blank",), ("best, estimated disparity",)], columns, cells, ["9 scenes."]
+    )
+    said = io.StringIO()
+    Console(file=said, width=width, markup=False).print(on_terminal(one))
+    text = said.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert not set("${}^\\") & set(text)
+    if width >= 80:
+        words = text.split()
+        for j in range(9):
+            assert f"{15 + j:.3f}" in words
+        assert words.count("+2.669") == words.count("[15.456]") == 9
+    assert [f"Methods: {group}" in text for group in groups] == [True] * 3
+    assert "9 scenes." in text

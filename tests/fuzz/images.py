@@ -2,8 +2,9 @@
 
 What is whole must come out as a second decoder shows it: OpenCV (its own libpng, libjpeg, libwebp and libtiff) or
 tifffile against Pillow, and numpy for NPY and PFM. What the formats leave open is
-handled knowingly: EXIF turns a picture upright, transparency lies on white, 16 bits are scaled, ICC profiles are not
-applied. What is damaged must be refused, or decoded to something, and must cost neither time nor memory.
+handled knowingly: EXIF turns a picture upright, transparency lies on white, 16 bits are scaled, the only ICC profile is
+that of sRGB, integers of a disparity have a scale. What is damaged must be refused, or decoded to something, and must
+cost neither time nor memory.
 """
 
 import io
@@ -24,6 +25,7 @@ from PIL import Image, ImageCms
 
 from stereo_jobs.data.images import InputError, decode_rgb
 from stereo_jobs.data.maps import check_map, decode_depth, decode_disparity_px, decode_map, decode_mask
+from stereo_jobs.records import DisparityEncoding
 from stereo_jobs.spec import Runtime
 from tests.fuzz.cases import Record
 
@@ -379,7 +381,7 @@ def _map_tiff(rng: random.Random) -> Sample:
         buffer = io.BytesIO()
         tifffile.imwrite(buffer, values, photometric="minisblack", **options)
         data = buffer.getvalue()
-    refusable = dtype in ("f2", "u8")
+    refusable = dtype == "u8"
     return Sample(data, f"TIFF map of {dtype} by {by}, {options}", values=values, refusable=refusable)
 
 
@@ -516,10 +518,12 @@ def _decode_map(sample: Sample, damaged: bool, record: Record, rng: random.Rando
             record.find("refused", f"{_kind_of(sample)}: a whole map was refused")
         return
     values = _refused_or(lambda: decode_map(sample.data, "depth"), "decode_map", record)
-    disparity = _refused_or(lambda: decode_disparity_px(sample.data), "decode_disparity_px", record)
+    whole = sample.values is not None and sample.values.dtype.kind in "iu"
+    meaning = DisparityEncoding(scale=rng.choice((1, 4, 100, 256))) if whole or damaged else DisparityEncoding()
+    disparity = _refused_or(lambda: decode_disparity_px(sample.data, meaning=meaning), "decode_disparity_px", record)
     kind = rng.choice(("metric", "inverse"))
     depth = _refused_or(lambda: decode_depth(sample.data, kind), "decode_depth", record)
-    _refused_or(lambda: decode_mask(sample.data, (7, 7)), "decode_mask", record)
+    _refused_or(lambda: decode_mask(sample.data), "decode_mask", record)
     if damaged or sample.values is None:
         return
     if values is None:
@@ -529,8 +533,9 @@ def _decode_map(sample: Sample, damaged: bool, record: Record, rng: random.Rando
     with np.errstate(over="ignore"):
         wanted = sample.values.astype(np.float32)
     known = np.isfinite(wanted)
-    wide = sample.data.startswith(b"\x89PNG") and sample.values.dtype.itemsize == 2
-    in_pixels = np.where(wanted > 0, wanted / 256, np.nan) if wide else np.where(known, wanted, np.nan)
+    in_pixels = np.where(known, wanted, np.nan)
+    if meaning.scale:
+        in_pixels = np.where(wanted != 0, wanted / np.float32(meaning.scale), np.nan)
     far = np.where(known & (wanted > 0) if kind == "metric" else known, wanted, np.nan)
     pairs = (
         (values, wanted, "decode_map"),

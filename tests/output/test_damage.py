@@ -12,6 +12,7 @@ import pytest
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import DamagedError
 from stereo_jobs.output import layout, watch
+from stereo_jobs.output.commits import read_footer_at
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.run import driver
 from stereo_jobs.run.driver import run
@@ -209,3 +210,20 @@ def test_a_missing_output_is_not_done(job, stereo_jobs):
     assert load_job(storage).plans == ()
     with pytest.raises(Exception, match="no job is planned here"):
         watch.look(storage)
+
+
+def test_a_footer_that_a_store_alters_on_the_way_is_read_from_the_whole_object(make_spec, tmp_path, monkeypatch):
+    """Bytes given by range have no checksum; a run must not end for one that was altered on the way."""
+    spec = make_spec()
+    run(spec, local=True, load=standin.load)
+    storage = open_storage(spec.output)
+    expected = read_footer_at(storage, SHARD)
+    altered = tmp_path / "altered.parquet"
+    altered.write_bytes(foot_lost(storage.read(layout.data(SHARD))))
+    filesystem, _ = storage.for_pyarrow(layout.data(SHARD))
+    monkeypatch.setattr(type(storage), "for_pyarrow", lambda self, key: (filesystem, str(altered)))
+    assert read_footer_at(storage, SHARD) == expected
+    altered.unlink()
+    storage.replace(layout.data(SHARD), b"PAR1")
+    with pytest.raises(DamagedError, match="train-0000-0000001.parquet: damaged"):
+        read_footer_at(storage, SHARD)

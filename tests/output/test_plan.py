@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stereo_jobs.data.manifest import ManifestFile
+from stereo_jobs.data.manifest_files import ManifestFile
 from stereo_jobs.data.storage import LocalStorage, open_storage
 from stereo_jobs.errors import DriftError, InterruptedRunError, ManifestError
 from stereo_jobs.output import layout, progress
@@ -137,6 +137,23 @@ def test_a_plan_from_before_an_optional_field_is_the_same_recipe():
     refuse_drift(job, recipe)
     with pytest.raises(DriftError, match=r'recipe\.models\.clip: null then, \{"path": "elsewhere/clip".* now'):
         refuse_drift(job, Recipe(models={"clip": {"path": "elsewhere/clip"}}))
+
+
+def test_a_plan_from_before_a_field_had_its_default():
+    recipe, later = Recipe(), ("disparity_scale", "disparity_encoding", "disparity_unknown", "resize_maps")
+    older = recipe.canonical()
+    for name in later:
+        del older[name]
+    job = Job((plan_of(3, recipe=older),))
+    for scale in (None, 256, 1):  # what 16-bit PNGs and other integers were read by
+        refuse_drift(job, Recipe(disparity_scale=scale))
+    for changed in ({"disparity_scale": 100}, {"disparity_encoding": "foundation_stereo"}, {"resize_maps": "linear"}):
+        name, value = next(iter(changed.items()))
+        with pytest.raises(DriftError, match=rf"recipe\.{name}: .* then, \"?{value}"):
+            refuse_drift(job, Recipe(**changed))
+    begun = Job((plan_of(3, recipe=recipe.canonical()),))
+    with pytest.raises(DriftError, match=r"recipe\.disparity_scale: null then, 256"):
+        refuse_drift(begun, Recipe(disparity_scale=256))
 
 
 def test_ids_of_a_planner_that_lost_are_not_believed(make_spec, make_manifest, tmp_path):

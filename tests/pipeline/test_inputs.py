@@ -9,7 +9,7 @@ from PIL import Image
 from stereo_jobs.data.images import InputError, encode_disparity, encode_png
 from stereo_jobs.data.maps import encode_pfm
 from stereo_jobs.pipeline.inputs import GuidedNoise, MaskedPhoto, Noise, Photo, decode_row
-from stereo_jobs.records import Camera, Row
+from stereo_jobs.records import Camera, DisparityEncoding, Row
 from stereo_jobs.spec import Recipe
 
 HEIGHT, WIDTH = 24, 40
@@ -26,9 +26,10 @@ def recipe(mode="image", **method):
 METRIC = recipe(geometry="metric")
 
 
-def row(depth_kind="inverse", camera=None, **inputs):
+def row(depth_kind="inverse", camera=None, meaning=None, **inputs):
     inputs = {"image": encode_png(PHOTO)} | inputs
-    return Row("row", "a circle", "", 1, 8.0, inputs, depth_kind, camera or Camera())
+    meaning = meaning or DisparityEncoding()
+    return Row("row", "a circle", "", 1, 8.0, inputs, depth_kind, camera or Camera(), disparity=meaning)
 
 
 def read(given, chosen=None):
@@ -60,7 +61,14 @@ NOTHING = np.full((HEIGHT, WIDTH), np.nan, np.float32)
         ({"depth": encode_disparity(RAMP.T.copy())}, "depth: 24x40 pixels, but the image has 40x24; a map must have"),
         ({"disparity": encode_disparity(NOTHING)}, "disparity: no pixel has a finite value"),
         ({"disparity": encode_disparity(NOTHING + np.inf)}, "disparity: no pixel has a finite value"),
-        ({"disparity": saved(np.zeros((HEIGHT, WIDTH), np.uint16))}, "disparity: no pixel has a finite value"),
+        (
+            {"disparity": saved(np.zeros((HEIGHT, WIDTH), np.uint16)), "meaning": DisparityEncoding(scale=256)},
+            "disparity: no pixel has a finite value",
+        ),
+        (
+            {"disparity": saved(np.ones((HEIGHT, WIDTH), np.uint16))},
+            r"disparity: its values are integers \(uint16\) of unknown scale; set recipe.disparity_scale, or the",
+        ),
         ({"depth": encode_disparity(NOTHING)}, r"depth: no pixel has a usable value \(finite\)"),
         ({"disparity": b"1.0, 2.0, 3.0\n"}, "disparity: not a readable image; use float TIFF, PFM, NPY, or 8- or 16-b"),
         (
@@ -74,7 +82,7 @@ NOTHING = np.full((HEIGHT, WIDTH), np.nan, np.float32)
         ({"disparity": npy(RAMP[..., None])}, r"disparity: must have one channel of numbers, got shape \(24, 40, 1\)"),
         ({"image": encode_png(PHOTO[:15])}, "image: 40x15 pixels; it needs at least 16 each way"),
         ({"image": encode_png(PHOTO)[:-200]}, r"image: not a readable image \(image file is truncated"),
-        ({"image": b"no image"}, "image: not a readable image; use PNG, JPEG, WebP, TIFF or BMP"),
+        ({"image": b"no image"}, "image: not a readable image; use PNG, JPEG, WebP, TIFF, BMP, AVIF or HEIC"),
     ],
 )
 def test_bad_input_is_refused_with_column_rule_value_and_remedy(inputs, words):
@@ -235,8 +243,8 @@ def test_pfm_is_read_bottom_up_in_either_byte_order(order):
 
 @pytest.mark.parametrize(
     "values",
-    [RAMP, RAMP.astype(np.float64), RAMP.astype(np.int16), RAMP.astype(">f4"), np.asfortranarray(RAMP)],
-    ids=["float", "double", "int", "big-endian", "columns first"],
+    [RAMP, RAMP.astype(np.float64), RAMP.astype(np.float16), RAMP.astype(">f4"), np.asfortranarray(RAMP)],
+    ids=["float", "double", "half", "big-endian", "columns first"],
 )
 def test_npy_is_read(values):
     found = read(row(disparity=npy(values))).map
@@ -249,7 +257,7 @@ def test_a_16_bit_png_counts_256ths_and_nothing_is_known_of_zeros():
     stored = (RAMP * 256).astype(np.uint16)
     stored[4, 7:9] = 0
     stored[5, :2] = 0
-    found = read(row(disparity=saved(stored)), METRIC).map
+    found = read(row(disparity=saved(stored), meaning=DisparityEncoding(scale=256)), METRIC).map
     expected = stored / np.float32(256)
     expected[4, 7:9] = expected[4, 6]
     expected[5, :2] = expected[5, 2]
@@ -257,10 +265,10 @@ def test_a_16_bit_png_counts_256ths_and_nothing_is_known_of_zeros():
 
 
 def test_other_whole_numbers_stand_as_they_are():
-    stored = RAMP.astype(np.uint8)
+    stored, pixels = RAMP.astype(np.uint8), DisparityEncoding(scale=1, unknown=-1)
     assert stored.min() == 0
-    np.testing.assert_array_equal(read(row(disparity=saved(stored)), METRIC).map, stored)
-    np.testing.assert_array_equal(read(row(disparity=saved(stored.astype(np.uint16), "TIFF")), METRIC).map, stored)
+    for data in (saved(stored), saved(stored.astype(np.uint16), "TIFF"), npy(stored.astype(np.int16))):
+        np.testing.assert_array_equal(read(row(disparity=data, meaning=pixels), METRIC).map, stored)
     np.testing.assert_array_equal(read(row(depth=saved(stored.astype(np.uint16)))).map, stored)
 
 

@@ -468,6 +468,18 @@ def test_the_first_prompt_that_is_cut_is_reported(pipeline, caplog):
     assert cut[0].startswith(f"row b: the model reads {fresh.sd.prompt_tokens} tokens and ignores the rest")
 
 
+def test_cut_prompts_are_marked_and_the_first_attention_weights_are_reported(pipeline, caplog):
+    fresh = variant(pipeline, batch_size=1)
+    prompts = {"a": ("red", ""), "b": ("(red:1.4)", ""), "c": ("red", "red circle " * 40), "d": ("(red:1.2) " * 40, "")}
+    rows = [Row(name, *texts, 1, 8.0, ROWS[5].inputs) for name, texts in prompts.items()]
+    with caplog.at_level(logging.WARNING, "stereo_jobs.pipeline.generator"):
+        made = fresh.generate(rows)
+    assert [pair.prompt_cut for pair in made] == [False, False, True, True]
+    told = [record.getMessage() for record in caplog.records if "weights" in record.getMessage()]
+    assert len(told) == 1
+    assert told[0].startswith("row b: attention weights such as (red:1.4) are not honoured")
+
+
 # --- Depth mode ---
 
 
@@ -553,8 +565,35 @@ def test_depth_mode_in_two_passes_leaves_the_finished_left_as_it_is(pipeline, de
     once, twice = (depth_pipeline(pipeline, depth_sd, two_pass=two).generate([depth_row()])[0] for two in (False, True))
     np.testing.assert_array_equal(once.left, twice.left)
     np.testing.assert_array_equal(once.disparity, twice.disparity)
-    assert twice.unet_evaluations == once.unet_evaluations + STEPS
     assert twice.left_psnr is None
+    # The first left view is guided, its inversion and the pair after it are not.
+    pair = once.unet_evaluations - 2 * STEPS
+    assert twice.unet_evaluations == 2 * STEPS + STEPS + pair // 2
+
+
+GUIDED = {"guidance_scale": 9.0, "photo_guidance_scale": 7.5}
+
+
+@pytest.mark.parametrize(
+    ("mode", "method", "expected"),
+    [
+        ("text", {}, (9.0, 9.0, 1.0)),
+        ("depth", {}, (9.0, 9.0, 1.0)),
+        # A finished left view is inverted without guidance, or by null-text with that of photos.
+        ("depth", {"two_pass": True, "inversion": "direct"}, (9.0, 1.0, 1.0)),
+        ("depth", {"two_pass": True, "inversion": "ddim"}, (9.0, 1.0, 1.0)),
+        ("depth", {"two_pass": True, "inversion": "null_text"}, (9.0, 7.5, 1.0)),
+        ("depth", {"two_pass": True, "right_view": "repaint"}, (9.0, 9.0, 1.0)),
+        ("image", {"inversion": "direct"}, (9.0, 7.5, 1.0)),
+        ("image", {"inversion": "null_text"}, (9.0, 7.5, 1.0)),
+        ("inpaint", {"inversion": "direct"}, (9.0, 7.5, 9.0)),
+    ],
+)
+def test_the_pair_takes_the_guidance_of_its_inversion(pipeline, mode, method, expected):
+    chosen = variant(pipeline, mode=mode, **GUIDED, **method)
+    assert chosen._guidance(Row("r", "a prompt", "", 0, 8.0)) == expected
+    optimised = method.get("inversion") == "null_text"
+    assert chosen._guidance(Row("r", "", "", 0, 8.0)) == (1.0, 7.5 if optimised else 1.0, 1.0)
 
 
 def test_nan_in_the_first_of_two_passes_fails_the_row_alone(pipeline, depth_sd, monkeypatch):

@@ -110,7 +110,7 @@ def test_failed_rows_are_counted_by_type(make_spec, make_manifest):
     spec = make_spec(make_manifest(rows=6, prompt=["boom", "nan", "fine"] * 2), batch_size=2)
     found = measured(spec, standin.load)
     assert (found.pairs, found.failures) == (2, {"ValueError": 2, "NotFinite": 2})
-    with pytest.raises(StereoJobsError, match=r"none of 6 rows could be made \(ValueError\)"):
+    with pytest.raises(StereoJobsError, match=r"none of 6 rows could be made \(ValueError\).*row-\d+: boom in row"):
         measured(make_spec(make_manifest(rows=6, prompt=["boom"] * 6), batch_size=2), standin.load)
 
 

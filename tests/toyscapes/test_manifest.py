@@ -10,7 +10,8 @@ import pytest
 
 from stereo_jobs import cli
 from stereo_jobs.data.images import decode_disparity, decode_rgb
-from stereo_jobs.data.manifest import find, inspect, stream_ids
+from stereo_jobs.data.manifest import inspect, stream_ids
+from stereo_jobs.data.manifest_files import find
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.records import valid_id
 from stereo_jobs.spec import Recipe, StorageSpec

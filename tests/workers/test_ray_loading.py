@@ -84,6 +84,7 @@ def load_hanging(recipe, device, batch_size):
 def load_while_the_store_is_away(recipe, device, batch_size):
     if tries(2):
         wait_until(lambda: Path(os.environ["PID_FOLDER"], "loaded").exists())
+        time.sleep(2)  # until the pool has heard that the other one is ready
         raise StorageUnavailableError("s3://x: SlowDown")
     return WithAnother(batch_size)
 
@@ -176,3 +177,22 @@ def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
 def test_an_estimate_that_cannot_be_made(pids, make_spec, monkeypatch, load, runtime, kind, said):
     with pytest.raises(kind, match=said):
         measured(make_spec(**{"start_timeout_s": 4} | runtime), load, monkeypatch)
+
+
+@pytest.mark.slow
+def test_a_run_tells_what_its_first_actors_wait_for(make_spec):
+    seen = []
+    run(make_spec(actors=1), load=standin.load, watch=seen.append)
+    starting = [state.starting for state in seen if state.starting]
+    assert starting[0] == "starting Ray, or joining its cluster"
+    assert "0 of 1 workers ready, 1 waiting for room (CPU 1 each)" in starting
+    assert not seen[-1].starting
+    assert seen[-1].workers == 1
+
+
+def test_a_run_tells_that_no_node_has_room(make_spec):
+    seen = []
+    with pytest.raises(InterruptedRunError, match="0 of 1 actors ready"):
+        spec = make_spec(actors=1, device="cuda", gpus_per_actor=64, start_timeout_s=2)
+        run(spec, load=standin.load, watch=seen.append)
+    assert seen[-1].starting == ("0 of 1 workers ready, 1 waiting for room (GPU 64, CPU 1 each), which no node has yet")

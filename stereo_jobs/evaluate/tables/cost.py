@@ -54,8 +54,13 @@ def cost_table(runner: ExperimentRunner, methods: Sequence[Method], *, pairs: in
     return table
 
 
+def case_key(mode: Mode, method: Method) -> str:
+    """Folder of the case of a method in a mode, below the evaluation."""
+    return f"cost/{mode}/{slug(method.name)}"
+
+
 def _case(runner: ExperimentRunner, mode: Mode, method: Method, *, pairs: int, size: int) -> Case:
-    key, manifest = f"cost/{mode}/{slug(method.name)}", f"cost/scenes/{mode}-{pairs}-{size}.parquet"
+    key, manifest = case_key(mode, method), f"cost/scenes/{mode}-{pairs}-{size}.parquet"
     recipe = {"mode": mode, "size": {"width": size, "height": size}}
     spec = runner.spec(key, [runner.storage.locate(manifest)], recipe, {**method.switches, "geometry": "relative"})
     single = spec.runtime.model_copy(update={"batch_size": 1})

@@ -64,13 +64,18 @@ def _scenes(runner: ExperimentRunner, scenes: int, size: int) -> list[str]:
     ]
 
 
+def case_key(method: Method) -> str:
+    """Folder of the case of a method in mode depth, below the evaluation."""
+    return f"depth/{slug(method.name)}"
+
+
 def _case(runner: ExperimentRunner, uris: Sequence[str], method: Method, size: int) -> Case:
     recipe = {
         "mode": "depth",
         "size": {"width": size, "height": size},
         "quality": {"enabled": True, "drop_rejected": False},  # the share of accepted pairs counts rejected ones, too
     }
-    key = f"depth/{slug(method.name)}"
+    key = case_key(method)
     return Case(key, "toyscapes", method, runner.spec(key, uris, recipe, {**method.switches, "geometry": "relative"}))
 
 

@@ -1,13 +1,18 @@
-"""Figures and tables of them, printed like the paper's, in Markdown, CSV and LaTeX."""
+"""Figures and tables of them, printed like the paper's, in Markdown, CSV and LaTeX, and on the terminal."""
 
 import csv
 import io
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Column
+from rich.table import Table as RichTable
+from rich.text import Text
 
 
 class Metric(NamedTuple):
@@ -153,6 +158,28 @@ def markdown(table: Table) -> str:
     return "\n".join([*lines, "", *(f"{note}  " for note in table.notes), ""])
 
 
+def on_terminal(table: Table) -> Group:
+    """The table as a terminal shows it: plain text, one part for each group of columns, so that 80 columns are enough.
+
+    Cells that are wider than the terminal leaves room for are wrapped between their figures.
+    """
+    parts: list[RenderableType] = []
+    for group in dict.fromkeys(group for group, _ in table.columns):
+        columns = [(j, metric) for j, (other, metric) in enumerate(table.columns) if other == group]
+        part = RichTable(
+            *(Column(label, overflow="fold", min_width=12) for label in table.labels),
+            *(Column(METRICS[metric].head, justify="right", overflow="fold", min_width=7) for _, metric in columns),
+            title=f"{table.title}: {group}" if group else table.title,
+            title_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
+        for i, labels in enumerate(table.rows):
+            part.add_row(*labels, *(_plain(table.cells.get((i, j)), metric) for j, metric in columns))
+        parts.append(part)
+    return Group(*parts, *(Text(note) for note in table.notes), "")
+
+
 def latex(table: Table) -> str:
     """The table in LaTeX: a `tabular` that needs the packages booktabs and, for check marks, amssymb."""
     groups = [group for group, _ in table.columns]
@@ -206,12 +233,22 @@ def _head(table: Table, group: str, metric: str) -> str:
 
 def _text(cell: Figure | None, metric: str) -> str:
     """A figure as the paper prints it: the mean, offsets as super- and subscript, the paper's own in brackets."""
+    return _with_offsets(cell, metric, lambda mean, best, worst: f"${mean}^{{{best}}}_{{{worst}}}$")
+
+
+def _plain(cell: Figure | None, metric: str) -> str:
+    """A figure in plain text: the mean, offsets of the best and the worst scene, the paper's own in brackets."""
+    return _with_offsets(cell, metric, lambda mean, best, worst: f"{mean} {best} {worst}")
+
+
+def _with_offsets(cell: Figure | None, metric: str, combined: Callable[[str, str, str], str]) -> str:
+    """A figure with its offsets, which `combined` writes beside the mean; empty without a figure."""
     if cell is None:
         return ""
     digits = METRICS[metric].digits
     text = f"{cell.mean:.{digits}f}"
     if cell.best is not None and cell.worst is not None:
-        text = f"${text}^{{{cell.best:+.{digits}f}}}_{{{cell.worst:+.{digits}f}}}$"
+        text = combined(text, f"{cell.best:+.{digits}f}", f"{cell.worst:+.{digits}f}")
     if cell.interval is not None:
         text += f" ±{cell.interval:.{digits}f}"
     if cell.beyond is not None:

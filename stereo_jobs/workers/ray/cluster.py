@@ -10,8 +10,11 @@ import time
 from types import ModuleType
 from typing import Any
 
-from stereo_jobs.errors import ClusterError, InterruptedRunError
+from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError
+from stereo_jobs.models.device import NO_GPU_REMEDY
 from stereo_jobs.spec import ActorRange, JobSpec, Runtime
+
+log = logging.getLogger(__name__)
 
 HEAD_PATIENCE_S = 30.0
 """Seconds that the head of the cluster may not answer before the run ends."""
@@ -79,6 +82,34 @@ def actor_needs(runtime: Runtime) -> dict[str, float]:
     automatic = runtime.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
     gpus = runtime.gpus_per_actor if automatic or runtime.device == "cuda" else 0.0
     return {"num_cpus": runtime.cpus_per_actor, "num_gpus": gpus}
+
+
+def refuse_missing_gpus(runtime: Runtime) -> None:
+    """Refuse, or warn of, a connected cluster without any GPU where `runtime.device` is cuda.
+
+    A number of actors may be waited for: nodes with GPUs may join, or an autoscaler may add them. Without one there are
+    as many actors as the present nodes have GPUs, so that nothing is worth waiting for.
+
+    Raises:
+        SpecError: no GPU will come.
+    """
+    import ray
+
+    if runtime.device != "cuda" or ray.cluster_resources().get("GPU", 0) > 0:
+        return
+    named = runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    if not named or runtime.actors is None:
+        where = f"no node of the cluster {named} has a GPU" if named else f"Ray finds no GPU here; {NO_GPU_REMEDY}"
+        remedy = (
+            "; set it to auto or cpu, start nodes with GPUs first, or set runtime.actors to a number or to {min, max}: "
+            "then they are waited for, and an autoscaling cluster adds them"
+        )
+        raise SpecError(f"runtime.device: cuda is asked for, and {where}" + (remedy if named else ""))
+    log.warning(
+        "runtime.device: cuda is asked for, and no node of the cluster %s has a GPU yet; waiting up to "
+        "runtime.start_timeout_s = %g s for nodes that join or that an autoscaler adds",
+        *(named, runtime.start_timeout_s),
+    )
 
 
 def actor_lost_errors() -> tuple[type[Exception], ...]:

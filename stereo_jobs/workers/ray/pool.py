@@ -27,7 +27,7 @@ from stereo_jobs.workers.local_pool import IDLE_S
 from stereo_jobs.workers.ray.actor_state import Actor, ActorState
 from stereo_jobs.workers.ray.actors import ActorWorker
 from stereo_jobs.workers.ray.blocklist import Blocklist
-from stereo_jobs.workers.ray.cluster import RayCluster, actor_lost_errors, actor_needs
+from stereo_jobs.workers.ray.cluster import RayCluster, actor_lost_errors, actor_needs, refuse_missing_gpus
 from stereo_jobs.workers.ray.heartbeats import HeartbeatsClient, HeartbeatSummary
 from stereo_jobs.workers.task import IN_FLIGHT, FaultScope, Outcome, Pool, ShardTask, WorkerLost
 from stereo_jobs.workers.worker import GeneratorFactory
@@ -49,21 +49,33 @@ class RayPool(Pool):
         load: loads the generator in each actor.
         shards: how many shards there are to make. No more actors than that are started.
         ended: whether the run is to stop, so that waiting for actors ends.
+        tell: called about twice a second with what the first actors are waiting for, in words.
 
     Raises:
         InterruptedRunError: the cluster had no room for any actor within `runtime.start_timeout_s`.
-        SpecError: fewer actors than needed were ready by then.
+        SpecError: fewer actors than needed were ready by then, or GPUs are asked for and none will come.
         StereoJobsError: what keeps the actors from loading their models.
     """
 
     def __init__(
-        self, spec: JobSpec, recipe: Recipe, load: GeneratorFactory, *, shards: int, ended: Callable[[], bool]
+        self,
+        spec: JobSpec,
+        recipe: Recipe,
+        load: GeneratorFactory,
+        *,
+        shards: int,
+        ended: Callable[[], bool],
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
+        tell("starting Ray, or joining its cluster")
         self._cluster = RayCluster(spec)
         self._ray = self._cluster.ray
         self._lost_errors = actor_lost_errors()
         self._runtime = spec.runtime
         self._arguments = (spec, recipe, load)
+        self._models = recipe.models.names
+        self._fits = True
+        """Whether some node is large enough for an actor."""
         self._shards = shards
         self._actors: list[Actor] = []
         self._started = 0
@@ -87,9 +99,11 @@ class RayPool(Pool):
         self._needs = actor_needs(self._runtime)
         self._heartbeats = HeartbeatsClient(self._ray)
         try:
+            refuse_missing_gpus(self._runtime)
             self._reconcile()
             while self.workers() < self._needed and not ended():
                 self._reconcile()
+                tell(self._starting())
                 self._poll_startups(0.5)
                 self._refuse_to_wait()
         except BaseException:
@@ -157,6 +171,18 @@ class RayPool(Pool):
         wanted = self._runtime.actors
         return min(wanted.min if isinstance(wanted, ActorRange) else wanted or 1, self._shards)
 
+    def _starting(self) -> str:
+        """What the first actors are waiting for, in words."""
+        states = [actor.state for actor in self._actors]
+        parts = [f"{self.workers()} of {self._needed} workers ready"]
+        if loading := states.count(ActorState.LOADING):
+            parts.append(f"{loading} loading models: {self._models}")
+        if waiting := states.count(ActorState.WAITING):
+            each = ", ".join(f"{name} {need:g}" for name, need in self._needs_by_name() if need)
+            on = "" if self._fits else ", which no node has yet"
+            parts.append(f"{waiting} waiting for room{f' ({each} each)' if each else ''}{on}")
+        return ", ".join(parts)
+
     def _wanted(self) -> int:
         """How many actors there should be now, those that are draining not counted."""
         wanted = self._runtime.actors
@@ -171,8 +197,12 @@ class RayPool(Pool):
 
     def _room(self, resources: dict[str, float]) -> int:
         """How many actors fit onto one node."""
-        needs = [("GPU", self._needs["num_gpus"]), ("CPU", self._needs["num_cpus"])]
+        needs = self._needs_by_name()
         return min((int(resources.get(name, 0) / need + 1e-9) for name, need in needs if need), default=1)
+
+    def _needs_by_name(self) -> list[tuple[str, float]]:
+        """What one actor needs of Ray's resources."""
+        return [("GPU", self._needs["num_gpus"]), ("CPU", self._needs["num_cpus"])]
 
     def _start(self, load_attempts: int = 1) -> None:
         """Start one more actor. It waits for room, then loads its models."""
@@ -213,10 +243,11 @@ class RayPool(Pool):
         self._poll_startups(0)
         if self.workers() >= self._needed:
             self._enough = now
-        alive, draining, heartbeats = set(self._cluster.nodes()), self._cluster.draining(), HeartbeatSummary([], [])
+        nodes, draining, heartbeats = self._cluster.nodes(), self._cluster.draining(), HeartbeatSummary([], [])
+        self._fits = any(map(self._room, nodes.values()))
         if self._serving():  # before, the heartbeats actor may not have started yet
             heartbeats = self._heartbeats.summary(self._runtime.batch_timeout_s)
-        self._discard_lost_and_late(alive, heartbeats.late)
+        self._discard_lost_and_late(set(nodes), heartbeats.late)
         self._replace_slow_to_load()
         self._drain_leaving(draining, heartbeats.preempted)
         missing = self._wanted() - sum(actor.state is not ActorState.DRAINING for actor in self._actors)

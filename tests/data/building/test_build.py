@@ -1,32 +1,26 @@
-"""Manifests made from lines, tables and folders of images."""
+"""Manifests made from lines, tables and folders of images: ids, refusals, what is said."""
 
+import gzip
+import io
 import json
 import os
 import re
+import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from stereo_jobs.data.build import build
-from stereo_jobs.data.manifest import find, inspect, stream_ids
+from stereo_jobs.data.building.build import Options, build
+from stereo_jobs.data.building.source import SourceFile
+from stereo_jobs.data.manifest import inspect, stream_ids
+from stereo_jobs.data.manifest_files import find
 from stereo_jobs.data.row_groups import Cursor, RowGroups
+from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ManifestError, StorageError
-from stereo_jobs.records import valid_id
 from stereo_jobs.spec import Recipe, StorageSpec
-
-LOCAL = StorageSpec()
-
-
-def built(source, tmp_path):
-    target = tmp_path / "built.parquet"
-    count = build(source, str(target), LOCAL)
-    rows = pq.read_table(target).to_pylist()
-    assert count == len(rows)
-    assert all(valid_id(row["id"]) for row in rows)
-    assert len({row["id"] for row in rows}) == len(rows)
-    return rows
+from tests.data.building.helpers import LOCAL, build_and_plan, built
 
 
 def test_lines_become_prompts_with_ids_of_the_file(tmp_path):
@@ -73,15 +67,15 @@ def test_a_folder_of_images_gives_clean_and_distinct_ids(tmp_path):
         Image.new("RGB", (2, 2)).save(folder / name)
     (folder / "notes.txt").write_text("not an image")
     rows = built(folder, tmp_path)
-    assert len(rows) == 7
-    assert {"a_b", "a_b-2", "a_b-3", "hidden", "x" * 150} <= {row["id"] for row in rows}
+    assert len(rows) == 6
+    assert {"a_b", "a_b-2", "a_b-3", "x" * 150} <= {row["id"] for row in rows}
     assert all(Image.open(row["image"]).size == (2, 2) for row in rows)
 
 
 def test_an_unknown_kind_is_refused(tmp_path):
     for name in ("p.xlsx", "p"):
         (tmp_path / name).write_text("x")
-        with pytest.raises(ManifestError, match=r"must be a .txt, .csv or .jsonl file, or a folder of images"):
+        with pytest.raises(ManifestError, match=r"must be a .txt, .csv, .tsv, .jsonl or .json file, .* or a folder"):
             build(tmp_path / name, f"{tmp_path}/out.parquet", LOCAL)
 
 
@@ -93,7 +87,8 @@ def test_an_unknown_kind_is_refused(tmp_path):
         ("p.csv", "id,prompt\n", "has nothing in it"),
         ("p.csv", "", "cannot be read"),
         ("p.jsonl", "{broken", "cannot be read"),
-        ("p.txt", b"\xff\xfe", "cannot be read"),
+        ("p.txt", b"\xff\xfe", "has nothing in it"),  # UTF-16
+        ("p.txt", b"\xff\xfa", "line 1: not UTF-8"),
     ],
 )
 def test_an_empty_or_broken_source_is_refused(tmp_path, name, content, words):
@@ -189,3 +184,136 @@ def test_no_other_byte_of_its_rows_goes_unnoticed(tmp_path):
         except (pa.ArrowException, OSError, ValueError):
             noticed += 1
     assert noticed > footer / 2
+
+
+# --- Columns that are chosen, and ids that are made ---
+
+
+def test_columns_of_other_names_are_chosen(tmp_path):
+    (tmp_path / "p.csv").write_text("nr,text,note\n007,a red star,x\n008,a ball,y\n")
+    assert built(tmp_path / "p.csv", tmp_path, id_from="nr", prompt_column="text") == [
+        {"id": "007", "prompt": "a red star", "note": "x"},
+        {"id": "008", "prompt": "a ball", "note": "y"},
+    ]
+
+
+def test_a_known_column_that_becomes_the_id_stays_what_it_is(tmp_path):
+    (tmp_path / "p.csv").write_text("image,seed\na.png,4\nb.png,5\n")
+    assert built(tmp_path / "p.csv", tmp_path, id_from="image") == [
+        {"id": "a.png", "image": "a.png", "seed": 4},
+        {"id": "b.png", "image": "b.png", "seed": 5},
+    ]
+
+
+def test_a_column_whose_place_another_takes_is_said(tmp_path):
+    (tmp_path / "p.csv").write_text("id,key,prompt\nnot/valid,k1,a red star\n")
+    made = build_and_plan(tmp_path / "p.csv", tmp_path / "m.parquet", id_from="key")
+    assert [each.line() for each in made.left_out] == ["left out 1 column whose place another one was given: id"]
+
+
+def test_a_chosen_column_that_is_not_there_is_named(tmp_path):
+    (tmp_path / "p.csv").write_text("key,prompt\nk1,a red star\n")
+    for options in ({"id_from": "kye"}, {"prompt_column": "kye"}, {"image_column": "kye"}):
+        with pytest.raises(ManifestError, match="has no column 'kye', but key, prompt"):
+            build(tmp_path / "p.csv", str(tmp_path / "m.parquet"), LOCAL, Options(**options))
+
+
+def test_ids_from_content_follow_the_row_and_not_its_place(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\none\n")
+    (tmp_path / "b.txt").write_text("zero\ntwo\none\none\n")
+    first, second = (
+        [(row["prompt"], row["id"]) for row in built(tmp_path / name, tmp_path, id_from="content")]
+        for name in ("a.txt", "b.txt")
+    )
+    assert set(first) < set(second)
+    ids = dict(first[:2])
+    assert first[2][1] == ids["one"] + "-2"
+    assert all(re.fullmatch("[0-9a-f]{16}", each) for each in ids.values())
+
+
+def test_a_column_of_the_name_content_goes_first(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"content": "k1", "prompt": "a"}\n')
+    assert built(tmp_path / "p.jsonl", tmp_path, id_from="content") == [{"id": "k1", "prompt": "a"}]
+
+
+def test_numbers_of_ids_have_as_many_digits_as_the_last_one_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr("stereo_jobs.data.building.rows.BATCH_ROWS", 3)
+    (tmp_path / "p.txt").write_text("".join(f"prompt {i}\n" for i in range(10)))
+    assert [row["id"] for row in built(tmp_path / "p.txt", tmp_path)] == [f"p-{i:06d}" for i in range(10)]
+
+
+def test_rows_that_will_fail_are_counted(tmp_path):
+    (tmp_path / "p.csv").write_text(f"id,prompt\na,\nb, \nc,{'x' * 2001}\nd,fine\n")
+    assert build_and_plan(tmp_path / "p.csv", tmp_path / "m.parquet").warnings == [
+        "2 of 4 rows will fail: they have an empty prompt",
+        "1 of 4 rows will fail: they have a prompt of more than 2000 characters",
+    ]
+
+
+# --- Files as systems and programs leave them ---
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+@pytest.mark.parametrize("name", ["p.txt", "p.txt.gz"])
+def test_text_of_any_system_is_read(tmp_path, end, encoding, name):
+    data = end.join(["ein rotes Häus", "", "二つ"]).encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(data) if name.endswith("gz") else data)
+    assert built(tmp_path / name, tmp_path) == [
+        {"id": "p-000000", "prompt": "ein rotes Häus"},
+        {"id": "p-000001", "prompt": "二つ"},
+    ]
+
+
+def test_the_line_that_is_no_text_is_named(tmp_path):
+    for end in (b"\n", b"\r", b"\r\n"):
+        (tmp_path / "p.txt").write_bytes(end.join([b"x" * 10_000, b"fine", b"un caf\xe9 rouge", b"fine"]))
+        with pytest.raises(ManifestError, match=r"p\.txt line 3: not UTF-8; save the file as UTF-8"):
+            built(tmp_path / "p.txt", tmp_path)
+
+
+def test_a_damaged_gzip_is_one_line(tmp_path):
+    whole = gzip.compress(b"one\ntwo\n" * 1000)
+    for data in (b"one\n", whole[:-20], whole[:20] + b"\0\0\0\0" + whole[24:]):
+        (tmp_path / "p.txt.gz").write_bytes(data)
+        with pytest.raises(ManifestError, match=r"p\.txt\.gz: cannot be read"):
+            built(tmp_path / "p.txt.gz", tmp_path)
+
+
+def test_sources_on_s3_are_read_and_manifests_written_there(tmp_path, s3_server):
+    place, settings = f"s3://jobs/{uuid.uuid4().hex}", StorageSpec(endpoint_url=s3_server)
+    storage = open_storage(place, settings)
+    storage.create("p.csv", b"id,prompt\n01,a red star\n")
+    storage.create("p.jsonl.gz", gzip.compress(b'{"prompt": "a"}'))
+    pq.write_table(pa.table({"prompt": ["x"], "n": [1]}), tmp_path / "t.parquet")
+    storage.create("tables/t.parquet", (tmp_path / "t.parquet").read_bytes())
+    for name in ("p.csv", "p.jsonl.gz", "tables/t.parquet", "tables", "tables/"):
+        target = f"{place}/m/{name.replace('/', '-')}.parquet"
+        assert build_and_plan(f"{place}/{name}", target, settings).rows == 1
+        with pytest.raises(ManifestError, match="exists already"):
+            build(f"{place}/{name}", target, settings)
+    with pytest.raises(ManifestError, match="no such file"):
+        build(f"{place}/gone.csv", f"{place}/m/gone.parquet", settings)
+
+
+def test_text_on_s3_takes_few_requests(tmp_path, s3_server, monkeypatch):
+    place, settings = f"s3://jobs/{uuid.uuid4().hex}", StorageSpec(endpoint_url=s3_server)
+    lines = "".join(f"prompt {i} {'x' * 1000}\n" for i in range(2000))
+    open_storage(place, settings).create("p.txt", lines.encode())
+    reads = []
+    opened = SourceFile.open_for_arrow
+
+    class Counted(io.RawIOBase):
+        def __init__(self, file) -> None:
+            self.file = file
+
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer) -> int:
+            reads.append(len(buffer))
+            return self.file.readinto(buffer)
+
+    monkeypatch.setattr(SourceFile, "open_for_arrow", lambda self: Counted(opened(self)))
+    assert build(f"{place}/p.txt", str(tmp_path / "m.parquet"), settings).rows == 2000
+    assert len(reads) <= 10
