@@ -30,9 +30,8 @@ def make(command_line, capsys, tmp_path, monkeypatch):
 
 
 def test_photos_and_prompts_become_files(make):
-    code, out, err = make(
-        "photo.png", "photo.png", "A red circle", "-o", "pairs", "--seed", "3", "--scale-percent", "10"
-    )
+    sources = ("photo.png", "photo.png", "A red circle")
+    code, out, err = make(*sources, "-o", "pairs", "--seed", "3", "--scale-percent", "10")
     assert code == 0
     assert out.split() == [f"pairs/{name}-{ending}" for name in ("photo", "a-red-circle") for ending in ENDINGS]
     assert err.count("the embedded models know rendered toy rooms only") == 1

@@ -225,5 +225,5 @@ def test_a_footer_that_a_store_alters_on_the_way_is_read_from_the_whole_object(m
     assert read_footer_at(storage, SHARD) == expected
     altered.unlink()
     storage.replace(layout.data(SHARD), b"PAR1")
-    with pytest.raises(DamagedError, match="train-0000-0000001.parquet: damaged"):
+    with pytest.raises(DamagedError, match=r"train-0000-0000001\.parquet: damaged"):
         read_footer_at(storage, SHARD)
