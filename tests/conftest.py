@@ -150,7 +150,10 @@ LONGEST_FIRST = (
     "models/test_families.py",
     "run/test_real_models.py",
     "run/test_run.py",
+    "test_notebook.py",
     "data/test_storage.py",
+    "run/test_tables.py",
+    "test_make.py",
     "stereo/test_sampler.py",
     "stereo/test_official.py",
     "evaluate/test_evaluation.py",
@@ -159,6 +162,10 @@ LONGEST_FIRST = (
     "workers/test_ray_gone.py",
     "toyscapes/test_training.py",
     "test_interrupts.py",
+    "run/test_check_rows.py",
+    "report/test_terminal.py",
+    "data/building/test_delimited.py",
+    "data/test_formats.py",
 )
 """Files by the time they take: processes of pytest-xdist take whole files, and none is left alone with a long one."""
 

@@ -9,6 +9,7 @@ import typer
 from stereo_jobs import interrupts, logs
 from stereo_jobs.cli.console import err, out, print_facts
 from stereo_jobs.cli.options import (
+    Anonymous,
     AsJson,
     Endpoint,
     Extend,
@@ -141,13 +142,14 @@ def status(
         bool, typer.Option("--watch", "-w", help="Watch until the job ends; exit 0 if it is done, 75 if not.")
     ] = False,
     endpoint_url: Endpoint = None,
+    anonymous: Anonymous = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the progress of a job; works on any machine, also while the job runs."""
     from stereo_jobs.output import watch as watching
     from stereo_jobs.report.terminal import snapshot_lines, watch_display
 
-    _, storage, job = _locate(output, endpoint_url)
+    _, storage, job = _locate(output, endpoint_url, anonymous)
     if not watch:
         snapshot = watching.look(storage)
         failed, lines = _failed(storage, job, snapshot.status, output)
@@ -164,18 +166,20 @@ def status(
 
 def errors(
     output: Output,
+    *,
     limit: Annotated[int, typer.Option(min=0, max=100_000, help="Number of rows to list; all are counted.")] = 100,
     type_: Annotated[
         str | None, typer.Option("--type", metavar="TYPE", help="List only rows with this type of error.")
     ] = None,
     endpoint_url: Endpoint = None,
+    anonymous: Anonymous = False,
     as_json: AsJson = False,
 ) -> None:
     """List the rows that failed and were not made since, with their errors; works also while the job runs."""
     from stereo_jobs.output.row_errors import ErrorSummary, FailedRow, failing
     from stereo_jobs.report.problems import count_of, error_lines, listed_lines
 
-    _, storage, job = _locate(output, endpoint_url)
+    _, storage, job = _locate(output, endpoint_url, anonymous)
     summary, matching = ErrorSummary(), 0
     listed: list[FailedRow] = []
     for row in failing(storage, job):
@@ -192,14 +196,16 @@ def errors(
     print_facts(summary.as_json() | {"errors": [row.as_json() for row in listed]}, lines, as_json)
 
 
-def verify(output: Output, endpoint_url: Endpoint = None, as_json: AsJson = False) -> None:
+def verify(
+    output: Output, endpoint_url: Endpoint = None, anonymous: Anonymous = False, as_json: AsJson = False
+) -> None:
     """Check completeness: every planned row exactly once and every object intact; exit 4 if not."""
     from stereo_jobs.errors import DamagedError
     from stereo_jobs.output.verify import damaged
     from stereo_jobs.output.verify import verify as check
 
     try:
-        settings, storage, job = _locate(output, endpoint_url)
+        settings, storage, job = _locate(output, endpoint_url, anonymous)
     except DamagedError as error:  # a plan, without which there is nothing to compare with
         found = damaged(error)
     else:
@@ -230,14 +236,14 @@ def report(
     print_facts({"report": page, "data": data}, [page], as_json)
 
 
-def _locate(output: str, endpoint_url: str | None) -> "tuple[StorageSpec, Storage, Job]":
+def _locate(output: str, endpoint_url: str | None, anonymous: bool = False) -> "tuple[StorageSpec, Storage, Job]":
     """Storage settings, storage and plans of an output that is given by its URI or by its job spec."""
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import StorageError
     from stereo_jobs.output.plan import load_job
     from stereo_jobs.spec import load_spec, parse_storage
 
-    settings = parse_storage(endpoint_url=endpoint_url)
+    settings = parse_storage(endpoint_url=endpoint_url, anonymous=anonymous)
     if _is_spec(output):
         spec = load_spec(output)
         output, settings = spec.output, spec.runtime.storage

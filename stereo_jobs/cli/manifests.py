@@ -54,6 +54,9 @@ def manifest_build(
         str | None, typer.Option(metavar="CHAR", help="Separator of a CSV file, or tab; default: what its names show.")
     ] = None,
     endpoint_url: Endpoint = None,
+    anonymous: Annotated[
+        bool, typer.Option("--anonymous", help="Read SOURCE from a public bucket, without credentials.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Make a Parquet manifest from a text file, a table or a folder of images."""
@@ -66,7 +69,8 @@ def manifest_build(
             f"{delimiter!r} is not one character that can separate cells", param_hint="--delimiter"
         )
     options = Options(id_from, prompt_column, image_column, delimiter)
-    built = build(source, target, parse_storage(endpoint_url=endpoint_url), options)
+    public = (source.removeprefix("s3://").partition("/")[0],) if anonymous and source.startswith("s3://") else ()
+    built = build(source, target, parse_storage(endpoint_url=endpoint_url, anonymous=public), options)
     left_out = [{"what": each.what, "count": each.count, "first": each.first} for each in built.left_out]
     print_facts(
         {"manifest": target, "rows": built.rows, "left_out": left_out, "warnings": built.warnings},

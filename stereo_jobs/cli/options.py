@@ -48,6 +48,7 @@ MaxHours = Annotated[
 ]
 Target = Annotated[str, typer.Argument(metavar="TARGET", help="Parquet file to write, local or s3://.")]
 Endpoint = Annotated[str | None, typer.Option("--endpoint-url", help="URL of an S3 server other than AWS.")]
+Anonymous = Annotated[bool, typer.Option("--anonymous", help="Read a public bucket, without credentials.")]
 
 
 def with_log_format(overrides: list[str] | None, log_format: str | None) -> list[str]:

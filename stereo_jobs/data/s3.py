@@ -47,7 +47,7 @@ _REGION = (
     "bucket's, and endpoint_url, if it is set, to that of this region"
 )
 _TOKEN = "renew the credentials"
-_PUBLIC = "if the bucket is public, set runtime.storage.anonymous"
+_PUBLIC = "if the bucket is public, set runtime.storage.anonymous (or, without a spec, --anonymous)"
 _DENIED = f"access denied; check the credentials and the bucket policy, or, {_PUBLIC}"
 _NOT_PUBLIC = (
     "access denied without credentials, which runtime.storage.anonymous says of this bucket; if it is not public, take "

@@ -74,6 +74,26 @@ def test_a_job_reads_a_public_bucket_and_writes_with_credentials(s3_server, publ
         open_storage(public, spec.runtime.storage).create("x", b"nobody may write here")
 
 
+@pytest.mark.usefixtures("nobody")
+def test_commands_read_a_public_bucket_without_a_spec(s3_server, public, make_spec, tmp_path, command_line, capsys):
+    run(make_spec(), local=True, load=standin.load)
+    bucket, _, prefix = public.removeprefix("s3://").partition("/")
+    for path in (tmp_path / "out").rglob("*"):
+        if path.is_file():
+            key = f"{prefix}/out/{path.relative_to(tmp_path / 'out')}"
+            as_admin(s3_server).Bucket(bucket).put_object(Key=key, Body=path.read_bytes())
+    for words in (
+        ("verify", f"{public}/out"),
+        ("status", f"{public}/out"),
+        ("errors", f"{public}/out"),
+        ("manifest", "build", f"{public}/rows.parquet", tmp_path / "m.parquet"),
+    ):
+        code, _, err = command_line(capsys, *words, "--endpoint-url", s3_server)
+        assert code == 2
+        assert "without a spec, --anonymous" in " ".join(err.split())
+        assert command_line(capsys, *words, "--endpoint-url", s3_server, "--anonymous")[0] == 0
+
+
 def test_a_bucket_that_is_not_public_says_so(s3_server):
     storage = open_storage("s3://jobs/x", StorageSpec(endpoint_url=s3_server, anonymous=True))
     with pytest.raises(StorageError, match=r"denied without credentials, which runtime.storage.anonymous says"):
