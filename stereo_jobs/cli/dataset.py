@@ -270,7 +270,7 @@ def _run(
     max_hours: float | None = None,
     named: str | None = None,
 ) -> None:
-    """Run a job with its progress on stderr, then print its final status, what failed and how to look; `named` as for `_failed`."""
+    """Run a job with its progress on stderr, then print status, failures and how to look; `named` as for `_failed`."""
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import TooManyFailuresError
     from stereo_jobs.output.plan import load_job
