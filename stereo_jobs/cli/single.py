@@ -50,7 +50,12 @@ def make(
 
     pipeline = StereoPipeline.from_pretrained(model, depth=depth, **_recipe(overrides))
     if pipeline.recipe.models.stable_diffusion.path == "demo" and any(map(_is_photo, names)):
-        err.print("note: the embedded models know rendered toy rooms only; for photos name others: --model, --depth")
+        from stereo_jobs.models.resolve import ESTIMATOR_EXAMPLE, PLAIN_EXAMPLE
+
+        err.print(
+            "note: the embedded models know rendered toy rooms only; for photos name others, for example "
+            f"--model {PLAIN_EXAMPLE} --depth {ESTIMATOR_EXAMPLE}"
+        )
     failed = 0
     for source, name in names.items():
         try:
