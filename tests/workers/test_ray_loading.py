@@ -190,9 +190,9 @@ def test_a_run_tells_what_its_first_actors_wait_for(make_spec):
     assert seen[-1].workers == 1
 
 
-def test_a_run_tells_that_no_node_has_room(make_spec):
+def test_a_run_tells_that_no_node_has_room(pids, make_spec):
     seen = []
     with pytest.raises(InterruptedRunError, match="0 of 1 actors ready"):
-        spec = make_spec(actors=1, device="cuda", gpus_per_actor=64, start_timeout_s=2)
+        spec = make_spec(actors=1, gpus_per_actor=64, start_timeout_s=2)
         run(spec, load=standin.load, watch=seen.append)
     assert seen[-1].starting == ("0 of 1 workers ready, 1 waiting for room (GPU 64, CPU 1 each), which no node has yet")
