@@ -90,14 +90,16 @@ def load_while_the_store_is_away(recipe, device, batch_size):
 
 
 @pytest.mark.parametrize(
-    ("load", "attempts", "said"),
+    ("load", "attempts", "start_timeout_s", "said"),
     [
-        (load_hanging, 2, "took more than runtime.start_timeout_s = 12 to load its models"),
-        (load_while_the_store_is_away, 1, "starting another actor: s3://x: SlowDown"),
+        (load_hanging, 2, 20, "took more than runtime.start_timeout_s = 20 to load its models"),
+        (load_while_the_store_is_away, 1, 60, "starting another actor: s3://x: SlowDown"),
     ],
 )
-def test_an_actor_that_cannot_load_while_another_serves(pids, tried, make_spec, caplog, load, attempts, said):
-    spec = make_spec(actors={"min": 1, "max": 2}, start_timeout_s=12, shard_attempts=attempts)
+def test_an_actor_that_cannot_load_while_another_serves(
+    pids, tried, make_spec, caplog, load, attempts, start_timeout_s, said
+):
+    spec = make_spec(actors={"min": 1, "max": 2}, start_timeout_s=start_timeout_s, shard_attempts=attempts)
     assert run(spec, load=load).complete
     assert said in caplog.text
     assert "going on without" not in caplog.text
