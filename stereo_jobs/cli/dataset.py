@@ -279,7 +279,6 @@ def _run(
     """Run a job with its progress on stderr, then print status, failures and how to look; `named` as for `_failed`."""
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import TooManyFailuresError
-    from stereo_jobs.output.plan import load_job
     from stereo_jobs.report.terminal import progress_display, status_lines
     from stereo_jobs.run.driver import run as run_job
 
@@ -293,33 +292,33 @@ def _run(
             final = run_job(spec, local=local, extend=extend, retry=retry, max_hours=max_hours, watch=watch)
     except TooManyFailuresError:
         if not as_json:
-            for line in _failed(storage, load_job(storage), None, named)[1]:
+            for line in _failed(storage, None, None, named)[1]:
                 err.print(line)
         raise
-    job = load_job(storage)
-    failed, lines = _failed(storage, job, final, named)
+    failed, lines = _failed(storage, None, final, named)
     if final.succeeded:
         lines.append(f"Look at them: stereo-jobs report {shlex.quote(named or storage.uri)}")
     print_facts(final.as_json() | failed, [*status_lines(final), *lines], as_json)
 
 
 def _failed(
-    storage: "Storage", job: "Job", status: "Status | None", named: str | None = None
+    storage: "Storage", job: "Job | None", status: "Status | None", named: str | None = None
 ) -> "tuple[dict[str, Any], list[str]]":
     """What failed in a job, as facts and as lines: counts by group, and what to do. Few shards are read for it.
 
     Args:
         storage: the storage of the output.
-        job: its plans.
+        job: its plans; None: they are read if any row failed.
         status: how far it is; None where that is not known.
         named: output or spec, as the user named it, for the remedy; None: the URI of the output.
     """
+    from stereo_jobs.output.plan import load_job
     from stereo_jobs.output.row_errors import FEW_SHARDS, ErrorSummary, summarise
     from stereo_jobs.report.problems import SHOWN_GROUPS, count_of, error_lines
 
     if status and not status.failed:
         return {"errors": ErrorSummary().as_json()}, []
-    summary = summarise(storage, job, FEW_SHARDS)
+    summary = summarise(storage, job or load_job(storage), FEW_SHARDS)
     output = shlex.quote(named or storage.uri)
     spec = output if _is_spec(output) else "SPEC"
     lines = [
