@@ -49,6 +49,7 @@ class WithAnother(standin.StandIn):
     """Generates nothing before another actor has loaded its models, too."""
 
     loaded = Path(os.environ.get("PID_FOLDER", ""), "loaded")
+    generating = loaded.with_name("generating")
 
     def __init__(self, batch_size):
         super().__init__(batch_size)
@@ -56,6 +57,7 @@ class WithAnother(standin.StandIn):
         (self.loaded / str(os.getpid())).touch()
 
     def generate(self, rows):
+        self.generating.mkdir(exist_ok=True)  # so the pool has heard that this actor is ready
         wait_until(lambda: len(list(self.loaded.iterdir())) > 1)
         return super().generate(rows)
 
@@ -71,7 +73,7 @@ def tries(times: int) -> bool:
 @pytest.fixture
 def tried(pids):
     yield
-    for name in ("tried", "loaded"):
+    for name in ("tried", "loaded", "generating"):
         shutil.rmtree(pids / name, ignore_errors=True)
 
 
@@ -83,8 +85,7 @@ def load_hanging(recipe, device, batch_size):
 
 def load_while_the_store_is_away(recipe, device, batch_size):
     if tries(2):
-        wait_until(lambda: Path(os.environ["PID_FOLDER"], "loaded").exists())
-        time.sleep(2)  # until the pool has heard that the other one is ready
+        wait_until(WithAnother.generating.exists)
         raise StorageUnavailableError("s3://x: SlowDown")
     return WithAnother(batch_size)
 
@@ -92,7 +93,7 @@ def load_while_the_store_is_away(recipe, device, batch_size):
 @pytest.mark.parametrize(
     ("load", "attempts", "start_timeout_s", "said"),
     [
-        (load_hanging, 2, 20, "took more than runtime.start_timeout_s = 20 to load its models"),
+        (load_hanging, 2, 30, "took more than runtime.start_timeout_s = 30 to load its models"),
         (load_while_the_store_is_away, 1, 60, "starting another actor: s3://x: SlowDown"),
     ],
 )
