@@ -65,6 +65,8 @@ def read_text(path: str | Path) -> str:
         if len(data) > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES} bytes; name folders or globs instead of many files")
         return data.decode("utf-8-sig")
+    except FileNotFoundError:
+        raise SpecError(f"spec {path}: cannot be read (no such file; check the path)") from None
     except UnicodeDecodeError as error:
         raise SpecError(f"spec {path}: cannot be read (not UTF-8 at byte {error.start}; save it as UTF-8)") from None
     except (OSError, ValueError) as error:

@@ -23,6 +23,8 @@ os.environ["HOME"] = _HOME.name
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 # Several test processes share the cores; threads that wait for each other would only take time from the others.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# `nohup` passes on that SIGHUP is ignored, and a signal that is ignored reaches no process that a test starts.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 # A process decides once, at its first use of Ray, whether it speaks with a token and stays on loopback.
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"

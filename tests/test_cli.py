@@ -18,6 +18,7 @@ import yaml
 from stereo_jobs import cli
 from stereo_jobs.launch.options import KINDS, LaunchOptions
 from stereo_jobs.run import driver
+from stereo_jobs.spec import parse_spec
 from stereo_jobs.toyscapes.manifest import Mode
 from stereo_jobs.toyscapes.scenes import Level, Split
 from tests import standin
@@ -157,6 +158,41 @@ def test_manifest_build_says_what_it_leaves_out(stereo_jobs, tmp_path):
     said = json.loads(out)
     assert said["left_out"][0] == {"what": "file with a hidden name", "count": 1, "first": ["._a.png"]}
     assert said["warnings"] == []
+
+
+@pytest.mark.parametrize(
+    ("header", "mode"),
+    [
+        ("prompt", "text"),
+        ("prompt,depth", "depth"),
+        ("image,prompt", "image"),
+        ("image,mask", "inpaint"),
+    ],
+)
+def test_manifest_build_ends_with_a_job_spec_that_plans(stereo_jobs, tmp_path, header, mode):
+    (tmp_path / "p.csv").write_text(f"{header}\n{','.join('x' for _ in header.split(','))}\n")
+    code, _, err = stereo_jobs("manifest", "build", tmp_path / "p.csv", tmp_path / "m: ü #1.parquet")
+    spec = yaml.safe_load(err.partition("begin as ")[2])
+    assert (code, len(err.splitlines()), spec["recipe"]) == (0, 1, {"mode": mode})
+    assert parse_spec(spec).manifests == (str(tmp_path / "m: ü #1.parquet"),)
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(spec | {"output": str(tmp_path / "out")}))
+    if mode != "depth":  # for which there is no embedded model
+        code, out, _ = stereo_jobs("plan", tmp_path / "job.yaml")
+        assert (code, "1 pair in 1 shard of" in out) == (0, True)
+
+
+def test_pictures_in_another_folder_are_allowed_by_the_spec_that_is_shown(stereo_jobs, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos2").mkdir()
+    (tmp_path / "photos/a.png").write_bytes(b"x")
+    for target, outside in (
+        (tmp_path / "photos/m.parquet", False),
+        (tmp_path / "m.parquet", False),
+        (tmp_path / "photos2/m.parquet", True),
+    ):
+        _, _, err = stereo_jobs("manifest", "build", tmp_path / "photos", target)
+        spec = parse_spec(yaml.safe_load(err.partition("begin as ")[2]))
+        assert spec.runtime.allowed_prefixes == ((str(tmp_path / "photos"),) if outside else None)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,17 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from pathlib import Path
 from typing import NamedTuple
 
+import pillow_heif
 import pytest
+from PIL import ExifTags, Image
 from typer.main import get_command
 
 from stereo_jobs import cli
+from stereo_jobs.toyscapes.render import render
+from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.conftest import REPOSITORY
 from tests.seaweed import as_admin
 from tests.test_docs import PAGES
@@ -27,6 +32,10 @@ make demo
 source .venv/bin/activate
 pip install .
 stereo-jobs demo --rows 2 --local
+stereo-jobs manifest build photos photos.parquet
+stereo-jobs run photos.yaml --local
+stereo-jobs verify photos.yaml
+stereo-jobs report photos.yaml
 stereo-jobs manifest build prompts.txt s3://my-bucket/prompts/first.parquet
 stereo-jobs manifest toyscapes scenes.parquet --rows 200 --mode image --level structured
 stereo-jobs make "a red star on the left" -o pairs
@@ -44,6 +53,18 @@ stereo-jobs render ray-up job.yaml --image IMAGE --gpu-type g6.xlarge --max-work
 arn:aws:iam::123456789012:instance-profile/stereo-jobs > aws-spot.yaml
 stereo-jobs render slurm job.yaml --partition gpu --gpus 4 --cpus 32 --memory-gib 128 --max-workers 2 \
 --setup 'source "$HOME/stereo-jobs/.venv/bin/activate"' > job.sh
+stereo-jobs make holiday/IMG_0413.JPG -o pairs
+stereo-jobs manifest build holiday holiday.parquet
+stereo-jobs plan holiday.yaml --dry-run
+stereo-jobs run holiday.yaml --local
+stereo-jobs verify holiday.yaml
+stereo-jobs report holiday.yaml
+stereo-jobs manifest build captions.csv captions.parquet --id-from Nr --prompt-column Prompt
+stereo-jobs plan captions.yaml --dry-run
+stereo-jobs run captions.yaml --local
+stereo-jobs errors captions.yaml
+stereo-jobs verify captions.yaml
+stereo-jobs report captions.yaml
 """
 """Commands that are run, in the order of their pages."""
 
@@ -208,12 +229,43 @@ def clone(tmp_path_factory):
     return folder
 
 
+def write_photos(folder: Path) -> None:
+    """Ten small photos with all that lies beside them on a phone's card; some are stored on their side (EXIF)."""
+    (folder / "beach").mkdir(parents=True)
+    names = ["IMG_0412.JPG", "IMG_0413.JPG", "IMG_0414.jpeg", "IMG_0415.JPEG", "IMG_0416.jpg", "IMG_0417.PNG"]
+    for number, name in enumerate([*names, "IMG_0418.HEIC", "IMG_0419.MPO", "beach/IMG_0412.JPG", "beach/2 (1).jpg"]):
+        orientation = (1, 6, 3, 8)[number % 4]
+        size = (96, 72) if orientation in (1, 3) else (72, 96)
+        picture = Image.fromarray(render(draw_scene(number), *size).left)
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        if name.endswith(".HEIC"):
+            pillow_heif.from_pillow(picture).save(folder / name)
+        elif name.endswith(".MPO"):
+            picture.save(folder / name, exif=exif, save_all=True, append_images=[picture.resize((48, 36))])
+        else:
+            picture.save(folder / name, exif=exif)
+    for name in (".DS_Store", "._IMG_0412.JPG", "Thumbs.db", "IMG_0420.MOV"):
+        (folder / name).write_bytes(b"not a picture")
+
+
+def write_table(path: Path) -> None:
+    """The CSV file of the tutorial as a spreadsheet saves it; the prompt that is shortened there is long."""
+    [table] = re.findall(r"```text\n(Nr;.*?)```", (REPOSITORY / "docs/tutorial.md").read_text("utf-8"), re.DOTALL)
+    whole = table.replace("...", "a red star on the left, " * 40)
+    path.write_bytes(b"\xef\xbb\xbf" + whole.replace("\n", "\r\n").encode())
+
+
 @pytest.fixture(scope="module")
 def environment(clone, s3_server):
     """What the pages assume beside the clone: a bucket, and the files that they show or name."""
     as_admin(s3_server).create_bucket(Bucket="my-bucket")
-    [job] = re.findall(r"```yaml\n(# job\.yaml\n.*?)```", (clone / "README.md").read_text(), re.DOTALL)
-    (clone / "job.yaml").write_text(job)
+    for page in ("README.md", "docs/tutorial.md"):
+        for name, text in re.findall(r"```yaml\n# (\w+\.yaml)\n(.*?)```", (clone / page).read_text(), re.DOTALL):
+            (clone / name).write_text(text)
+    for folder in ("photos", "holiday"):
+        write_photos(clone / folder)
+    write_table(clone / "captions.csv")
     (clone / "prompts.txt").write_text("".join(f"a red star, number {number}\n" for number in range(10_000)))
     offline = {"PIP_NO_DEPS": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
     hidden = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -236,5 +288,5 @@ def test_the_commands_of_a_page_do_what_it_prints(clone, environment, page):
         )
         assert done.returncode == 0, f"{command.text}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
         said = [CHANGING.sub("SIZE", line.strip()) for line in done.stdout.replace(str(clone), CLONE).splitlines()]
-        wanted = [CHANGING.sub("SIZE", line) for line in command.said]
+        wanted = [CHANGING.sub("SIZE", line.strip()) for line in command.said]
         assert [line for line in said if line in wanted] == wanted, f"{command.text}\n{done.stdout}"

@@ -100,9 +100,17 @@ def test_every_exit_code_is_in_readme_and_help():
             assert re.search(rf"\b{code} [a-z]", text), code
 
 
-def test_the_readme_job_is_valid():
-    [example] = re.findall(r"```yaml\n(.*?)```", read("README.md"), re.DOTALL)
-    assert parse_spec(yaml.safe_load(example)).runtime.batch_size == 8
+def test_the_jobs_on_the_pages_are_valid():
+    pages = ("README.md", "docs/tutorial.md")
+    examples = [text for page in pages for text in re.findall(r"```yaml\n(# \w+\.yaml\n.*?)```", read(page), re.DOTALL)]
+    specs = [parse_spec(yaml.safe_load(text)) for text in examples]
+    assert [spec.recipe.mode for spec in specs] == ["image", "text", "image", "text"]
+    assert specs[1].runtime.batch_size == 8
+    # Lines that the pages say to add.
+    [models] = re.findall(r"```yaml\n(  models:\n.*?)```", read("docs/tutorial.md"), re.DOTALL)
+    hidden = re.sub(r"^  # ( *)(\w)", r"  \1\2", examples[0], flags=re.MULTILINE)
+    for text in (examples[2].replace("recipe:\n", f"recipe:\n{models}"), hidden):
+        assert parse_spec(yaml.safe_load(text)).recipe.models.depth.path == "depth-anything/Depth-Anything-V2-Small-hf"
 
 
 def test_the_example_specs_are_valid():

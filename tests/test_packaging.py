@@ -153,7 +153,7 @@ def test_a_type_checker_sees_the_notebooks_types(installed, tmp_path):
     (tmp_path / "mypy.ini").write_text(f"[mypy-{','.join(f'{name}.*' for name in SKIPPED)}]\nfollow_imports = skip\n")
     words = (sys.executable, "-m", "mypy", "--strict", "--python-executable", installed / "python", "user.py")
     said = command(*words, cwd=tmp_path).stdout
-    assert 'Revealed type is "stereo_jobs.notebook.StereoPipeline"' in said
+    assert 'Revealed type is "stereo_jobs.notebook.pipeline.StereoPipeline"' in said
     assert re.search(r'Revealed type is "PIL\.Image\.Image"', said)
     assert '"StereoImage" has no attribute "lefd"' in said
     assert 'Module has no attribute "StereoPipelin"' in said

@@ -44,9 +44,7 @@ def demo(
     from stereo_jobs.run.demo import demo_spec
 
     spec = demo_spec(output, rows)
-    _run(spec, local=local, as_json=as_json)
-    if not as_json:
-        out.print(f"Look at them: stereo-jobs report {shlex.quote(output)}")
+    _run(spec, local=local, as_json=as_json, named=output)
 
 
 def plan(
@@ -68,7 +66,7 @@ def plan(
 ) -> None:
     """Check spec, manifest, models and output, and write the plan."""
     from stereo_jobs.data.storage import open_storage
-    from stereo_jobs.report.problems import check_lines
+    from stereo_jobs.report.problems import check_lines, count_of
     from stereo_jobs.report.terminal import estimate_table
     from stereo_jobs.run.check_rows import check_rows
     from stereo_jobs.run.prepare import open_output, prepare, refuse_missing_gpu
@@ -90,7 +88,9 @@ def plan(
         "written": not dry_run,
     }
     lines = [
-        f"generation {p.generation}: {p.pairs} pairs in {p.shards} shards of {p.shard_rows} ({p.kind})" for p in plans
+        f"generation {p.generation}: {count_of(p.pairs, 'pair')} in {count_of(p.shards, 'shard')} of {p.shard_rows} "
+        f"({p.kind})"
+        for p in plans
     ]
     if checks:
         facts["rows"] = checks.as_json()
@@ -276,10 +276,9 @@ def _run(
     max_hours: float | None = None,
     named: str | None = None,
 ) -> None:
-    """Run a job with its progress on stderr, then print its final status and what failed; `named` as for `_failed`."""
+    """Run a job with its progress on stderr, then print status, failures and how to look; `named` as for `_failed`."""
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import TooManyFailuresError
-    from stereo_jobs.output.plan import load_job
     from stereo_jobs.report.terminal import progress_display, status_lines
     from stereo_jobs.run.driver import run as run_job
 
@@ -293,31 +292,33 @@ def _run(
             final = run_job(spec, local=local, extend=extend, retry=retry, max_hours=max_hours, watch=watch)
     except TooManyFailuresError:
         if not as_json:
-            for line in _failed(storage, load_job(storage), None, named)[1]:
+            for line in _failed(storage, None, None, named)[1]:
                 err.print(line)
         raise
-    job = load_job(storage)
-    failed, lines = _failed(storage, job, final, named)
+    failed, lines = _failed(storage, None, final, named)
+    if final.succeeded:
+        lines.append(f"Look at them: stereo-jobs report {shlex.quote(named or storage.uri)}")
     print_facts(final.as_json() | failed, [*status_lines(final), *lines], as_json)
 
 
 def _failed(
-    storage: "Storage", job: "Job", status: "Status | None", named: str | None = None
+    storage: "Storage", job: "Job | None", status: "Status | None", named: str | None = None
 ) -> "tuple[dict[str, Any], list[str]]":
     """What failed in a job, as facts and as lines: counts by group, and what to do. Few shards are read for it.
 
     Args:
         storage: the storage of the output.
-        job: its plans.
+        job: its plans; None: they are read if any row failed.
         status: how far it is; None where that is not known.
         named: output or spec, as the user named it, for the remedy; None: the URI of the output.
     """
+    from stereo_jobs.output.plan import load_job
     from stereo_jobs.output.row_errors import FEW_SHARDS, ErrorSummary, summarise
     from stereo_jobs.report.problems import SHOWN_GROUPS, count_of, error_lines
 
     if status and not status.failed:
         return {"errors": ErrorSummary().as_json()}, []
-    summary = summarise(storage, job, FEW_SHARDS)
+    summary = summarise(storage, job or load_job(storage), FEW_SHARDS)
     output = shlex.quote(named or storage.uri)
     spec = output if _is_spec(output) else "SPEC"
     lines = [

@@ -1,13 +1,14 @@
 """Commands for specs and manifests: spec, manifest build, manifest toyscapes."""
 
 import json
+import math
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
-from stereo_jobs.cli.console import print_facts
+from stereo_jobs.cli.console import err, print_facts
 from stereo_jobs.cli.options import AsJson, Endpoint, Set, Target
 
 # Copies of the choices of toyscapes, because `--help` imports nothing heavy; a test compares them.
@@ -60,6 +61,8 @@ def manifest_build(
     as_json: AsJson = False,
 ) -> None:
     """Make a Parquet manifest from a text file, a table or a folder of images."""
+    import yaml
+
     from stereo_jobs.data.building.build import Options, build
     from stereo_jobs.spec import parse_storage
 
@@ -77,6 +80,11 @@ def manifest_build(
         [f"{target}: {built.rows} rows", *(each.line() for each in built.left_out), *built.warnings],
         as_json,
     )
+    if not as_json:
+        begun: dict[str, Any] = {"manifest": target, "output": "FOLDER", "recipe": {"mode": built.mode}}
+        begun |= {"runtime": {"allowed_prefixes": [built.outside]}} if built.outside else {}
+        spec = yaml.safe_dump(begun, default_flow_style=True, sort_keys=False, width=math.inf, allow_unicode=True)
+        err.print(f"next: a job spec, a YAML file that may begin as {spec.strip()}")
 
 
 def manifest_toyscapes(

@@ -14,8 +14,6 @@ from stereo_jobs.cli.options import AsJson, Set
 if TYPE_CHECKING:
     from stereo_jobs.notebook import StereoImage, StereoPipeline
 
-_PHOTO = re.compile(r".*\.(a?png|jpe?g|jpe|jfif|mpo|webp|tiff?|bmp|avif|hei[cf]|hif)", re.IGNORECASE | re.DOTALL)
-"""Names of photos; a text that looks like one is no prompt."""
 _NAME_CHARACTERS = 40
 
 
@@ -50,7 +48,12 @@ def make(
 
     pipeline = StereoPipeline.from_pretrained(model, depth=depth, **_recipe(overrides))
     if pipeline.recipe.models.stable_diffusion.path == "demo" and any(map(_is_photo, names)):
-        err.print("note: the embedded models know rendered toy rooms only; for photos name others: --model, --depth")
+        from stereo_jobs.models.resolve import ESTIMATOR_EXAMPLE, PLAIN_EXAMPLE
+
+        err.print(
+            "note: the embedded models know rendered toy rooms only; for photos name others, for example "
+            f"--model {PLAIN_EXAMPLE} --depth {ESTIMATOR_EXAMPLE}"
+        )
     failed = 0
     for source, name in names.items():
         try:
@@ -86,8 +89,11 @@ def _first_words(prompt: str) -> str:
 
 
 def _is_photo(source: str) -> bool:
+    """Whether a source is a file, or a text that ends like the name of a photo, which no prompt does."""
+    from stereo_jobs.data.images import PHOTO_SUFFIXES
+
     try:
-        return Path(source).is_file() or bool(_PHOTO.fullmatch(source))
+        return Path(source).is_file() or source.lower().endswith(PHOTO_SUFFIXES)
     except (OSError, ValueError):  # a long prompt is no name of a file
         return False
 

@@ -26,9 +26,7 @@ class ToSrgb:
 
     def __call__(self, image: Image.Image) -> Image.Image:
         """Return a picture, or a part of it, as an RGB image in sRGB, without its alpha."""
-        converted = ImageCms.applyTransform(image.convert(self.mode), self.transform)
-        assert converted is not None
-        return converted
+        return self.transform.apply(image.convert(self.mode))
 
 
 def to_srgb(image: Image.Image) -> ToSrgb | None:

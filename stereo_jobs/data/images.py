@@ -1,5 +1,6 @@
 """Images in and out: untrusted input is checked for size before it is decoded, and output is encoded losslessly."""
 
+import contextlib
 import importlib.util
 import io
 import warnings
@@ -18,22 +19,13 @@ from stereo_jobs.errors import StereoJobsError
 _HAS_AVIF = bool(features.check("avif"))
 _HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 
-HEIF_SUFFIXES = (*((".avif",) if _HAS_AVIF else ()), *((".heic", ".heif", ".hif") if _HAS_HEIC else ()))
+_SUFFIXES = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".webp", ".tif", ".tiff", ".bmp")
+_HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+PHOTO_SUFFIXES = (*_SUFFIXES, ".avif", *_HEIC_SUFFIXES)
+"""Endings of photos, whether they can be read here or not, in lower case."""
+HEIF_SUFFIXES = (*((".avif",) if _HAS_AVIF else ()), *(_HEIC_SUFFIXES if _HAS_HEIC else ()))
 """Endings of files of the HEIF family that can be read here."""
-IMAGE_SUFFIXES = (
-    ".png",
-    ".apng",
-    ".jpg",
-    ".jpeg",
-    ".jpe",
-    ".jfif",
-    ".mpo",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".bmp",
-    *HEIF_SUFFIXES,
-)
+IMAGE_SUFFIXES = (*_SUFFIXES, *HEIF_SUFFIXES)
 """Endings of image files that can be read here, in lower case."""
 
 _FORMATS = ("PNG", "WEBP", "TIFF", "BMP", *(["AVIF"] if _HAS_AVIF else []))
@@ -52,6 +44,17 @@ class InputError(StereoJobsError):
     """One input of one row cannot be used. It becomes the RowError of that row."""
 
 
+@contextlib.contextmanager
+def _readable(column: str) -> Iterator[None]:
+    """Turn what decoding a damaged image raises inside the `with` block into InputError."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise anything: TypeError, struct.error, zlib.error, IndexError
+        raise InputError(f"{column}: not a readable image ({error})") from None
+
+
 def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[np.uint8]:
     """Decode an image to H,W,3 uint8, upright, in sRGB. The number of pixels is checked before any is decoded.
 
@@ -65,12 +68,8 @@ def decode_rgb(data: bytes, max_pixels: int, column: str = "image") -> NDArray[n
     Raises:
         InputError: not an image, damaged, or larger than `max_pixels`.
     """
-    try:
+    with _readable(column):
         return to_rgb(png.with_colour_key(open_image(data, max_pixels, column), data))
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise anything: TypeError, struct.error, zlib.error, IndexError
-        raise InputError(f"{column}: not a readable image ({error})") from None
 
 
 def decode_white(data: bytes, max_pixels: int, column: str) -> NDArray[np.bool_]:
@@ -87,15 +86,11 @@ def decode_white(data: bytes, max_pixels: int, column: str) -> NDArray[np.bool_]
     Raises:
         InputError: not an image, damaged, or larger than `max_pixels`.
     """
-    try:
+    with _readable(column):
         image = png.with_colour_key(open_image(data, max_pixels, column), data)
         if image.mode in ("I", "F"):
             return upright(np.asarray(image.convert("L")), orientation(image)) >= 128
         return np.asarray(Image.fromarray(to_rgb(image, background="black", profile=False)).convert("L")) >= 128
-    except (InputError, MemoryError):
-        raise
-    except Exception as error:  # as in `decode_rgb`
-        raise InputError(f"{column}: not a readable image ({error})") from None
 
 
 def to_rgb(image: Image.Image, *, background: str = "white", profile: bool = True) -> NDArray[np.uint8]:
@@ -187,18 +182,14 @@ def open_image(data: bytes, max_pixels: int, column: str, formats: str = FORMATS
     Raises:
         InputError: not an image, or larger than `max_pixels`.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about metadata, or a size that is checked below
+    with _readable(column), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about metadata, or a size that is checked below
+        try:
             image = _opened(data)
+        except UnidentifiedImageError:  # its text has a memory address, which differs between runs
+            raise InputError(f"{column}: not a readable image{_why_not(data)}; use {formats}") from None
         if isinstance(image, TiffImageFile):
             tiff.correct_unpacking(image)
-    except UnidentifiedImageError:  # its text has a memory address, which differs between runs
-        raise InputError(f"{column}: not a readable image{_why_not(data)}; use {formats}") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # as in `decode_rgb`
-        raise InputError(f"{column}: not a readable image ({error})") from None
     for name in ("xmp", "XML:com.adobe.xmp"):
         image.info.pop(name, None)  # Pillow would turn a TIFF by it
     width, height = image.size

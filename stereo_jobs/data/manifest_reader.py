@@ -3,10 +3,12 @@
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
+from stereo_jobs.data.arrow_types import plain
 from stereo_jobs.data.manifest import KNOWN, SCALARS, carried_schema
 from stereo_jobs.data.manifest_files import ManifestFile, open_file, split_uri, unreadable
 from stereo_jobs.data.row_groups import UNREADABLE, Cursor, RowGroups
@@ -180,8 +182,17 @@ def _cells(cursor: Cursor, rows: Sequence[int]) -> list[Cells]:
     return cells
 
 
-def _single(column: pa.Array) -> list[pa.Array]:
-    return [column.slice(i, 1) for i in range(len(column))]
+def _single(column: pa.Array) -> list[Any]:
+    """Return an array of one cell for each row. A cell with no value in its dictionary becomes its exception."""
+    dtype = plain(column.type)
+    cells = [column.slice(i, 1) for i in range(len(column))]
+    return cells if dtype == column.type else [_value(partial(_looked_up, cell, dtype)) for cell in cells]
+
+
+def _looked_up(cell: pa.Array, dtype: pa.DataType) -> pa.Array:
+    """Return a cell, once its dictionaries have a value for it. The value is not kept: rows may share a long one."""
+    cell.cast(dtype)
+    return cell
 
 
 def _values(column: pa.Array) -> list[Any]:
@@ -196,5 +207,5 @@ def _value(convert: Callable[[], Any]) -> Any:
     """Convert a cell. One that cannot be converted becomes its exception, which fails only its row."""
     try:
         return convert()
-    except (ValueError, ArithmeticError) as error:
+    except (ValueError, ArithmeticError, IndexError) as error:
         return error

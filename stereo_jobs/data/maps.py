@@ -175,6 +175,8 @@ def _decode(data: bytes, column: str) -> _Samples:
 def _decode_image(data: bytes, column: str) -> _Samples:
     """Decode the samples of an image: H,W of grey, H,W,3 of colours and palettes."""
     image = open_image(data, _MAX_PIXELS, column, FORMATS)
+    if png.bit_depth(data) == 16 and image.mode in ("LA", "RGB", "RGBA"):
+        return _decode_wide_png(data, image, column)
     depth, kind = png.bit_depth(data) or tiff.bit_depth(image), tiff.stored_dtype(image)
     inverted = image.mode == "L" and kind is None and tiff.is_white_at_zero(image)
     image = png.with_colour_key(image, data)
@@ -185,10 +187,9 @@ def _decode_image(data: bytes, column: str) -> _Samples:
     if image.mode == "P" or set("Aa") & set(image.getbands()):
         image = image.convert("RGB")  # the indices of a palette are no values
     if image.mode == "RGB" and depth == 16:
-        values = _wide_colours(data, column)
-    else:
-        values = np.asarray(image)
-        values = values if kind is None else values.view(kind)
+        raise InputError(f"{column}: three channels of 16 bits are not read; save it with one channel, as {FORMATS}")
+    values = np.asarray(image)
+    values = values if kind is None else values.view(kind)
     if inverted:
         values = 255 - values  # Pillow has inverted them
     if image.mode == "L" and depth in (2, 4):
@@ -201,21 +202,32 @@ def _alpha(image: Image.Image) -> NDArray[np.uint8]:
     return np.asarray(image.convert("RGBA").getchannel("A"))
 
 
-def _wide_colours(data: bytes, column: str) -> NDArray[Any]:
-    """Decode the colours of a PNG of 16 bits to H,W,3 uint16; Pillow would drop the lower 8 bits of each."""
-    plain, _ = png.without_metadata(data)
-    found = cv2.imdecode(np.frombuffer(plain, np.uint8), cv2.IMREAD_UNCHANGED) if png.bit_depth(data) else None
+def _decode_wide_png(data: bytes, image: Image.Image, column: str) -> _Samples:
+    """Decode a PNG of several channels of 16 bits; Pillow would drop the lower 8 bits of each."""
+    found = cv2.imdecode(np.frombuffer(png.without_metadata(data)[0], np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.ndim != 3 or found.dtype != np.uint16:
-        raise InputError(f"{column}: three channels of 16 bits are not read; save it with one channel, as {FORMATS}")
-    return found[..., 2::-1]  # OpenCV's order is blue, green, red
+        raise InputError(f"{column}: a damaged PNG; save it again, with one channel of 16 bits")
+    key, clear = image.info.get("transparency"), None
+    if found.shape[2] == 4:
+        clear = found[..., 3] < 2**15
+    elif isinstance(key, tuple):
+        clear = np.logical_and.reduce([found[..., 2 - i] == value for i, value in enumerate(key)])
+    # One channel soon, because three of a large map take much memory. OpenCV's order is blue, green, red.
+    grey = _are_equal(found)
+    values = found[..., 0].copy() if grey else found[..., 2::-1]
+    del found
+    turned = orientation(image)
+    return _Samples(upright(values, turned), None if clear is None else upright(clear, turned))
+
+
+def _are_equal(colours: NDArray[Any]) -> bool:
+    return all(np.array_equal(colours[..., i], colours[..., 0]) for i in (1, 2))
 
 
 def _one_channel(values: NDArray[Any], column: str) -> NDArray[Any]:
     """Return H,W numbers; three channels must be equal. Raises InputError."""
-    if values.ndim == 3 and values.shape[2] == 3 and values.dtype.kind == "u":
-        first = values[..., 0]
-        if all((values[..., i] == first).all() for i in (1, 2)):
-            return first
+    if values.ndim == 3 and values.shape[2] == 3 and values.dtype.kind == "u" and _are_equal(values):
+        return values[..., 0]
     if values.ndim != 2 or not (np.issubdtype(values.dtype, np.number) and np.isrealobj(values)):
         raise InputError(
             f"{column}: must have one channel of numbers, got shape {values.shape} of {values.dtype}; use {FORMATS}"

@@ -108,6 +108,8 @@ def _judged(snapshot: OutputSnapshot, alive: bool, unchanged_s: float, patience_
         return _stopped(snapshot.status, f"its run has shown no sign of life for {unchanged_s:.0f} s")
     if snapshot.state == "quiet" and alive:
         return replace(snapshot, state="running", note="")
+    if snapshot.state == "quiet":
+        return replace(snapshot, note="waiting for a sign of life of its run")
     return snapshot
 
 
@@ -131,7 +133,7 @@ def _look(storage: Storage) -> tuple[OutputSnapshot, str]:
 def _stopped(status: Status, why: str) -> OutputSnapshot:
     missing = status.shards_planned - status.shards_done
     remedy = (
-        f"{missing} shards are missing: run again to go on"
+        f"{missing} {'shard is' if missing == 1 else 'shards are'} missing: run again to go on"
         if missing
         else "all shards are there, but the job is not marked as done: too many rows failed, or the run was killed at "
         "its end; run again to see which"

@@ -33,6 +33,8 @@ DECODED_PAIRS = 256
 """Maximum number of pairs whose disparities and holes are decoded; they are evenly spaced."""
 ENDS = 6
 """Number of worst pairs, and of best pairs, on the page."""
+SHOWN_SIDE = 512
+"""Longest side of a picture on the page, in pixels: with photos as cameras take them it would have gigabytes."""
 
 _COLUMNS = ["id", "prompt", "seed", "scale_percent", "left", "right", "disparity", "mask_hole_right"]
 
@@ -163,4 +165,9 @@ def _pixels(data: bytes) -> NDArray[np.uint8]:
 
 
 def _inline(png: bytes) -> str:
+    """A picture as a data URI, shrunk to `SHOWN_SIDE`."""
+    with Image.open(io.BytesIO(png)) as picture:
+        if max(picture.size) > SHOWN_SIDE:
+            picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+            png = encode_png(np.asarray(picture))
     return "data:image/png;base64," + base64.b64encode(png).decode()

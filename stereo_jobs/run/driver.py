@@ -368,7 +368,7 @@ class _Run:
             raise TooManyFailuresError(
                 f"{self._failed} of {self._made} rows failed so far, of {self._job.pairs} planned: more than "
                 f"runtime.max_failure_ratio = {ratio:g}; `stereo-jobs errors {self._storage.uri}` lists them; "
-                "successful pairs are kept"
+                "successful pairs are kept; mend the cause and run again, or raise this limit to go on without them"
             )
 
     def _progress(self, pool: Pool | None, starting: str = "") -> RunProgress:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from stereo_jobs.data import row_groups
+from stereo_jobs.data import manifest_reader, row_groups
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
     INPUTS,
@@ -297,6 +297,18 @@ def test_a_footer_with_statistics_of_another_schema_is_refused(tmp_path):
         list(stream_ids(planned, LOCAL))
     with pytest.raises(ManifestError, match=r"cannot be read .*histogram"):
         ManifestReader(LOCAL).read(planned, [0])
+
+
+def test_a_cell_without_a_value_in_its_dictionary_fails_alone():
+    """A damaged page may name more values than there are; Arrow notices when they are looked up."""
+    words = pa.DictionaryArray.from_arrays(pa.array([0, 6], pa.int32()), pa.array(["x"]), safe=False)
+    column = pa.StructArray.from_arrays([words], ["word"])
+    good, bad = manifest_reader._single(column)
+    assert good.cast(pa.struct({"word": pa.string()})).to_pylist() == [{"word": "x"}]
+    assert isinstance(bad, IndexError)
+    cells = {"id": "a", "prompt": "x", "info": bad}
+    row = to_row(cells, 0, Recipe(), (), NO_INPUTS)
+    assert row.error.error_message.startswith("info: Index 6 out of bounds")
 
 
 # --- Ids ---

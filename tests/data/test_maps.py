@@ -412,3 +412,12 @@ def test_every_header_of_a_pfm_gives_the_same_samples(first, second, third, scal
     np.testing.assert_array_equal(decode_map(data, "depth"), values)
     with pytest.raises(InputError, match="samples do not fit the bytes after its header"):
         decode_map(data + b"\0", "depth")
+
+
+def test_grey_in_colours_of_16_bits_keeps_all_of_them_and_knows_what_is_transparent():
+    values = np.array([[1, 258], [65535, 300]])
+    colours = np.repeat(values[..., None], 3, 2)
+    expected = np.where(values == 300, np.nan, values)
+    np.testing.assert_array_equal(decode_map(png(colours, 16, (300, 300, 300)), "depth"), expected)
+    with_alpha = np.dstack([colours, np.where(values == 300, 0, 65535)]).astype(np.uint16)
+    np.testing.assert_array_equal(decode_map(cv2.imencode(".png", with_alpha)[1].tobytes(), "depth"), expected)

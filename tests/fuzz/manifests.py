@@ -178,7 +178,11 @@ def _as_utf8(values: list[bytes | None], dtype: pa.DataType) -> pa.Array:
 
 
 def _set(array: pa.Array, row: int, value: Any, dtype: pa.DataType | None = None) -> pa.Array:
-    values = array.to_pylist()
+    try:
+        values = array.to_pylist()
+    except (OverflowError, ValueError):  # an earlier mutation has put a date there that Python does not have
+        cell = pa.nulls(1, array.type) if value is None else pa.array([value], array.type)
+        return pa.concat_arrays([array.slice(0, row), cell, array.slice(row + 1)])
     values[row] = value
     return pa.array(values, dtype or array.type)
 

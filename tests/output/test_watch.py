@@ -78,6 +78,7 @@ def test_a_run_that_falls_silent(storage):
             storage, [lambda: progress.save(storage, progress.Totals(), progress.Throughput.now(1, 2, 3))], 12
         )
     assert states(seen) == ["quiet", "running", "running", "running", "stopped"]
+    assert [snapshot.note for snapshot in seen[:2]] == ["waiting for a sign of life of its run", ""]
     assert "its run has shown no sign of life for 15 s; 3 shards are missing" in seen[-1].note
 
 

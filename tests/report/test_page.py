@@ -1,5 +1,7 @@
 """The report of a small dataset: page and JSON agree with its columns, and no image is read for its figures."""
 
+import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -9,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
-from stereo_jobs.data.images import decode_disparity
+from stereo_jobs.data.images import decode_disparity, encode_png
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.output import layout, progress
 from stereo_jobs.output.plan import load_job
@@ -81,6 +84,19 @@ def test_the_page_is_well_formed_and_shows_what_the_json_says(spec):
     assert text.count("data:image/png;base64,") == 5 * shown
     assert "&lt;b&gt;bold" in text
     assert "http" not in re.sub(r"data:image/[^\"]*", "", text)  # nothing is fetched
+
+
+@pytest.mark.parametrize(
+    ("shape", "shown"), [((512, 300), (300, 512)), ((1024, 600), (300, 512)), ((3, 1000), (512, 2))]
+)
+def test_large_pictures_are_shrunk_on_the_page(shape, shown):
+    for pixels in (np.zeros((*shape, 3), np.uint8), np.ones(shape, bool)):
+        png = encode_png(pixels)
+        inlined = base64.b64decode(page._inline(png).partition(",")[2])
+        with Image.open(io.BytesIO(inlined)) as picture:
+            assert picture.size == shown
+            assert np.asarray(picture).max() == pixels.max()
+        assert (inlined == png) == (max(shape) <= 512)
 
 
 def test_distributions_are_those_of_the_columns(spec):

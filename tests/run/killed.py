@@ -15,6 +15,12 @@ import signal
 import sys
 from pathlib import Path
 
+from stereo_jobs import interrupts
+
+if __name__ == "__main__":
+    # As the command line does: libraries have `except:` around imports, in which a Ctrl-C would be lost.
+    interrupts.install()
+
 from stereo_jobs.data import storage
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.output import layout

@@ -49,6 +49,7 @@ class WithAnother(standin.StandIn):
     """Generates nothing before another actor has loaded its models, too."""
 
     loaded = Path(os.environ.get("PID_FOLDER", ""), "loaded")
+    generating = loaded.with_name("generating")
 
     def __init__(self, batch_size):
         super().__init__(batch_size)
@@ -56,6 +57,7 @@ class WithAnother(standin.StandIn):
         (self.loaded / str(os.getpid())).touch()
 
     def generate(self, rows):
+        self.generating.mkdir(exist_ok=True)  # so the pool has heard that this actor is ready
         wait_until(lambda: len(list(self.loaded.iterdir())) > 1)
         return super().generate(rows)
 
@@ -71,7 +73,7 @@ def tries(times: int) -> bool:
 @pytest.fixture
 def tried(pids):
     yield
-    for name in ("tried", "loaded"):
+    for name in ("tried", "loaded", "generating"):
         shutil.rmtree(pids / name, ignore_errors=True)
 
 
@@ -83,21 +85,22 @@ def load_hanging(recipe, device, batch_size):
 
 def load_while_the_store_is_away(recipe, device, batch_size):
     if tries(2):
-        wait_until(lambda: Path(os.environ["PID_FOLDER"], "loaded").exists())
-        time.sleep(2)  # until the pool has heard that the other one is ready
+        wait_until(WithAnother.generating.exists)
         raise StorageUnavailableError("s3://x: SlowDown")
     return WithAnother(batch_size)
 
 
 @pytest.mark.parametrize(
-    ("load", "attempts", "said"),
+    ("load", "attempts", "start_timeout_s", "said"),
     [
-        (load_hanging, 2, "took more than runtime.start_timeout_s = 12 to load its models"),
-        (load_while_the_store_is_away, 1, "starting another actor: s3://x: SlowDown"),
+        (load_hanging, 2, 30, "took more than runtime.start_timeout_s = 30 to load its models"),
+        (load_while_the_store_is_away, 1, 60, "starting another actor: s3://x: SlowDown"),
     ],
 )
-def test_an_actor_that_cannot_load_while_another_serves(pids, tried, make_spec, caplog, load, attempts, said):
-    spec = make_spec(actors={"min": 1, "max": 2}, start_timeout_s=12, shard_attempts=attempts)
+def test_an_actor_that_cannot_load_while_another_serves(
+    pids, tried, make_spec, caplog, load, attempts, start_timeout_s, said
+):
+    spec = make_spec(actors={"min": 1, "max": 2}, start_timeout_s=start_timeout_s, shard_attempts=attempts)
     assert run(spec, load=load).complete
     assert said in caplog.text
     assert "going on without" not in caplog.text
@@ -190,9 +193,9 @@ def test_a_run_tells_what_its_first_actors_wait_for(make_spec):
     assert seen[-1].workers == 1
 
 
-def test_a_run_tells_that_no_node_has_room(make_spec):
+def test_a_run_tells_that_no_node_has_room(pids, make_spec):
     seen = []
     with pytest.raises(InterruptedRunError, match="0 of 1 actors ready"):
-        spec = make_spec(actors=1, device="cuda", gpus_per_actor=64, start_timeout_s=2)
+        spec = make_spec(actors=1, gpus_per_actor=64, start_timeout_s=2)
         run(spec, load=standin.load, watch=seen.append)
     assert seen[-1].starting == ("0 of 1 workers ready, 1 waiting for room (GPU 64, CPU 1 each), which no node has yet")

@@ -2,7 +2,7 @@
 
 import hashlib
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from stereo_jobs.errors import ManifestError
 from stereo_jobs.local_files import local_path
 from stereo_jobs.logs import names_shown
 from stereo_jobs.records import ID_RULE, valid_id
-from stereo_jobs.spec import Recipe, StorageSpec
+from stereo_jobs.spec import Mode, Recipe, StorageSpec
 
 CONTENT = "content"
 """Value of `Options.id_from` that makes ids from prompts and images."""
@@ -54,13 +54,17 @@ class Built(NamedTuple):
 
     Attributes:
         rows: number of its rows.
+        mode: mode of a job that its columns suit.
         left_out: what the source has beside.
         warnings: what will go wrong with some rows, a sentence each.
+        outside: folder of the pictures, if it is not below the manifest's own: a job must be allowed to read it.
     """
 
     rows: int
+    mode: Mode
     left_out: list[LeftOut]
     warnings: list[str]
+    outside: str | None
 
 
 def build(source: str | Path, target: str, settings: StorageSpec, options: Options | None = None) -> Built:
@@ -140,7 +144,7 @@ def _build(source: Source, target: str, settings: StorageSpec, options: Options)
     if not {"prompt", "image"} & chosen.keys():
         raise ManifestError(
             f"{source.where}: has neither a column 'prompt' nor 'image', but {names_shown(source.columns)}; "
-            "rename one, or name it with --prompt-column or --image-column"
+            f"rename one, or name it with {_column_options(source.columns)}"
         )
     rows = _Rows(source, chosen, by_content=options.id_from is not None)
     try:
@@ -151,7 +155,22 @@ def _build(source: Source, target: str, settings: StorageSpec, options: Options)
     if rows.total == 0:
         raise _nothing_in(source)
     publish.create(data, target, settings)
-    return Built(rows.total, [each for each in (*source.left_out, displaced) if each.count], rows.warnings())
+    left_out = [each for each in (*source.left_out, displaced) if each.count]
+    outside = source.root if isinstance(source, Pictures) and not source.is_below(target) else None
+    return Built(rows.total, _mode(chosen), left_out, rows.warnings(), outside)
+
+
+def _mode(columns: Collection[str]) -> Mode:
+    """Mode that uses most of these columns."""
+    if "image" in columns:
+        return "inpaint" if "mask" in columns else "image"
+    return "depth" if "depth" in columns else "text"
+
+
+def _column_options(columns: Iterable[str]) -> str:
+    """Name the options that choose a column, with its name where one differs from ours in capitals only."""
+    alike = [f"--{name.lower()}-column {name}" for name in columns if name.lower() in ("prompt", "image")]
+    return " or ".join(alike or ("--prompt-column", "--image-column"))
 
 
 def _nothing_in(source: Source) -> ManifestError:

@@ -21,7 +21,7 @@ class Delimited(RowSource):
     Args:
         file: the file.
         delimiter: what separates cells; None: a tab in `.tsv`, elsewhere what Excel's line `sep=` says, or that of
-            comma, semicolon, tab and bar which finds most known names in the first row.
+            comma, semicolon, tab and bar which finds most known names in the first row, then most names.
         wanted: further names that are expected in the first row.
 
     Raises:
@@ -34,7 +34,8 @@ class Delimited(RowSource):
         self._delimiter = delimiter or said or ("\t" if file.suffix == ".tsv" else None) or ","
         if not (delimiter or said or file.suffix == ".tsv"):
             names = {*KNOWN, *wanted}
-            found = {each: len(names & set(self._header(each, strict=False))) for each in _DELIMITERS}
+            headers = {each: self._header(each, strict=False) for each in _DELIMITERS}
+            found = {each: (len(names & set(header)), len(header)) for each, header in headers.items()}
             self._delimiter = max(_DELIMITERS, key=found.__getitem__)  # the first of the best
         header = self._header(self._delimiter)
         if not header:

@@ -22,6 +22,9 @@ class Pictures(Source):
         where: the folder.
         names: all files below it.
         settings: S3 access.
+
+    Attributes:
+        root: absolute path or s3:// URI of the folder.
     """
 
     def __init__(self, where: str, names: list[str], settings: StorageSpec) -> None:
@@ -30,7 +33,7 @@ class Pictures(Source):
         ordered = sorted(names, key=lambda name: (name.count("/"), name))
         self._names, self.left_out = sorted_out(ordered, IMAGE_SUFFIXES, "a picture that can be read")
         is_local = not where.startswith("s3://")
-        self._root = str(local_path(where).resolve()) if is_local else open_storage(where, settings).uri
+        self.root = str(local_path(where).resolve()) if is_local else open_storage(where, settings).uri
         if is_local:
             unreadable = LeftOut("file", "that no decoder here reads")
             self.left_out.append(unreadable)
@@ -40,6 +43,11 @@ class Pictures(Source):
                     self._names.append(name)
                 else:
                     unreadable.add(name)
+
+    def is_below(self, manifest: str) -> bool:
+        """Whether the pictures are in the folder of a manifest or below it; there, a job may read them unasked."""
+        place = manifest if manifest.startswith("s3://") else str(local_path(manifest).resolve())
+        return f"{self.root}/".startswith(place.rpartition("/")[0] + "/")
 
     def count(self) -> int:
         """Return the number of pictures."""
@@ -62,7 +70,7 @@ class Pictures(Source):
 
     def _is_readable(self, name: str) -> bool:
         """Whether a decoder here knows the codec inside a file of the HEIF family, which its name does not tell."""
-        path = local_path(self._root) / name
+        path = local_path(self.root) / name
         if not name.lower().endswith(HEIF_SUFFIXES) or not path.is_file():
             return True
         try:
@@ -72,9 +80,9 @@ class Pictures(Source):
         return True
 
     def _locate(self, name: str) -> str:
-        if self._root.startswith("s3://"):
-            return f"{self._root}/{name}"
-        path = local_path(self._root) / name
+        if self.root.startswith("s3://"):
+            return f"{self.root}/{name}"
+        path = local_path(self.root) / name
         if not path.is_file():
             raise ManifestError(
                 f"{path}: not a regular file; a folder of images may hold no other thing of such a name"

@@ -103,6 +103,12 @@ def test_an_empty_or_broken_source_is_refused(tmp_path, name, content, words):
     ("content", "words"),
     [
         ("text\na red circle\n", "neither a column 'prompt' nor 'image', but text; rename one"),
+        (
+            "Nr;Prompt;Note;\n1;a, b;x;\n",
+            "but Nr, Prompt, Note; rename one, or name it with --prompt-column Prompt",
+        ),
+        ("Bild,IMAGE,text\na,b,c\n", "or name it with --image-column IMAGE"),
+        ("key\tcaption\n1\ta\n", "but key, caption; rename one, or name it with --prompt-column or --image-column"),
         ("id,prompt\na,x\nb,y\na,z\n", "row 2: id 'a' appears twice; ids must differ"),
         ("id,prompt\na b,x\n", "row 0: id 'a b' must be"),
     ],
