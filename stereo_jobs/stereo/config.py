@@ -150,6 +150,12 @@ class MethodConfig(BaseModel):
         "view. bi: both attend to both, which changes the left view, too.",
     )
     attention_step: Fraction = Field(0.2, ge=0, description="First step with self-attention across the views.")
+    keep_left: bool = Field(
+        True,
+        description="Attention uni: keep what the right view attends to from the left view's own denoising, so that "
+        "the pair's steps run for the right view alone, with the same result. Takes about 0.25 GB of the device's "
+        "memory per pair for Stable Diffusion 1.5 at 512x512 in float16 (official: 1.8 GB). false: run both views.",
+    )
     composite: bool = Field(
         True,
         description="Wherever the right view shows pixels of the left image, take them, warped at full resolution; "
@@ -224,6 +230,16 @@ class MethodConfig(BaseModel):
     def diffuses_pair(self) -> bool:
         """Whether diffusion makes the right view; the left view's latents of every step are then needed."""
         return self.right_view == "stereodiffusion"
+
+    @property
+    def attention_start(self) -> int:
+        """Index of the pair's first step with self-attention across the views."""
+        return max(self.first_pair_step, int(self.attention_step))
+
+    @property
+    def keeps_left(self) -> bool:
+        """Whether the pair's steps can do without the left view, if what it was attended to in them was kept."""
+        return self.keep_left and self.diffuses_pair and self.attention == "uni" and not self.shift_both
 
     @property
     def changes_left(self) -> bool:
