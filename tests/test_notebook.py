@@ -46,7 +46,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def metric():
     return StereoPipeline.from_pretrained(
-        mode="image", device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "edge_px": 0}})
+        device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "edge_px": 0}})
     )
 
 
@@ -377,6 +377,14 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(pipeline, given, words):
 def test_every_call_checks_its_scale(pipeline):
     with pytest.raises(InputRefusedError, match="scale_percent: must be a percentage"):
         pipeline("a red ball", scale_percent=0)
+
+
+def test_metric_geometry_is_for_photos_and_depth_maps(metric):
+    assert metric.recipe.mode == "image"
+    with pytest.raises(SpecError, match=r"method.geometry metric needs known disparities, and mode text has none"):
+        metric("a red circle")
+    with pytest.raises(SpecError, match=r"method.geometry metric needs known disparities, and mode text has none"):
+        StereoPipeline.from_pretrained(mode="text", device="cpu", method={"geometry": "metric"})
 
 
 def test_metric_geometry_wants_a_measure(metric):

@@ -26,6 +26,7 @@ class Method:
         disparity: whether it is given the true disparity or estimates its own.
         slow: whether a pair takes hundreds of U-Net evaluations or more; slow methods run on fewer scenes.
         folder: folder of another program's right views; None for our own methods.
+        prompts: in the table of costs, whether photos come with their captions; else with empty prompts.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Method:
     disparity: Literal["true", "estimated"] = "true"
     slow: bool = False
     folder: str | None = None
+    prompts: bool = True
 
     def variant(self, name: str, **switches: Any) -> "Method":
         """This method with other switches, named `<this name>, <name>`."""
@@ -49,8 +51,10 @@ _BASELINES = {
     name: Method(name, {**_WHOLE_PIXELS, "right_view": name})
     for name in ("identity", "leave_blank", "stretch", "layered")
 }
-REPAINT = Method("repaint", {**_WHOLE_PIXELS, "right_view": "repaint", "composite": False}, slow=True)
+_DDIM = {"scheduler": "ddim", "steps": 50}
+REPAINT = Method("repaint", {**_WHOLE_PIXELS, **_DDIM, "right_view": "repaint", "composite": False}, slow=True)
 PAPER = Method("stereodiffusion", {"preset": "official"}, slow=True)
+PAPER_EMPTY = Method("stereodiffusion, empty prompt", {"preset": "official"}, slow=True, prompts=False)
 BEST = Method("best")
 
 METHODS = (*_BASELINES.values(), REPAINT, PAPER, PAPER.estimated(), BEST, BEST.estimated())
@@ -105,9 +109,11 @@ SWITCHES = (
     BEST.variant("shift at 0.2", shift_step=0.2),
     BEST.variant("shift at 0.6", shift_step=0.6),
     BEST.variant("shift at 0.8", shift_step=0.8),
-    BEST.variant("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
+    BEST.variant("strength 0", shift_step=0.9),  # a single denoising step: shows what the start contributes
     BEST.estimated().variant("edges 0", edge_px=0),
-    BEST.variant("dpm++ 20", scheduler="dpm++_karras", steps=20),
+    BEST.variant("ddim 50", **_DDIM),
+    BEST.variant("renoise", inversion="renoise"),
+    BEST.variant("both views", keep_left=False),
 )
 """Ablations: our switches, one at a time."""
 
@@ -118,13 +124,15 @@ DEPTH = (
     _TWO_PASS,
     _TWO_PASS.variant("one condition", warp_condition=False),
     BEST.variant("attention off", attention="off"),
+    BEST.variant("guided pair", pair_guidance_scale=None),
+    BEST.variant("ddim 50", **_DDIM),
     _OFFICIAL,
     _OFFICIAL.variant("warped condition", warp_condition=True),
     _OFFICIAL.variant("two pass", two_pass=True),
 )
 """Switches that only depth mode has (the paper's Fig. 7), and attention."""
 
-COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, BEST)
+COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, PAPER_EMPTY, BEST)
 """Table 3."""
 
 TABLES: dict[str, tuple[Method, ...]] = {

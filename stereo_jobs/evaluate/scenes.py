@@ -99,7 +99,15 @@ def write_manifests(
 
 
 def write_inputs(
-    storage: Storage, settings: StorageSpec, name: str, *, rows: int, mode: Mode, level: Level, size: int
+    storage: Storage,
+    settings: StorageSpec,
+    name: str,
+    *,
+    rows: int,
+    mode: Mode,
+    level: Level,
+    size: int,
+    with_prompt: bool = True,
 ) -> str:
     """Write a manifest of the first held-out ToyScapes of a level, unless it exists; returns its URI.
 
@@ -111,12 +119,20 @@ def write_inputs(
         mode: the mode whose inputs are written; photos come with their true disparity.
         level: level of the scenes.
         size: width and height of the images in pixels.
+        with_prompt: whether the scenes come with their captions; else with empty prompts.
     """
     target = storage.locate(name)
     if not storage.exists(name):
         with suppress(ManifestError):  # another run has written it meanwhile
             write_manifest(
-                target, settings, rows=rows, mode=mode, level=level, size=(size, size), with_disparity=mode == "image"
+                target,
+                settings,
+                rows=rows,
+                mode=mode,
+                level=level,
+                size=(size, size),
+                with_disparity=mode == "image",
+                with_prompt=with_prompt,
             )
     return target
 

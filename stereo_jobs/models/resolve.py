@@ -19,7 +19,7 @@ from stereo_jobs.models.files import (
     weighty,
 )
 from stereo_jobs.spec import DEMO, ClipSpec, DepthSpec, Recipe, Size, StableDiffusionSpec
-from stereo_jobs.stereo.timesteps import timesteps_of
+from stereo_jobs.stereo.timesteps import sampler_for, timesteps_of
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERT = "convert it with diffusers' or transformers' save_pretrained"
@@ -57,7 +57,7 @@ class SDFacts(NamedTuple):
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with every model pinned and the image size filled in.
+    """Return the recipe with every model pinned, and with the sampler and the image size that suit the checkpoint.
 
     Raises:
         ModelError: a model cannot be used; the message says what to do.
@@ -68,8 +68,10 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     facts = check_stable_diffusion(sd.path, sd_files.config, recipe.mode)
     _check_sd_files(sd, sd_files.names, wants_safety)
     _check_choice(recipe)
+    scheduler = sd_files.config(SCHEDULER)
+    method = recipe.method.model_copy(update={"scheduler": sampler_for(scheduler, recipe.method.scheduler)})
     try:
-        timesteps_of(sd_files.config(SCHEDULER), recipe.method.steps, recipe.method.scheduler)
+        timesteps_of(scheduler, method.steps, method.scheduler)
     except ValueError as error:
         raise ModelError(f"recipe.method.{error} (checkpoint {sd.path})") from None
     depth_files = find(depth)
@@ -89,7 +91,7 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
             "clip": recipe.models.clip and resolve_clip(recipe.models.clip),
         }
     )
-    return recipe.model_copy(update={"models": models, "size": size})
+    return recipe.model_copy(update={"models": models, "method": method, "size": size})
 
 
 def _check_choice(recipe: Recipe) -> None:
@@ -104,7 +106,7 @@ def _check_choice(recipe: Recipe) -> None:
     if sd.dtype == "bfloat16" and recipe.inverts and method.inversion == "null_text":
         raise ModelError(
             "recipe.method.inversion: null_text needs finer gradients than recipe.models.stable_diffusion.dtype "
-            "bfloat16 gives; set the dtype to float16 or float32, or the inversion to direct"
+            "bfloat16 gives; set the dtype to float16 or float32, or the inversion to renoise"
         )
 
 

@@ -169,9 +169,12 @@ class PairGenerator:
             pair = method.photo_guidance_scale
         elif self.recipe.inverts:
             pair = 1.0
+        elif method.pair_guidance_scale is not None:
+            pair = method.pair_guidance_scale
         if row.prompt == row.negative_prompt:
             left, pair, mask = 1.0, pair if optimised else 1.0, 1.0
-        return Guidance(left, pair, mask if self.recipe.mode == "inpaint" else 1.0)
+        # What a row does not use is 1, so that it does not keep rows out of one batch.
+        return Guidance(1.0 if photo else left, pair, mask if self.recipe.mode == "inpaint" else 1.0)
 
     def _cut(self, row: Row) -> bool:
         """Whether the text encoder reads only the beginning of the row's prompt or negative prompt."""

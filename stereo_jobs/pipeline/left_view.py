@@ -16,8 +16,9 @@ from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow, GuidedNoise, MaskedPhoto, Photo
 from stereo_jobs.pixels import Bools, Image
 from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.attention import Keep
 from stereo_jobs.stereo.disparity import relative_disparity, resize
-from stereo_jobs.stereo.inversion import ddim_inversion, null_text
+from stereo_jobs.stereo.inversion import ddim_inversion, null_text, renoised
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, denoise, denoise_within
 from stereo_jobs.stereo.solver import Solver
 
@@ -169,7 +170,8 @@ class LeftViewMaker:
     def _from_noise(self, batch: _Batch) -> _Made:
         """Denoise each row's noise; with `two_pass` the image is then inverted as a photo would be."""
         model = self._model(batch, batch.guidance.left)
-        trajectory = denoise(model, batch.solver, stack_noise(self.sd, batch.decoded), batch.condition)
+        keep = None if self.method.two_pass else self._keep(batch, model)
+        trajectory = denoise(model, batch.solver, stack_noise(self.sd, batch.decoded), batch.condition, keep=keep)
         images, usable = decode(self.sd, trajectory.final, batch.decoded)
         if self.method.two_pass and self.method.diffuses_pair:
             return self._inverted(batch, images, usable, trajectory.evaluations)
@@ -188,11 +190,11 @@ class LeftViewMaker:
         return _Made(images, usable, None, batch.unconditional, evaluations)
 
     def _inverted(self, batch: _Batch, images: list[Image], usable: Tensor, evaluations: Tensor) -> _Made:
-        """Find the latents of images (Sec. 3.4); unless inversion is direct, the views are what the latents show."""
+        """Find the latents of images (Sec. 3.4); where sampling makes them, the views are what it shows."""
         inside = [one.letterbox.image_into(image) for one, image in zip(batch.decoded, images, strict=True)]
         x_0 = self.sd.encode(stack(self.sd, inside))
         trajectory, unconditional, spent = self._invert(x_0, batch)
-        if self.method.inversion != "direct":
+        if self.method.samples_photo:
             images, reconstructed = decode(self.sd, trajectory.final, batch.decoded)
             usable = usable & reconstructed
         return _Made(images, usable, trajectory, unconditional, evaluations + spent)
@@ -200,15 +202,30 @@ class LeftViewMaker:
     def _invert(self, x_0: Tensor, batch: _Batch) -> tuple[Trajectory, Tensor, Tensor]:
         """Invert x_0: its latents, the unconditional embeddings of all further steps, and evaluations of each: B."""
         solver, condition = batch.solver, batch.condition
-        pivot = ddim_inversion(self._model(batch, 1.0), solver, x_0, condition)
-        if self.method.inversion == "direct":
+        pivot = self._latents_of(x_0, batch, keep=not self.method.samples_photo)
+        if not self.method.samples_photo:
             return pivot, batch.unconditional, pivot.evaluations
         model = self._model(batch, batch.guidance.pair)
         if self.method.inversion == "ddim":
-            left = denoise(model, solver, pivot.latents[0], condition)
+            left = denoise(model, solver, pivot.latents[0], condition, keep=self._keep(batch, model))
             return left, batch.unconditional, pivot.evaluations + left.evaluations
         found = null_text(model, solver, pivot, iterations=self.method.null_text_iterations, condition=condition)
         return found.left, found.embeddings, pivot.evaluations + found.left.evaluations
+
+    def _latents_of(self, x_0: Tensor, batch: _Batch, *, keep: bool = False) -> Trajectory:
+        """Find latents of x_0 at every level, by DDIM inversion or by noising it; keep what the pair will need."""
+        if self.method.inversion == "renoise":
+            return renoised(batch.solver, x_0, stack_noise(self.sd, batch.decoded))
+        model = self._model(batch, 1.0)
+        kept = self._keep(batch, model) if keep else None
+        return ddim_inversion(model, batch.solver, x_0, batch.condition, keep=kept)
+
+    def _keep(self, batch: _Batch, model: GuidedUNet) -> Keep | None:
+        """What the pair will need of the left view's denoising; None where it needs nothing, or more than is run."""
+        halves = self._model(batch, batch.guidance.pair).evaluations_per_view
+        if not self.method.keeps_left or halves > model.evaluations_per_view:
+            return None
+        return Keep(self.method.attention_start, halves)
 
     def _fill_masks(self, batch: _Batch, masked: list[MaskedPhoto]) -> tuple[list[Image], Tensor, Tensor]:
         """Fill the masks of photos by the masked denoise (Sec. 5, Fig. 8).
@@ -225,7 +242,7 @@ class LeftViewMaker:
         keep = (masks <= 0.5)[:, None]
         mean = (photos * keep).sum((-2, -1), keepdim=True) / keep.sum((-2, -1), keepdim=True).clamp_min(1)
         outside = torch.where(keep, photos, mean)
-        known = ddim_inversion(self._model(batch, 1.0), solver, self.sd.encode(outside))
+        known = self._latents_of(self.sd.encode(outside), batch)
         guided = self._model(batch, batch.guidance.mask)
         inpainted = denoise_within(guided, solver, stack_noise(self.sd, decoded), known, mask=grid)
         filled = self.sd.decode(inpainted.x_0)

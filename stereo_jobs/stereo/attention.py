@@ -1,9 +1,9 @@
 """Self-attention across the two views (StereoDiffusion, Sec. 3.3, Alg. 1)."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -98,31 +98,51 @@ class KeptInputs:
         return {layer: inputs[:, self.rows].flatten(0, 1) for layer, inputs in self.steps[i].items()}
 
 
+class Keep(NamedTuple):
+    """Which inputs of self-attention to keep of the left view.
+
+    Attributes:
+        first: index of the first step.
+        halves: how many halves of classifier-free guidance the pair will use: 2, or 1 at guidance 1.
+    """
+
+    first: int
+    halves: int
+
+
 class InputRecorder:
     """A context that leaves attention as it is, and keeps what the layers are given.
 
     Args:
-        samples: B, the number of samples in the batch.
-        first: index of the first step whose inputs are kept.
-        halves: how many halves of classifier-free guidance are kept, from the end: the one with the prompt is the last.
+        samples: B int64, the indices of the samples in the batch.
+        keep: what to keep; None: nothing.
 
     Attributes:
         step: index of the present step, set before the U-Net is called.
-        steps: what was kept, as in `KeptInputs`.
     """
 
-    def __init__(self, samples: int, first: int, halves: int) -> None:
+    def __init__(self, samples: Tensor, keep: Keep | None) -> None:
         self.samples = samples
-        self.first = first
-        self.halves = halves
+        self.keep = keep
         self.step = 0
-        self.steps: dict[int, dict[str, Tensor]] = {}
+        self._steps: dict[int, dict[str, Tensor]] = {}
+
+    def installed(self, unet: nn.Module) -> AbstractContextManager[None]:
+        """Record what the layers of a U-Net are given."""
+        return self_attention(unet, self) if self.keep else nullcontext()
 
     def __call__(self, layer: str, hidden_states: Tensor) -> None:
         """Keep the input of one layer: halves*B,N,C."""
-        if self.step < self.first:
+        if self.keep is None or self.step < self.keep.first:
             return
-        given = hidden_states.reshape(-1, self.samples, *hidden_states.shape[1:])
-        # A part is copied, so that it does not hold the memory of the whole.
-        kept = given if len(given) == self.halves else given[-self.halves :].clone()
-        self.steps.setdefault(self.step, {})[layer] = kept
+        given = hidden_states.unflatten(0, (-1, len(self.samples)))  # halves*B,N,C -> halves,B,N,C
+        if len(given) < self.keep.halves:
+            raise ValueError(f"{self.keep.halves} halves of guidance cannot be kept: only {len(given)} is run")
+        # The half with the prompt is the last. A part is copied, so that it does not hold the memory of the whole.
+        kept = given if len(given) == self.keep.halves else given[-self.keep.halves :].clone()
+        self._steps.setdefault(self.step, {})[layer] = kept
+
+    @property
+    def kept(self) -> KeptInputs | None:
+        """What was kept; None where nothing was asked for."""
+        return KeptInputs(self._steps, self.samples) if self.keep else None

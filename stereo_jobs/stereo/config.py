@@ -4,7 +4,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stereo_jobs.stereo.timesteps import Sampler
+from stereo_jobs.stereo.timesteps import SamplerChoice
 
 # A preset is only a set of values for `MethodConfig`; no code asks for its name.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -13,6 +13,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scheduler": "ddim",
         "steps": 50,
         "guidance_scale": 9.0,
+        "pair_guidance_scale": None,
         "photo_guidance_scale": 7.5,
         "inversion": "null_text",
         "geometry": "relative",
@@ -30,9 +31,10 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Exact left view and exact geometry; diffusion draws only the holes, starting from the background beside them.
     "best": {
-        "scheduler": "ddim",
-        "steps": 50,
+        "scheduler": "auto",
+        "steps": 20,
         "guidance_scale": 7.5,
+        "pair_guidance_scale": 1.0,
         "photo_guidance_scale": 1.0,
         "inversion": "direct",
         "geometry": "relative",
@@ -76,27 +78,36 @@ class MethodConfig(BaseModel):
         "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, edge_px, warp (integer: whole "
         "pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
     )
-    scheduler: Sampler = Field(
-        "ddim",
-        description="Sampler. ddim: DDIM (Eq. 1, eta 0). dpm++: DPM-Solver++(2M). Both run at the checkpoint's own "
-        "`timestep_spacing`. dpm++_karras: DPM-Solver++(2M) on Karras noise levels, the most exact for 20 to 25 steps; "
-        "not for checkpoints made for few steps (spacing trailing).",
+    scheduler: SamplerChoice = Field(
+        "auto",
+        description="Sampler. auto: dpm++_karras, or dpm++ for a checkpoint of timestep_spacing trailing. ddim: DDIM "
+        "(Eq. 1, eta 0). dpm++: DPM-Solver++(2M). Both run at the checkpoint's own `timestep_spacing`. dpm++_karras: "
+        "DPM-Solver++(2M) on Karras noise levels, the most exact for 20 to 25 steps; not for checkpoints made for few "
+        "steps (spacing trailing).",
     )
-    steps: int = Field(50, ge=2, le=1000, description="Number of denoising steps.")
+    steps: int = Field(20, ge=2, le=1000, description="Number of denoising steps.")
     guidance_scale: float = Field(
         7.5,
         ge=1,
         le=30,
         description="Scale of classifier-free guidance in modes text and depth; 1 halves the U-Net evaluations.",
     )
+    pair_guidance_scale: float | None = Field(
+        1.0,
+        ge=1,
+        le=30,
+        description="Modes text and depth: scale of guidance in the steps after the shift, which draw the right view's "
+        "holes. null: that of guidance_scale.",
+    )
     photo_guidance_scale: float = Field(
         1.0, ge=1, le=30, description="Scale of classifier-free guidance for photos; 1 halves the U-Net evaluations."
     )
-    inversion: Literal["ddim", "null_text", "direct"] = Field(
+    inversion: Literal["ddim", "null_text", "direct", "renoise"] = Field(
         "direct",
         description="How the latents of a photo are found (Sec. 3.4). ddim: DDIM inversion, then denoised again. "
         "null_text: the same with optimised unconditional embeddings (Eq. 9-10). direct: the inverted latents "
-        "themselves, so that the left view is exactly the photo.",
+        "themselves, so that the left view is exactly the photo. renoise: the photo with noise at each step's level, "
+        "without any U-Net evaluation, for holes a little worse; the left view is the photo, too.",
     )
     null_text_iterations: int = Field(
         10, ge=1, le=1000, description="Inversion null_text: maximum optimisation steps per denoising step."
@@ -152,9 +163,9 @@ class MethodConfig(BaseModel):
     attention_step: Fraction = Field(0.2, ge=0, description="First step with self-attention across the views.")
     keep_left: bool = Field(
         True,
-        description="Attention uni: keep what the right view attends to from the left view's own denoising, so that "
-        "the pair's steps run for the right view alone, with the same result. Takes about 0.25 GB of the device's "
-        "memory per pair for Stable Diffusion 1.5 at 512x512 in float16 (official: 1.8 GB). false: run both views.",
+        description="Attention uni: keep what the right view attends to from the left view's own denoising or direct "
+        "inversion, so that the pair's steps run for the right view alone. Takes about 0.25 GB of the device's memory "
+        "per pair for Stable Diffusion 1.5 at 512x512 in float16 (preset official: 1.8 GB). false: run both views.",
     )
     composite: bool = Field(
         True,
@@ -240,6 +251,11 @@ class MethodConfig(BaseModel):
     def keeps_left(self) -> bool:
         """Whether the pair's steps can do without the left view, if what it was attended to in them was kept."""
         return self.keep_left and self.diffuses_pair and self.attention == "uni" and not self.shift_both
+
+    @property
+    def samples_photo(self) -> bool:
+        """Whether the left view of a photo is denoised from its inversion, so that it differs from the photo."""
+        return self.inversion in ("ddim", "null_text")
 
     @property
     def changes_left(self) -> bool:

@@ -14,12 +14,11 @@ evaluations and gives the same numbers as the 300 of the published code. Where n
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from stereo_jobs.stereo.attention import InputRecorder, KeptInputs, pair_context, self_attention
+from stereo_jobs.stereo.attention import InputRecorder, Keep, KeptInputs, pair_context, self_attention
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp
@@ -99,18 +98,6 @@ class Trajectory:
         """The trajectories of some samples of the batch, by their indices."""
         kept = None if self.kept is None else self.kept.take(rows)
         return Trajectory(self.latents[:, rows], self.clean[:, rows], self.evaluations[rows.cpu()], kept)
-
-
-class Keep(NamedTuple):
-    """Which inputs of self-attention to keep.
-
-    Attributes:
-        first: index of the first step.
-        halves: how many halves of classifier-free guidance the pair will use: 2, or 1 at guidance 1.
-    """
-
-    first: int
-    halves: int
 
 
 @dataclass(frozen=True)
@@ -214,22 +201,18 @@ def denoise(
     Raises:
         ValueError: more halves of guidance are to be kept than the model runs.
     """
-    if keep and keep.halves > model.evaluations_per_view:
-        raise ValueError(f"{keep.halves} halves of guidance cannot be kept: {model.evaluations_per_view} is run")
-    recorder = InputRecorder(len(x), *keep) if keep else None
+    recorder = InputRecorder(torch.arange(len(x), device=x.device), keep)
     latents, clean = [x], None
     history = []
-    with self_attention(model.unet, recorder) if recorder else nullcontext():
+    with recorder.installed(model.unet):
         for i, timestep in enumerate(solver.timesteps):
-            if recorder:
-                recorder.step = i
+            recorder.step = i
             output = model(latents[-1][None], i, timestep, _views(condition))[0]
             following, clean = solver.step(i, latents[-1], output, clean)
             latents.append(following)
             history.append(clean)
     evaluations = torch.full((len(x),), solver.steps * model.evaluations_per_view)
-    kept = KeptInputs(recorder.steps, torch.arange(len(x), device=x.device)) if recorder else None
-    return Trajectory(torch.stack(latents), torch.stack(history), evaluations, kept)
+    return Trajectory(torch.stack(latents), torch.stack(history), evaluations, recorder.kept)
 
 
 def denoise_within(

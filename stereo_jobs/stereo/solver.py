@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-from stereo_jobs.stereo.timesteps import Sampler, timesteps_of, training_steps
+from stereo_jobs.stereo.timesteps import Sampler, SamplerChoice, sampler_for, timesteps_of, training_steps
 
 Prediction = Literal["epsilon", "v_prediction"]
 
@@ -33,18 +33,19 @@ class Solver:
     prediction: Prediction
 
     @classmethod
-    def of(cls, config: dict[str, Any], steps: int, sampler: Sampler) -> Self:
+    def of(cls, config: dict[str, Any], steps: int, sampler: SamplerChoice) -> Self:
         """Make the solver from a checkpoint's scheduler configuration.
 
         Args:
             config: the content of scheduler_config.json: betas, number of training steps, `timestep_spacing`,
                 `steps_offset`, `prediction_type`.
             steps: number of denoising steps.
-            sampler: `ddim`, `dpm++` or `dpm++_karras`.
+            sampler: `ddim`, `dpm++`, `dpm++_karras` or `auto`.
 
         Raises:
             ValueError: the checkpoint's `beta_schedule` is not supported, or `timesteps_of` refuses the steps.
         """
+        sampler = sampler_for(config, sampler)
         alphas = torch.cumprod(1 - _betas(config, training_steps(config)), 0)
         timesteps = torch.tensor(timesteps_of(config, steps, sampler))
         # `set_alpha_to_one: false`: the result has the noise level of the least noisy latent, not zero noise.

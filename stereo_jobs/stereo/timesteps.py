@@ -5,6 +5,7 @@ from typing import Any, Literal
 import numpy as np
 
 Sampler = Literal["ddim", "dpm++", "dpm++_karras"]
+SamplerChoice = Sampler | Literal["auto"]
 
 _FULL_NOISE = 0.9
 """Share of the training steps above which the first step must begin: a latent of pure noise belongs there."""
@@ -15,7 +16,18 @@ def training_steps(config: dict[str, Any]) -> int:
     return int(config.get("num_train_timesteps", 1000))
 
 
-def timesteps_of(config: dict[str, Any], steps: int, sampler: Sampler) -> list[int]:
+def sampler_for(config: dict[str, Any], choice: SamplerChoice) -> Sampler:
+    """Return the sampler itself where `choice` leaves it to the checkpoint.
+
+    `auto` is DPM-Solver++ on Karras' noise levels, the most exact for 20 to 25 steps. A checkpoint made for few steps
+    (`timestep_spacing: trailing`) keeps its own timesteps.
+    """
+    if choice != "auto":
+        return choice
+    return "dpm++" if config.get("timestep_spacing") == "trailing" else "dpm++_karras"
+
+
+def timesteps_of(config: dict[str, Any], steps: int, sampler: SamplerChoice) -> list[int]:
     """Space the timesteps of the denoising steps (Lin et al. 2024, Table 2), the noisiest first.
 
     Leading: 981, 961, ..., 1 for 50 of 1000 steps and an offset of 1, as in the published code. Karras' noise levels
@@ -24,11 +36,12 @@ def timesteps_of(config: dict[str, Any], steps: int, sampler: Sampler) -> list[i
     Args:
         config: the content of scheduler_config.json: number of training steps, `timestep_spacing`, `steps_offset`.
         steps: number of denoising steps.
-        sampler: `ddim`, `dpm++` or `dpm++_karras`.
+        sampler: `ddim`, `dpm++`, `dpm++_karras` or `auto`.
 
     Raises:
         ValueError: the spacing is not supported, or this number of steps begins below full noise.
     """
+    sampler = sampler_for(config, sampler)
     trained, ddim = training_steps(config), sampler == "ddim"
     spacing = config.get("timestep_spacing", "leading" if ddim else "linspace")
     if spacing not in ("leading", "linspace", "trailing"):

@@ -225,11 +225,12 @@ def test_the_cost_is_counted_by_mode(tmp_path):
     found = evaluate(str(tmp_path), base, options, run_here)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "tables/cost.csv").read_text())))
     evaluations = {(r["method"], r["of"]): r for r in rows if r["metric"] == "evaluations"}
-    # Text: three steps for the left view, then one for the right one beside the left's keys and values.
+    # Text: three steps for the left view, then one for the right one, which attends to what was kept of the left.
     assert float(evaluations["leave_blank", "text"]["mean"]) == 3
-    assert float(evaluations["best", "text"]["mean"]) == 3 + 2
-    assert float(evaluations["best", "text"]["beyond"]) == 2
+    assert float(evaluations["best", "text"]["mean"]) == 3 + 1
+    assert float(evaluations["best", "text"]["beyond"]) == 1
     assert float(evaluations["leave_blank", "image"]["mean"]) == 0
+    assert float(evaluations["best", "image"]["mean"]) == 3 + 1
     if ("best", "depth") not in evaluations:  # the embedded models may lack a depth-conditioned one
         assert "depth" in found.problems["cost/depth"][0].id
 
@@ -263,8 +264,8 @@ def test_depth_mode_has_figures_without_truth(depth_output):
     assert len(rows) == 3
     assert found["best", "accepted"] == np.mean([row["accepted"] for row in rows])
     assert found["best", "depth_rank"] == pytest.approx(np.mean([row["qc_depth_rank"] for row in rows]))
-    # Three steps with both halves of the guidance, then the pair's two; the inversion of two passes has one half.
-    assert found["best, two pass", "evaluations"] == found["best", "evaluations"] + 3
+    # Three steps with both halves of the guidance, an inversion without, then one step of the right view alone.
+    assert (found["best", "evaluations"], found["best, two pass", "evaluations"]) == (6 + 1, 6 + 3 + 1)
     page = (depth_output / "tables/depth.md").read_text()
     assert "best, two pass |" in page
     assert "±" in page

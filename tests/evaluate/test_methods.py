@@ -24,7 +24,7 @@ def test_a_name_and_a_folder_mean_one_method():
 
 
 def test_no_two_methods_are_the_same_one():
-    kinds = {(MethodConfig(**method.switches).model_dump_json(), method.disparity) for method in ALL}
+    kinds = {(MethodConfig(**method.switches).model_dump_json(), method.disparity, method.prompts) for method in ALL}
     assert len(kinds) == len({method.name for method in ALL})
 
 
@@ -59,7 +59,7 @@ def test_methods_are_chosen_by_name():
 def test_a_sweep_sets_one_switch():
     early, late = sweep("shift_step=0.1,0.5", BEST)
     assert (early.name, early.switches) == ("best, shift_step 0.1", {"shift_step": 0.1})
-    assert MethodConfig(**late.switches).shift_step == 25
+    assert MethodConfig(**late.switches).shift_step == 10
 
 
 @pytest.mark.parametrize(

@@ -415,6 +415,22 @@ def test_a_schedule_that_is_not_right_is_refused_before_anything_is_loaded(sd, d
         resolve(sd, depth, method=method)
 
 
+@pytest.mark.parametrize(
+    ("spacing", "method", "sampler"),
+    [
+        ("leading", {}, "dpm++_karras"),
+        ("linspace", {}, "dpm++_karras"),
+        ("trailing", {}, "dpm++"),  # as SD-Turbo has it
+        ("trailing", {"steps": 4, "guidance_scale": 1.0}, "dpm++"),
+        ("trailing", {"scheduler": "ddim"}, "ddim"),
+        ("leading", {"preset": "official"}, "ddim"),
+    ],
+)
+def test_the_sampler_suits_the_checkpoint_and_stands_in_the_resolved_recipe(sd, depth, spacing, method, sampler):
+    write(sd, {"scheduler/scheduler_config.json": {"prediction_type": "epsilon", "timestep_spacing": spacing}})
+    assert resolve(sd, depth, method=method).method.scheduler == sampler
+
+
 @pytest.mark.parametrize("mode", ["image", "inpaint"])
 def test_null_text_inversion_needs_more_than_bfloat16(mode):
     sd, method = {"path": "demo", "dtype": "bfloat16"}, {"preset": "official"}

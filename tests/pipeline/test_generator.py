@@ -100,7 +100,11 @@ def test_scales_of_one_seed_share_the_left_image(pipeline, base):
 @pytest.mark.parametrize(
     ("method", "evaluations"),
     [
-        ({}, 6 * 2 + 4 * 4),
+        ({}, 6 * 2 + 4 * 2),
+        ({"keep_left": False}, 6 * 2 + 4 * 4),
+        ({"pair_guidance_scale": 1}, 6 * 2 + 4),
+        ({"pair_guidance_scale": 1, "keep_left": False}, 6 * 2 + 4 * 2),
+        ({"pair_guidance_scale": 3, "guidance_scale": 1}, 6 + 4 * 4),  # half of the guidance was not run, nothing kept
         ({"attention": "off"}, 6 * 2 + 4 * 2),
         ({"attention": "off", "guidance_scale": 1}, 6 + 4),
         ({"attention": "bi"}, 6 * 2 + 4 * 4),

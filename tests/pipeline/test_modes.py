@@ -28,7 +28,7 @@ from tests.models.tiny import write_checkpoint
 
 SIZE = 64
 STEPS = 5
-SHORT = {"steps": STEPS, "shift_step": 1, "attention_step": 2}
+SHORT = {"steps": STEPS, "shift_step": 1, "attention_step": 2, "scheduler": "ddim", "inversion": "direct"}
 SIZES = [(64, 64), (60, 64), (48, 90), (131, 40), (64, 61), (32, 32)]
 """Heights and widths; the first two and the fifth share a working size."""
 SCENES = [render(draw_scene(10 + i), width, height) for i, (height, width) in enumerate(SIZES)]
@@ -83,8 +83,10 @@ def evaluations(pipeline):
 
 def pair_evaluations(method):
     """U-Net evaluations of the pair's pass without guidance, read off the config."""
+    kept = method.keeps_left and method.inversion == "direct"
     attentive = [method.attention != "off" and i >= method.attention_step for i in range(method.steps)]
-    return sum(2 if attentive[i] or method.changes_left else 1 for i in range(method.first_pair_step, method.steps))
+    both = [method.changes_left or (seen and not kept) for seen in attentive]
+    return sum(2 if both[i] else 1 for i in range(method.first_pair_step, method.steps))
 
 
 # --- Photos ---
@@ -135,14 +137,28 @@ def test_evaluations_are_counted_as_they_were(pipeline, base, evaluations):
     assert evaluations(lambda: pipeline.generate(ROWS[:1])) == 2 * expected  # padded
 
 
-def test_a_photo_takes_at_most_140_evaluations_of_50_steps(pipeline, evaluations):
+def test_a_photo_takes_at_most_45_evaluations(pipeline, evaluations):
     recipe = pipeline.recipe.model_copy(update={"method": MethodConfig(), "size": Size(width=32, height=32)})
     default = PairGenerator(pipeline.sd, pipeline.depth, recipe, 1)
-    assert (default.method.steps, default.method.inversion) == (50, "direct")
+    assert (default.method.steps, default.method.inversion) == (20, "direct")
     made = []
     spent = evaluations(lambda: made.extend(default.generate([photo_row(5)])))
-    assert made[0].unet_evaluations == spent == 50 + pair_evaluations(default.method)
-    assert spent <= 140
+    assert made[0].unet_evaluations == spent == 20 + pair_evaluations(default.method)
+    assert spent <= 45
+
+
+def test_a_renoised_photo_is_the_left_view_and_needs_no_inversion(pipeline, base, evaluations):
+    renoised = variant(pipeline, inversion="renoise")
+    made = []
+    spent = evaluations(lambda: made.extend(renoised.generate(ROWS[:2])))
+    assert spent == 2 * pair_evaluations(renoised.method)
+    for pair, row in zip(made, ROWS, strict=False):
+        np.testing.assert_array_equal(pair.left, base[row.id].left)
+        np.testing.assert_array_equal(pair.disparity, base[row.id].disparity)
+        assert pair.left_psnr == 100
+        assert pair.unet_evaluations == pair_evaluations(renoised.method)
+    again = renoised.generate([dataclasses.replace(ROWS[0], seed=5)])[0]
+    assert again.right.tobytes() != made[0].right.tobytes()  # its noise is the row's own
 
 
 def test_scales_of_one_photo_share_its_left(pipeline, base, evaluations):
@@ -419,7 +435,7 @@ def test_nan_fails_its_row_alone(pipeline, monkeypatch, mode, part):
     assert_same(results[1], good)
 
 
-@pytest.mark.parametrize("inversion", ["direct", "ddim", "null_text"])
+@pytest.mark.parametrize("inversion", ["direct", "renoise", "ddim", "null_text"])
 def test_nan_from_the_unet_fails_its_row_alone(pipeline, inversion):
     method = {"inversion": inversion, "photo_guidance_scale": 3.0, "null_text_iterations": 1, "attention": "off"}
     chosen = variant(pipeline, **method)
@@ -566,12 +582,13 @@ def test_depth_mode_in_two_passes_leaves_the_finished_left_as_it_is(pipeline, de
     np.testing.assert_array_equal(once.left, twice.left)
     np.testing.assert_array_equal(once.disparity, twice.disparity)
     assert twice.left_psnr is None
-    # The first left view is guided, its inversion and the pair after it are not.
+    # The first left view is guided, its inversion and the pair are not.
     pair = once.unet_evaluations - 2 * STEPS
-    assert twice.unet_evaluations == 2 * STEPS + STEPS + pair // 2
+    assert pair == STEPS - 2
+    assert twice.unet_evaluations == 2 * STEPS + STEPS + pair
 
 
-GUIDED = {"guidance_scale": 9.0, "photo_guidance_scale": 7.5}
+GUIDED = {"guidance_scale": 9.0, "photo_guidance_scale": 7.5, "pair_guidance_scale": None}
 
 
 @pytest.mark.parametrize(
@@ -579,18 +596,22 @@ GUIDED = {"guidance_scale": 9.0, "photo_guidance_scale": 7.5}
     [
         ("text", {}, (9.0, 9.0, 1.0)),
         ("depth", {}, (9.0, 9.0, 1.0)),
+        ("text", {"pair_guidance_scale": 1.5}, (9.0, 1.5, 1.0)),
+        ("depth", {"pair_guidance_scale": 1.0}, (9.0, 1.0, 1.0)),
+        ("image", {"inversion": "renoise", "pair_guidance_scale": 1.0}, (1.0, 7.5, 1.0)),
         # A finished left view is inverted without guidance, or by null-text with that of photos.
         ("depth", {"two_pass": True, "inversion": "direct"}, (9.0, 1.0, 1.0)),
         ("depth", {"two_pass": True, "inversion": "ddim"}, (9.0, 1.0, 1.0)),
         ("depth", {"two_pass": True, "inversion": "null_text"}, (9.0, 7.5, 1.0)),
         ("depth", {"two_pass": True, "right_view": "repaint"}, (9.0, 9.0, 1.0)),
-        ("image", {"inversion": "direct"}, (9.0, 7.5, 1.0)),
-        ("image", {"inversion": "null_text"}, (9.0, 7.5, 1.0)),
-        ("inpaint", {"inversion": "direct"}, (9.0, 7.5, 9.0)),
+        # A photo is not denoised from noise.
+        ("image", {"inversion": "direct"}, (1.0, 7.5, 1.0)),
+        ("image", {"inversion": "null_text"}, (1.0, 7.5, 1.0)),
+        ("inpaint", {"inversion": "direct"}, (1.0, 7.5, 9.0)),
     ],
 )
 def test_the_pair_takes_the_guidance_of_its_inversion(pipeline, mode, method, expected):
-    chosen = variant(pipeline, mode=mode, **GUIDED, **method)
+    chosen = variant(pipeline, mode=mode, **GUIDED | method)
     assert chosen._guidance(Row("r", "a prompt", "", 0, 8.0)) == expected
     optimised = method.get("inversion") == "null_text"
     assert chosen._guidance(Row("r", "", "", 0, 8.0)) == (1.0, 7.5 if optimised else 1.0, 1.0)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from stereo_jobs.stereo.attention import Keep
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity
-from stereo_jobs.stereo.sampler import GuidedUNet, Keep, ViewShift, denoise, denoise_pair
+from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
 

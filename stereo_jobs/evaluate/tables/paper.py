@@ -33,6 +33,7 @@ SCORES: dict[str, dict[str, Scores]] = {
 SECONDS: dict[str, dict[str, float]] = {
     "layered": {"text": 245, "depth": 247, "image": 231},  # 3D Photography itself
     "repaint": {"text": 338, "depth": 340, "image": 324},
-    "stereodiffusion": {"text": 32, "depth": 18, "image": 40},
+    "stereodiffusion": {"text": 32, "depth": 18},
+    "stereodiffusion, empty prompt": {"image": 40},  # the published inversion has no prompt
 }
 """Seconds of Table 3, measured on one RTX 3090, by method and mode."""
