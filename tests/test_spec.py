@@ -36,7 +36,7 @@ def test_manifest_and_output_are_enough():
     spec = parse_spec(MINIMAL)
     assert spec.manifests == ("prompts.parquet",)
     assert spec.recipe.scale_percent == 8.0
-    assert (spec.recipe.method.preset, spec.recipe.method.shift_step) == ("best", 20)
+    assert (spec.recipe.method.preset, spec.recipe.method.shift_step) == ("best", 8)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_wrong_unit_is_refused_with_the_right_one(path, value, words):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("recipe.method.shift_step", 49, "shift_step must be below steps - 1 = 49"),
+        ("recipe.method.shift_step", 49, "shift_step must be below steps - 1 = 19"),
         ("recipe.method", {"steps": 5, "shift_step": 4}, "shift_step must be below steps - 1 = 4"),
         ("recipe.method.guidance_scale", 0.5, "greater than or equal to 1 (got 0.5)"),
         ("recipe.method.preset", "worst", "Input should be 'official' or 'best' (got 'worst')"),

@@ -5,11 +5,11 @@
 | `config` | every switch of the method, and the presets |
 | `disparity` | from depth to a shift in pixels (Sec. 3.1, Eq. 2) |
 | `warp` | Stereo Pixel Shift and the masks that follow from it (Sec. 3.1, Eq. 3) |
-| `attention` | uni- and bidirectional self-attention across the views (Sec. 3.3, Alg. 1) |
+| `attention` | self-attention across the views, and what is kept of the left one for it (Sec. 3.3, Alg. 1) |
 | `timesteps` | at which timesteps a checkpoint's steps run |
 | `solver` | the steps of DDIM (Eq. 1) and of DPM-Solver++ |
 | `sampler` | denoising of the left view and of the pair (Sec. 3.2, Eq. 6-8); inpainting (Sec. 5) |
-| `inversion` | from a photo to latents that lead back to it (Sec. 3.4, Eq. 9-10) |
+| `inversion` | from a photo to its latents at every noise level (Sec. 3.4, Eq. 9-10) |
 | `repaint` | RePaint, a baseline (Table 1) |
 | `fill` | continuing the background into holes |
 | `bands` | pictures in bands of rows, so that memory does not grow with them |

@@ -135,7 +135,7 @@ class InputRecorder:
         """Keep the input of one layer: halves*B,N,C."""
         if self.keep is None or self.step < self.keep.first:
             return
-        given = hidden_states.unflatten(0, (-1, len(self.samples)))  # halves*B,N,C -> halves,B,N,C
+        given = hidden_states.reshape(-1, len(self.samples), *hidden_states.shape[1:])  # halves*B,N,C -> halves,B,N,C
         if len(given) < self.keep.halves:
             raise ValueError(f"{self.keep.halves} halves of guidance cannot be kept: only {len(given)} is run")
         # The half with the prompt is the last. A part is copied, so that it does not hold the memory of the whole.
