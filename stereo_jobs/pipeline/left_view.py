@@ -83,9 +83,9 @@ class Guidance(NamedTuple):
     """Guidance scales of one row; 1 needs no second half of a batch.
 
     Attributes:
-        left: of a left view that is denoised from noise.
-        pair: of the right view, and of a left view that is denoised from its inversion.
-        mask: of what the mask of a photo is filled with.
+        left: scale for a left view that is denoised from noise.
+        pair: scale for the right view, and for a left view that is denoised from its inversion.
+        mask: scale for what the mask of a photo is filled with.
     """
 
     left: float
