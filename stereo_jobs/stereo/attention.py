@@ -81,7 +81,7 @@ class KeptInputs:
     With `uni` this is all that the right view needs of the left one (StereoDiffusion, Sec. 3.3).
 
     Attributes:
-        steps: the halves,B,N,C input of each layer, by step and by the name of the layer, in the precision of the U-Net.
+        steps: the halves,B,N,C input of each layer, by step and by name of the layer, in the precision of the U-Net.
         rows: indices of B, the samples that are asked for. Inputs are selected when they are used: a copy of all
             steps would need their memory twice.
     """
