@@ -12,7 +12,8 @@ import yaml
 from typer.main import get_command
 
 from stereo_jobs import cli, errors
-from stereo_jobs.evaluate.methods import METHODS, PROTOCOLS, TABLES
+from stereo_jobs.evaluate.methods import METHODS, TABLES
+from stereo_jobs.evaluate.protocols import PROTOCOLS
 from stereo_jobs.evaluate.tables.formats import METRICS as SCORES
 from stereo_jobs.output.verify import VerifyReport
 from stereo_jobs.quality.config import QualityConfig

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from stereo_jobs.data.images import IMAGE_SUFFIXES, encode_disparity, encode_png
 from stereo_jobs.data.storage import AlreadyExistsError, Storage
 from stereo_jobs.errors import ManifestError
-from stereo_jobs.evaluate.datasets import Dataset, DatasetError, PreparedScene, Problem
+from stereo_jobs.evaluate.datasets import Dataset, DatasetError, Frame, PreparedScene, Problem
 from stereo_jobs.spec import StorageSpec
 from stereo_jobs.toyscapes.manifest import Mode, write_manifest
 from stereo_jobs.toyscapes.scenes import Level
@@ -55,6 +55,7 @@ def write_manifests(
     *,
     size: int,
     slow_scenes: int,
+    frame: Frame = "crop",
     with_disparity: bool = True,
     given: tuple[str, Path] | None = None,
 ) -> Manifests:
@@ -65,13 +66,15 @@ def write_manifests(
         dataset: the data set.
         size: width and height of the images in pixels.
         slow_scenes: number of scenes that slow methods run on.
+        frame: how a scene is brought to its size; `photo` writes the right views alone.
         with_disparity: whether methods are given the true disparity; otherwise they estimate their own.
         given: name and folder of right views that another program made; files are named by scene id.
 
     Raises:
         DatasetError: the folder holds other scenes, or no scene can be used.
     """
-    kind = f"given-{given[0]}" if given else "true" if with_disparity else "estimated"
+    inputs = f"given-{given[0]}" if given else "true" if with_disparity else "estimated"
+    kind = {"crop": inputs, "photo": "photo"}.get(frame, f"{frame}-{inputs}")
     rights = _listing(given[1], dataset.ids) if given else {}
     files = [f"{path.name} {path.stat().st_size}" for path in rights.values()]
     identity = [*dataset.identity, str(size), str(slow_scenes), *files]
@@ -79,13 +82,13 @@ def write_manifests(
     folder = f"{dataset.name}/scenes/{kind}"
     refuse_others(storage, folder, digest)
     left_out = {name for name, wanted in (("disparity", with_disparity), ("given_right", given)) if not wanted}
-    columns = [name for name in COLUMNS.names if name not in left_out]
+    columns = ["id", "image"] if frame == "photo" else [name for name in COLUMNS.names if name not in left_out]
     uris: list[tuple[str, ...]] = []
     problems: list[Problem] = []
     for part, ids in (("first", dataset.ids[:slow_scenes]), ("rest", dataset.ids[slow_scenes:])):
         name = f"{folder}/{part}-{digest}"
         if not storage.exists(f"{name}.json"):
-            _write(storage, name, dataset.prepared(ids, size), columns, rights)
+            _write(storage, name, dataset.prepared(ids, size, frame), columns, rights)
         facts = json.loads(storage.read(f"{name}.json"))
         problems += [Problem(*problem) for problem in facts["problems"]]
         uris.append((storage.locate(f"{name}.parquet"),) if facts["scenes"] else ())

@@ -56,7 +56,7 @@ def _letters(x: F32, y: F32, u: float, first: int) -> F32:
     row = np.floor(y / high)
     x = x - 5 * u * row
     column = np.floor(x / wide).astype(np.int32)
-    dx, dy = np.mod(x, wide) - wide / 2, np.mod(y, high) - high / 2
+    dx, dy = ((np.mod(t, side) - side / 2).astype(np.float32) for t, side in ((x, wide), (y, high)))
     distance = np.full(x.shape, np.inf, np.float32)
     for i, strokes in enumerate(_STROKES.values()):
         here = (column * 5 + first) % 6 == i
