@@ -38,7 +38,8 @@ def evaluate(
         ),
     ] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="methods, techniques, switches, depth, cost; repeatable; default methods.")
+        list[str] | None,
+        typer.Option(help="methods, techniques, switches, depth, inpaint, cost; repeatable; default methods."),
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these methods of the tables; repeatable.")] = None,
     sweep: Annotated[

@@ -7,9 +7,9 @@ from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
 from stereo_jobs.evaluate.datasets import F32
-from stereo_jobs.pixels import Image
+from stereo_jobs.pixels import Bools, Image
 from stereo_jobs.quality.matcher import Match, match
-from stereo_jobs.quality.truth import hidden
+from stereo_jobs.quality.truth import hidden, score
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 
@@ -44,6 +44,12 @@ def score_details(left: Image, right: Image, true_right: Image, true_disparity: 
     over = warp.visible[0].numpy() & found.valid & np.isfinite(true_disparity)
     bad = (np.abs(found.disparity - true_disparity)[over] > 1).mean() if over.any() else np.nan
     return {"sharpness": float(sharpness), "change": float(change), "bad_1": float(bad)}
+
+
+def score_masked(filled: Image, photo: Image, mask: Bools) -> dict[str, float]:
+    """`psnr_occ`, `ssim_occ` and `lpips_occ` of a filled photo over its mask; images H,W,3 uint8, mask H,W bool."""
+    scores = score(filled, photo, mask)
+    return {name: getattr(scores, name) for name in ("psnr_occ", "ssim_occ", "lpips_occ")}
 
 
 def matched(left: Image, right: Image) -> Match:

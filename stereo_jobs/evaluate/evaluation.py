@@ -28,16 +28,17 @@ from stereo_jobs.evaluate.experiments import (
 )
 from stereo_jobs.evaluate.methods import BEST, TABLES, Method, by_name, chosen, folders, sweep
 from stereo_jobs.evaluate.protocols import PROTOCOLS, Protocol, ProtocolName
-from stereo_jobs.evaluate.tables import cost, depth
+from stereo_jobs.evaluate.tables import cost, depth, inpaint
 from stereo_jobs.evaluate.tables.compare import parts_tables, scores_table, worst_mean_best_sheet
 from stereo_jobs.evaluate.tables.cost import cost_table
 from stereo_jobs.evaluate.tables.depth import depth_table
 from stereo_jobs.evaluate.tables.formats import FORMATS, Table, markdown
+from stereo_jobs.evaluate.tables.inpaint import inpaint_table
 from stereo_jobs.run import driver
 from stereo_jobs.toyscapes.scenes import Level
 
-_WITHOUT_DATASET = {"depth", "cost"}
-"""Tables that render their own ToyScapes, in modes that have no true right view."""
+_WITHOUT_PROTOCOL = {"depth", "cost", "inpaint"}
+"""Tables of other modes than photos to pairs: the first two render their own ToyScapes, the last one masks photos."""
 _PHOTO_SIZE, _TOYSCAPES_SIZE = 512, 128
 
 
@@ -138,6 +139,12 @@ def evaluate(
     keys += _keys(options, datasets)
     for comparison, protocol in _protocols(options):
         _compare(runner, writer, datasets, comparison, protocol)
+    if "inpaint" in options.tables:
+        for dataset, size in datasets:
+            table, picture = inpaint_table(runner, dataset, size, chosen("inpaint", options.methods))
+            writer.table(table)
+            if picture:
+                writer.put(f"pictures/{table.name}.png", picture)
     size = options.size or _TOYSCAPES_SIZE
     if "depth" in options.tables:
         methods = chosen("depth", options.methods)
@@ -257,7 +264,7 @@ def _comparisons(options: Options) -> list[Comparison]:
     found = [
         Comparison(name, [*chosen(name, options.methods), *(given if name == "methods" else [])])
         for name in options.tables
-        if name not in _WITHOUT_DATASET
+        if name not in _WITHOUT_PROTOCOL
     ]
     for text in options.sweeps:
         for base in [by_name(name) for name in options.methods] or [BEST]:
@@ -290,6 +297,13 @@ def _keys(options: Options, datasets: Sequence[SizedDataset]) -> list[str]:
         if protocol.frame == "cycle":
             keys += [photo_case_key(dataset) for dataset, _, _ in within]
         keys += [case_key(dataset, protocol, method) for dataset, _, method in within]
+    if "inpaint" in options.tables:
+        keys += [
+            inpaint.case_key(dataset, method, share)
+            for dataset, _ in datasets
+            for method in chosen("inpaint", options.methods)
+            for share in inpaint.SHARES
+        ]
     if "depth" in options.tables:
         keys += map(depth.case_key, chosen("depth", options.methods))
     if "cost" in options.tables:

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 
 from stereo_jobs.data.images import decode_rgb
 from stereo_jobs.data.manifest_files import split_uri
-from stereo_jobs.data.maps import decode_disparity_px
+from stereo_jobs.data.maps import decode_disparity_px, decode_mask
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.evaluate.cycle import cycle_scene
 from stereo_jobs.evaluate.datasets import Dataset, DatasetError, Problem, TruthScene
-from stereo_jobs.evaluate.details import disparity_rmse, matched, score_details
+from stereo_jobs.evaluate.details import disparity_rmse, matched, score_details, score_masked
 from stereo_jobs.evaluate.methods import Method
 from stereo_jobs.evaluate.protocols import CYCLE_SCALE, Protocol
 from stereo_jobs.evaluate.scenes import Manifests, write_manifests
@@ -192,28 +192,56 @@ class ExperimentRunner:
         name = f"scales/{case.key}.json"
         rmse = self._kept(name)
         missing = [pair for pair in rows if pair not in rmse]
-        truths = self.truths(case, sorted({_scene_of(pair) for pair in missing}))
-        for scene, pairs in itertools.groupby(missing, _scene_of):
-            true = matched(decode(truths[scene]["image"]), decode(truths[scene]["true_right"]))
-            for pair, left, right in self._views(case, list(pairs), rows):
-                rmse[pair] = disparity_rmse(matched(left, right), true)
         if missing:
+            truths = self.truths(case, sorted({_scene_of(pair) for pair in missing}))
+            for scene, pairs in itertools.groupby(missing, _scene_of):
+                true = matched(decode(truths[scene]["image"]), decode(truths[scene]["true_right"]))
+                for pair, left, right in self._views(case, list(pairs), rows):
+                    rmse[pair] = disparity_rmse(matched(left, right), true)
             self.storage.replace(name, json.dumps(rmse).encode())
         best: dict[str, str] = {}
         for pair in sorted(rows, key=lambda pair: (rmse[pair], rows[pair]["scale_percent"])):
             best.setdefault(_scene_of(pair), pair)
         return {scene: rows[pair] for scene, pair in best.items()}
 
-    def details(self, case: Case) -> dict[str, dict[str, float]]:
-        """`score_details` of each pair of a case, by scene; read from a file, which missing pairs are added to."""
-        name = f"details/{case.key}.json"
-        known: dict[str, dict[str, float]] = self._kept(name)
+    def details(self, case: Case) -> Rows:
+        """`score_details` of each pair of a case, by scene."""
+
+        def scored(left: Image, right: Image, truth: Mapping[str, Any]) -> dict[str, float]:
+            return score_details(left, right, decode(truth["true_right"]), decode_disparity_px(truth["true_disparity"]))
+
+        return self._scored("details", case, scored, ("id", "true_right", "true_disparity"))
+
+    def masked(self, case: Case) -> Rows:
+        """`score_masked` of the filled photos of a case of mode inpaint, by scene."""
+
+        def scored(left: Image, right: Image, truth: Mapping[str, Any]) -> dict[str, float]:
+            return score_masked(left, decode(truth["image"]), decode_mask(truth["mask"]))
+
+        return self._scored("masked", case, scored, ("id", "image", "mask"))
+
+    def _scored(
+        self,
+        folder: str,
+        case: Case,
+        score: Callable[[Image, Image, Mapping[str, Any]], dict[str, float]],
+        columns: Sequence[str],
+    ) -> Rows:
+        """Scores of each pair of a case, by scene; read from a file, which missing pairs are added to.
+
+        Args:
+            folder: folder of the file.
+            case: the case.
+            score: scores a left and a right view by their manifest row.
+            columns: columns of that row.
+        """
+        name = f"{folder}/{case.key}.json"
+        known: Rows = self._kept(name)
         missing = [scene for scene in self.scores(case) if scene not in known]
         if missing:
-            truths = self.truths(case, missing)
+            truths = self.truths(case, missing, columns)
             for scene, left, right in self.pictures(case, missing):
-                true_right, disparity = truths[scene]["true_right"], truths[scene]["true_disparity"]
-                known[scene] = score_details(left, right, decode(true_right), decode_disparity_px(disparity))
+                known[scene] = score(left, right, truths[scene])
             self.storage.replace(name, json.dumps(known).encode())
         return known
 
@@ -235,13 +263,14 @@ class ExperimentRunner:
         for name, pair in zip(names, pairs, strict=True):
             yield name, decode(pair["left"]["bytes"]), decode(pair["right"]["bytes"])
 
-    def truths(self, case: Case, scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Manifest rows of scenes, by id: `image`, `true_right` and `true_disparity`, each encoded."""
+    def truths(
+        self, case: Case, scenes: Sequence[str], columns: Sequence[str] = ("id", "image", "true_right")
+    ) -> dict[str, dict[str, Any]]:
+        """Manifest rows of scenes, by id; images and maps are encoded."""
         found: dict[str, dict[str, Any]] = {}
         for uri in case.spec.manifests:
             storage, name = split_uri(uri, self.settings)
-            columns = ["id", "image", "true_right", "true_disparity"]
-            table = read_table(storage.read(name), columns)
+            table = read_table(storage.read(name), list(columns))
             rows = table.filter(pc.is_in(table["id"], pa.array(scenes))).to_pylist()
             found |= {row["id"]: row for row in rows}
         return found

@@ -122,11 +122,15 @@ DEPTH = (
 COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, BEST)
 """Table 3."""
 
+INPAINT = (BEST, _OFFICIAL)
+"""Inpainting over masked shares (the paper's Fig. 8)."""
+
 TABLES: dict[str, tuple[Method, ...]] = {
     "methods": METHODS,
     "techniques": tuple(method for method, _ in TECHNIQUES.values()),
     "switches": SWITCHES,
     "depth": DEPTH,
+    "inpaint": INPAINT,
     "cost": COST,
 }
 
