@@ -208,7 +208,7 @@ def _compare(
         details = {case.key: runner.details(case) for case in own} if name == "switches" else None
         for table in parts_tables(name, protocol, own, own_scores, details):
             writer.part(table)
-        picture = worst_mean_best_sheet(own, own_scores, runner)
+        picture = worst_mean_best_sheet(name, own, own_scores, runner)
         if picture:
             writer.put(f"pictures/{slug(f'{name} {protocol.name} {dataset}')}.png", picture)
 

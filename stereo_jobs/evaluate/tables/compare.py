@@ -118,10 +118,13 @@ def paired_table(
     return table
 
 
-def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], runner: ExperimentRunner) -> bytes | None:
-    """The worst, mean and best scene by the SSIM of `best`, as each method makes it: a PNG like Fig. 4 (or Fig. 3).
+def worst_mean_best_sheet(
+    name: str, cases: Sequence[Case], scores: Mapping[str, Rows], runner: ExperimentRunner
+) -> bytes | None:
+    """The worst, mean and best scene by the SSIM of `best`, as each method makes it: a PNG like Fig. 4 (or 3, or 5).
 
     Args:
+        name: name of the table; the methods of `techniques` are named by the letters of Fig. 5.
         cases: the cases of one data set; without `best` among them the last one chooses the scenes.
         scores: scores by the key of a case.
         runner: reads pairs and truth.
@@ -143,7 +146,7 @@ def worst_mean_best_sheet(cases: Sequence[Case], scores: Mapping[str, Rows], run
         truth = truths[scene]
         given = [("left", decode(truth["image"])), ("true right", decode(truth["true_right"]))]
         made = [
-            (f"{row['ssim']:.3f}, {row['lpips']:.3f} {case.method.name}", rights[case.key][scene])
+            (f"{row['ssim']:.3f}, {row['lpips']:.3f} {_caption(name, case.method.name)}", rights[case.key][scene])
             for case in cases
             for row in [scores[case.key][scene]]
         ]
@@ -170,3 +173,12 @@ def _technique_labels(name: str) -> tuple[str, ...]:
     method, techniques = TECHNIQUES[name]
     is_true = method.disparity == "true"
     return tuple("✓" if on else "" for on in (is_true, not is_true, *techniques))
+
+
+def _caption(table: str, name: str) -> str:
+    """A method on a picture. Letters are those of Fig. 5: G ground-truth or P pseudo disparity, then A, S and D."""
+    if table != "techniques":
+        return name
+    method, techniques = TECHNIQUES[name]
+    used = "".join(letter for letter, on in zip("ASD", techniques, strict=True) if on)
+    return f"{'G' if method.disparity == 'true' else 'P'} {used}".strip()
