@@ -171,7 +171,7 @@ class ExperimentRunner:
     def scores(self, case: Case) -> Rows:
         """The scores of a case; runs its job first. Failed scenes are added to `problems`.
 
-        Of a scene with pairs at several scales, those of the best one count.
+        Where a scene has pairs at several scales, the best one counts.
         """
         if case.key not in self._rows:
             self.begin(case.key)
@@ -185,7 +185,7 @@ class ExperimentRunner:
         return self._rows[case.key]
 
     def _at_best_scale(self, case: Case, rows: Rows) -> Rows:
-        """Of each scene, the pair whose matched disparity is nearest to that of the true pair, under the scene's id.
+        """Choose for each scene the pair whose matched disparity is nearest to the true pair's, under the scene's id.
 
         The distances are kept in a file, which missing pairs are added to.
         """
