@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from stereo_jobs import plain_data
 from stereo_jobs.errors import SpecError
 from stereo_jobs.stereo.config import MethodConfig
-
-Protocol = Literal["paper", "metric"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-GEOMETRY = {"paper": "relative", "metric": "metric"}
-"""The geometry of each protocol: min-max normalised disparity times 8 % of the width, or disparity in true pixels."""
 
 
 @dataclass(frozen=True)
@@ -135,11 +130,15 @@ DEPTH = (
 COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, PAPER_EMPTY, BEST)
 """Table 3."""
 
+INPAINT = (BEST, _OFFICIAL)
+"""Inpainting over masked shares (the paper's Fig. 8)."""
+
 TABLES: dict[str, tuple[Method, ...]] = {
     "methods": METHODS,
     "techniques": tuple(method for method, _ in TECHNIQUES.values()),
     "switches": SWITCHES,
     "depth": DEPTH,
+    "inpaint": INPAINT,
     "cost": COST,
 }
 
@@ -185,11 +184,3 @@ def by_name(name: str) -> Method:
     if name not in known:
         raise SpecError(f"method {name!r}: not known; there are: {'; '.join(known)}")
     return known[name]
-
-
-def protocol_by_name(name: str) -> Protocol:
-    """The protocol of this name. Raises SpecError."""
-    for protocol in PROTOCOLS:
-        if protocol == name:
-            return protocol
-    raise SpecError(f"protocol {name!r}: not known; there are: {', '.join(PROTOCOLS)}")

@@ -3,6 +3,7 @@
 | module | what it does |
 |---|---|
 | `scenes` | what is in a scene, drawn from a seed, and its caption |
+| `structures` | what no single row can continue, painted on the walls of level `hard` |
 | `render` | images, disparity and occlusion of a scene |
 | `manifest` | writes scenes as a manifest |
 | `tokenizer` | the tokenizer of captions |
