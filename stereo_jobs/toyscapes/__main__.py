@@ -105,7 +105,7 @@ def evaluate(
 
 @app.command("all")
 def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu") -> None:
-    """Train all parts in order, then evaluate; about three hours on two CPU cores."""
+    """Train all parts in order, then evaluate; about four hours on two CPU cores."""
     for part in (train_vae, train_decoder, cache_latents, train_unet, train_depth, train_judge):
         part(work, processes, device)
     evaluate(work)

@@ -20,7 +20,7 @@ from stereo_jobs.toyscapes.scenes import draw_scene
 from stereo_jobs.toyscapes.training import Batch, Lesson, Schedule
 from stereo_jobs.toyscapes.vae import encode, new_vae, reconstruct, to_pixels
 
-SCHEDULE = Schedule(steps=4000, batch=4, learning_rate=1e-3, warmup=50, ema=0.995)
+SCHEDULE = Schedule(steps=10_000, batch=4, learning_rate=1e-3, warmup=50, ema=0.995)
 SCENES = 1000
 """Number of scenes to learn from, each rendered and encoded once; two views each are plenty for a decoder."""
 NEIGHBOURS_PX = 2
