@@ -9,6 +9,7 @@
 | `tokenizer` | the tokenizer of captions |
 | `training` | the training loop of all demo models |
 | `vae` | trains the VAE |
+| `decoder` | trains the VAE's decoder further, and measures its ringing |
 | `diffusion` | trains the U-Net and the text encoder |
 | `depth` | trains the depth estimator |
 | `judge` | trains a classifier that judges generated images |

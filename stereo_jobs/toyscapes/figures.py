@@ -17,7 +17,7 @@ from stereo_jobs.pipeline.left_view import Guidance, LeftViewMaker
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe, Size
-from stereo_jobs.toyscapes import judge, vae
+from stereo_jobs.toyscapes import decoder, judge
 from stereo_jobs.toyscapes.depth import errors, normalised
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Scene, draw_scene
@@ -68,8 +68,8 @@ def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple
     """
     drawn = [draw_scene(seed, "test") for seed in range(scenes)]
     rendered = [render(scene) for scene in drawn]
-    psnr = vae.reconstruction_psnr(models.stable_diffusion().vae, np.stack([scene.left for scene in rendered]))
-    yield "vae", {"psnr": float(np.mean(psnr)), "worst_psnr": float(np.min(psnr))}
+    yield "vae", decoder.score(models.stable_diffusion().vae, rendered)
+    yield "vae, grain alone", {"ringing": decoder.ringing_of_grain(max(1, scenes // 4))}
 
     found = models.depth().inverse_depth([scene.left for scene in rendered])
     everywhere, at_edges = errors(np.stack([depth.numpy() for depth in found]), rendered)
