@@ -212,7 +212,7 @@ def _take(values: NDArray[T], rows: Numbers, columns: Numbers) -> NDArray[T]:
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     taken = values[rows.clip(0, height - 1), columns.clip(0, width - 1)]
     taken[~inside] = False if values.dtype == np.bool_ else np.nan
-    return taken
+    return np.asarray(taken)
 
 
 def _shifted(mask: Bools, dy: int, dx: int, beyond: bool) -> Bools:
