@@ -32,7 +32,7 @@ from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.stereo import METHOD_VERSION
 from stereo_jobs.stereo.config import MethodConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_SECONDS = 10_000_000
 """Longest time that a field may name, about four months; clocks and timers of the libraries end somewhere above it."""
 DEMO = "demo"
