@@ -27,6 +27,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention_step": 0.2,
         "composite": False,
         "grain": 0.0,
+        "hole_detail": False,
     },
     # Exact left view and exact geometry; diffusion draws only the holes, starting from the background beside them.
     "best": {
@@ -47,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention_step": 0.2,
         "composite": True,
         "grain": 0.7,
+        "hole_detail": True,
     },
 }
 
@@ -169,6 +171,13 @@ class MethodConfig(BaseModel):
         description="Composite: largest loss of the VAE on a picture (RMS, in levels of 255) at which its holes are "
         "entirely diffused. For a larger loss, the weight of diffused pixels is (trusted_loss / loss)^2; the rest is "
         "the background's pixel beside the hole, smoothed across rows. Null: always entirely diffused.",
+    )
+
+    hole_detail: bool = Field(
+        True,
+        description="Composite: draw the holes of a photo larger than the working size again at the photo's own "
+        "resolution, through windows of the working size. Costs a part of the steps for each window, at most 64 "
+        "windows and a few coarser ones.",
     )
 
     @model_validator(mode="before")

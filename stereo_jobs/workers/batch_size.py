@@ -1,17 +1,17 @@
-"""How many left images a worker generates together: fewer while GPU memory is short, as many as asked for afterwards."""
+"""How many left images a worker generates together: fewer while GPU memory is short, and more again after it."""
 
 from collections import Counter
 
 FIRST_WAIT = 8
-"""Batches that succeed at a smaller size before the larger one, which failed once, is tried again: what a failure costs,
-about one batch, is then small beside them."""
+"""Batches that succeed at a smaller size before the larger one, which failed once, is tried again: a failure costs
+about one batch, which is little beside them."""
 
 
 class BatchSize:
     """The batch size of one worker. GPU memory may run out because of one large photo, or of another process.
 
-    A size that failed is tried again after `FIRST_WAIT` batches at half of it, and after twice as many each time that it
-    fails again: a GPU that can never hold it fails about as often as the number of batches has binary digits.
+    A size that failed is tried again after `FIRST_WAIT` batches at half of it, and after twice as many each time that
+    it fails again: a GPU that can never hold it fails about as often as the number of batches has binary digits.
 
     Args:
         largest: the size that the spec asks for.

@@ -9,7 +9,7 @@ some = settings(max_examples=100, deadline=None, derandomize=True, database=None
 
 
 def run(size, fits, batches):
-    """Generate batches on a GPU that holds `fits(batch)` images; return the sizes of the successes, and the failures."""
+    """Generate batches on a GPU that holds `fits(batch)` images; return the sizes that succeeded, and the failures."""
     sizes, failures = [], 0
     while len(sizes) < batches:
         if size.now > fits(len(sizes)):
