@@ -104,9 +104,9 @@ class RightViewMaker:
             )
         usable, evaluations = lefts.usable & left_finite & right_finite, lefts.evaluations + latents.evaluations
         if method.composite and method.hole_detail:
-            holes = [~warp.masks.filled[0].cpu().numpy() for warp in _image_warps(shifts)[: len(rows)]]
+            warps = _image_warps(shifts)[: len(rows)]
             detail = HoleDetailer(self.sd, method, lefts, None if conditions is None else conditions[1])
-            detail_finite, spent = detail.draw(finished, holes)
+            detail_finite, spent = detail.draw(finished, warps)
             usable, evaluations = usable & detail_finite, evaluations + spent
         return FinishedViews(
             left,
