@@ -64,7 +64,7 @@ def test_what_is_in_front_is_replaced_by_the_background():
     image[:, :20], front[:, 12:20], holes[:, 20:32] = 250, True, True
     image[:, 20:24] = 170  # its outline, enlarged
     hidden = without_front(image, holes, front)
-    assert np.abs(hidden[:, 20:].astype(int) - 90).max() < 60
+    assert np.abs(hidden[:, 20:24].astype(int) - 90).mean() < 25  # 80 before
     np.testing.assert_array_equal(hidden[~(front | holes)], image[~(front | holes)])
     np.testing.assert_array_equal(without_front(image, holes, np.zeros_like(front)), image)
 
