@@ -77,7 +77,7 @@ def composites(
             warp,
             lefts[i],
             diffused[i],
-            decoded[i].letterbox.back(returned[i : i + 1]).to(warp.disparity.device),
+            decoded[i].letterbox.image_back(returned[i : i + 1]),
             grain=method.grain,
             share=shares[i : i + 1],
         )
@@ -85,9 +85,7 @@ def composites(
     ]
 
 
-def _composite(
-    warp: ImageWarp, left: Image, diffused: Image, returned: Tensor, *, grain: float, share: Tensor
-) -> Image:
+def _composite(warp: ImageWarp, left: Image, diffused: Image, returned: Image, *, grain: float, share: Tensor) -> Image:
     """Compose one right view. Each band is computed with the rows around it that its pixels depend on."""
     height, width = left.shape[:2]
     trusted = bool((share == 1).all())
@@ -104,7 +102,7 @@ def _composite(
             to_tensor(diffused[wide]).to(device),
             warped.columns,
             reach_px=REACH_PX,
-            returned=returned[..., wide, :],
+            returned=to_tensor(returned[wide]).to(device),
             grain=grain,
             plain=None if trusted else _plain(pixels, warped.edges, warped.warp.filled, reach),
             share=share,

@@ -303,6 +303,7 @@ class Stream(IntEnum):
     """The noise that the left view is denoised from: that of `torch.manual_seed(seed)`, as elsewhere."""
     HOLES = 1
     REPAINT = 2
+    DETAIL = 3
 
 
 def noise_generator(seed: int, stream: Stream) -> torch.Generator:

@@ -10,6 +10,7 @@ from torch.nn import functional
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
 from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
+from stereo_jobs.pipeline.hole_detail import HoleDetailer
 from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, Stream, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pair import FinishedViews, Labels
 from stereo_jobs.pipeline.resizing import Letterbox
@@ -73,6 +74,7 @@ class RightViewMaker:
         continued = self._continued(lefts, shifts, lefts.images)
         to_right = self._view_shift(lefts, shifts, continued)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
+        conditions = self._conditions(lefts, shifts)
         latents = denoise_pair(
             model,
             solver,
@@ -80,7 +82,7 @@ class RightViewMaker:
             method=method,
             to_right=to_right,
             to_left=self._view_shift(lefts, back, self._continued(lefts, back, lefts.images)) if back else None,
-            conditions=self._conditions(lefts, shifts),
+            conditions=conditions,
         )
         left, left_finite = lefts.images, lefts.usable
         if method.changes_left:
@@ -100,13 +102,19 @@ class RightViewMaker:
                 method=method,
                 encoded=to_right.clean if same else None,
             )
+        usable, evaluations = lefts.usable & left_finite & right_finite, lefts.evaluations + latents.evaluations
+        if method.composite and method.hole_detail:
+            warps = _image_warps(shifts)[: len(rows)]
+            detail = HoleDetailer(self.sd, method, lefts, None if conditions is None else conditions[1])
+            detail_finite, spent = detail.draw(finished, warps)
+            usable, evaluations = usable & detail_finite, evaluations + spent
         return FinishedViews(
             left,
             finished,
             right if method.composite else None,
             [self._labels(lefts.decoded[i].letterbox, shifts[i]) for i in range(len(rows))],
-            lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right),
-            lefts.evaluations + latents.evaluations,
+            usable & finite(latents.left) & finite(latents.right),
+            evaluations,
         )
 
     # --- The shift ---

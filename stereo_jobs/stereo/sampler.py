@@ -11,7 +11,7 @@ evaluations and gives the same numbers as the 300 of the published code. Where n
 100 + 156 = 256.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -238,6 +238,29 @@ def denoise_within(
         x, clean = solver.step(i, x, output, clean)
         x = torch.where(inside, x, known.latents[i + 1])
     return Inpainted(x, solver.steps * model.evaluations_per_view)
+
+
+def redraw(
+    predict: Callable[[Tensor, int], Tensor], solver: Solver, known: Tensor, noise: Tensor, *, mask: Tensor, start: int
+) -> Tensor:
+    """Denoising of a finished image from a middle level (SDEdit, Meng et al. 2022), within a mask.
+
+    Args:
+        predict: the U-Net's output for a latent B,4,h,w that enters a step.
+        solver: the steps.
+        known: B,4,h,w, x_0 of the image.
+        noise: B,4,h,w unit noise.
+        mask: B,h,w bool, True where the image is drawn again.
+        start: the first step.
+
+    Returns:
+        An x_0 that equals `known` outside the mask.
+    """
+    x, clean = solver.renoise(known, noise, start), None
+    for i in range(start, solver.steps):
+        x, clean = solver.step(i, x, predict(x, i), clean)
+        x = torch.where(mask[:, None], x, known if i + 1 == solver.steps else solver.renoise(known, noise, i + 1))
+    return x
 
 
 def denoise_pair(

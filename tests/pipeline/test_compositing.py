@@ -46,7 +46,7 @@ def test_a_letterbox_gives_the_same_bits_in_bands_and_strips(small_bands, height
 def test_a_composite_gives_the_same_bytes_in_bands(small_bands, height, width, pixels, share, seed):
     left, diffused = picture(height, width, seed), picture(height, width, seed + 1)
     values = torch.from_numpy(picture(height, width, seed + 2)[..., 0]).float()[None] / 25
-    returned = to_tensor(picture(height, width, seed + 3))
+    returned = picture(height, width, seed + 3)
 
     def compose():
         warp = ImageWarp(values, torch.ones(1), mirror=1.0)
