@@ -95,13 +95,12 @@ class BaselineViewMaker:
         """Put the known pixels of the warped left views over the first `count` repainted right views."""
         warps = [shift.warp for shift in shifts]
         return composites(
-            self.sd,
             lefts.decoded,
             warps[:count],
             lefts=lefts.images,
             given=continued_at_working_size(self.sd, lefts.decoded, warps, lefts.images),
             diffused=diffused,
-            method=self.method,
+            latent_factor=self.sd.latent_factor,
         )
 
     def _repaint(self, lefts: LeftViews, shifts: list[_ImageShift], guidance: float) -> tuple[list[Image], Tensor, int]:

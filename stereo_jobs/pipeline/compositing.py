@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
@@ -11,108 +12,121 @@ from stereo_jobs.pipeline.left_view import stack
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.bands import widened
-from stereo_jobs.stereo.composite import HALO, composite, trusted_share
-from stereo_jobs.stereo.config import MethodConfig
-from stereo_jobs.stereo.fill import extend_background, smooth_across_rows
+from stereo_jobs.stereo.composite import composite, trusted_share
+from stereo_jobs.stereo.fill import background_beside
 from stereo_jobs.stereo.image_warp import ImageWarp
+from stereo_jobs.stereo.membrane import membrane
 
-REACH_PX = 12.0
-"""Pixels between a hole's pixel and its background over which the composite's colour correction fades out."""
-COLUMNS_PER_ROW = 256
-"""Columns of the image for which a plain hole is smoothed across one more row above and below, and one at least."""
+SURFACE_PX = 1.0
+"""Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
+_HALO = 16
+"""A band is composed with the rows around it that its holes may be continued from: this part of the width."""
 
 
 def continued_at_working_size(
-    sd: StableDiffusion, decoded: Sequence[DecodedRow], warps: Sequence[ImageWarp], images: Sequence[Image]
+    sd: StableDiffusion,
+    decoded: Sequence[DecodedRow],
+    warps: Sequence[ImageWarp],
+    images: Sequence[Image],
+    *,
+    by_row: bool = False,
 ) -> Tensor:
-    """Warp images, continue the background into their holes and bring them to the working size: B,3,h,w in [0, 1].
+    """Warp images, bring them to the working size and continue the background into their holes: B,3,h,w in [0, 1].
 
     Args:
         sd: says on which device.
         decoded: the rows of a batch.
         warps: the warp of each image; a batch is padded by the same warp again.
         images: H,W,3 uint8 each.
+        by_row: repeat the background's pixel beside a hole, instead of a membrane that sees the rows above and below.
     """
     made: list[Tensor] = []
     for i, (warp, image) in enumerate(zip(warps, images, strict=True)):
         again = i > 0 and warp is warps[i - 1] and image is images[i - 1]
-        made.append(made[-1] if again else _continued_into(decoded[i].letterbox, warp, image))
+        continued = _rows_into if by_row else _membrane_into
+        made.append(made[-1] if again else continued(decoded[i].letterbox, warp, image))
     return stack(sd, made)
 
 
-def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
+def _rows_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
     device = warp.disparity.device
     return letterbox.into_from_bands(
         warp.rows(rows).continued(to_tensor(image[rows]).to(device)) for rows in warp.bands()
     )
 
 
+def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
+    """Scale what is seen alone, then continue it: no hole's own pixel is mixed into its surroundings."""
+    device, known = warp.disparity.device, warp.masks.filled
+    share = letterbox.map_into(known.float())[:, None]
+    pixels = letterbox.into_from_bands(warp.rows(rows).warp(to_tensor(image[rows]).to(device)) for rows in warp.bands())
+    moved = letterbox.into_from_bands(_moved(warp, rows) for rows in warp.bands())
+    filled = share[:, 0] > 0.5
+    pixels, moved = ((values / share.clamp_min(0.5)) for values in (pixels, moved))
+    beside = background_beside(filled, moved[:, 0], warp.sign, SURFACE_PX)
+    return torch.where(filled[:, None], pixels, membrane(pixels, beside)).clamp(0, 1)
+
+
+def _moved(warp: ImageWarp, rows: slice) -> Tensor:
+    """The disparity of some rows of the right view: 1,1,rows,W; 0 in holes."""
+    return warp.rows(rows).warp(warp.disparity[:, None, rows])
+
+
 def composites(
-    sd: StableDiffusion,
     decoded: Sequence[DecodedRow],
     warps: Sequence[ImageWarp],
     *,
     lefts: Sequence[Image],
     given: Tensor,
     diffused: Sequence[Image],
-    method: MethodConfig,
-    encoded: Tensor | None = None,
+    latent_factor: int,
 ) -> list[Image]:
     """Compose each right view: warped pixels of the left one, diffused pixels in the holes.
 
+    Where the VAE does not even return the colours around a hole, its pixels are mixed with those of `given`.
+
     Args:
-        sd: its VAE decoded `diffused`.
         decoded: the rows of the batch.
         warps: warps of the left images, one for each row that asks for a right view; the others pad the batch.
         lefts: the left images.
         given: B,3,h,w, what `continued_at_working_size` makes of them.
         diffused: the right views as decoded.
-        method: says how holes are finished.
-        encoded: latents of `given`; None: they are computed.
+        latent_factor: width of a latent in pixels of the working size.
     """
-    returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
-    shares = trusted_share(given, returned, method.trusted_loss)
     return [
         _composite(
             warp,
             lefts[i],
-            diffused[i],
-            decoded[i].letterbox.back(returned[i : i + 1]).to(warp.disparity.device),
-            grain=method.grain,
-            share=shares[i : i + 1],
+            _drawn(decoded[i].letterbox, given[i : i + 1], diffused[i], warp.masks.filled, latent_factor),
         )
         for i, warp in enumerate(warps)
     ]
 
 
-def _composite(
-    warp: ImageWarp, left: Image, diffused: Image, returned: Tensor, *, grain: float, share: Tensor
-) -> Image:
-    """Compose one right view. Each band is computed with the rows around it that its pixels depend on."""
+def _drawn(letterbox: Letterbox, given: Tensor, diffused: Image, filled: Tensor, latent_factor: int) -> Image:
+    """Mix the diffused pixels with the continued background, where the VAE does not know the picture."""
+    inside = letterbox.image_into(diffused).to(given.device)
+    seen = letterbox.map_into(filled.float()).to(given.device) > 0.5
+    share = trusted_share(given, inside, seen, latent_factor)
+    if bool((share == 1).all()):
+        return diffused
+    return letterbox.image_back(torch.lerp(given, inside, share))
+
+
+def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
+    """Compose one right view. Each band is computed with the rows around it that its holes are continued from."""
     height, width = left.shape[:2]
-    trusted = bool((share == 1).all())
-    reach = 0 if trusted else max(1, width // COLUMNS_PER_ROW)
     device = warp.disparity.device
     finished = np.empty_like(left)
     for rows in warp.bands():
-        wide, own = widened(rows, max(HALO, reach), height)
+        wide, own = widened(rows, max(1, width // _HALO), height)
         warped = warp.rows(wide)
-        pixels = warped.continued(to_tensor(left[wide]).to(device))
+        filled = warped.warp.filled
         composed = composite(
-            pixels,
-            warped.warp.filled,
-            to_tensor(diffused[wide]).to(device),
-            warped.columns,
-            reach_px=REACH_PX,
-            returned=returned[..., wide, :],
-            grain=grain,
-            plain=None if trusted else _plain(pixels, warped.edges, warped.warp.filled, reach),
-            share=share,
+            warped.warp(to_tensor(left[wide]).to(device)),
+            filled,
+            to_tensor(drawn[wide]).to(device),
+            background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, SURFACE_PX),
         )
         finished[rows] = to_image(composed[..., own, :])
     return finished
-
-
-def _plain(continued: Tensor, edges: Tensor, filled: Tensor, reach: int) -> Tensor:
-    """Replace each hole by the background's pixel beside it, smoothed across rows: 1,3,rows,W in [0, 1]."""
-    return smooth_across_rows(extend_background(continued, edges), ~filled, reach)

@@ -26,7 +26,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": False,
-        "grain": 0.0,
     },
     # Exact left view and exact geometry; diffusion draws only the holes, starting from the background beside them.
     "best": {
@@ -38,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry": "relative",
         "edge_px": 2,
         "warp": "pixel",
-        "fill": "mirror",
+        "fill": "membrane",
         "shift_step": 0.4,
         "shift_both": False,
         "warp_condition": True,
@@ -46,7 +45,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": True,
-        "grain": 0.7,
     },
 }
 
@@ -119,11 +117,11 @@ class MethodConfig(BaseModel):
         description="How the latent is shifted (Stereo Pixel Shift). integer: by whole latent pixels. subpixel: x_0 by "
         "fractions of a latent pixel, its noise by whole ones. pixel: x_0 is warped as an image and encoded again.",
     )
-    fill: Literal["zero", "noise", "background", "mirror"] = Field(
-        "mirror",
+    fill: Literal["zero", "noise", "background", "membrane"] = Field(
+        "membrane",
         description="What holes contain after the shift. zero: zeros. noise: unit noise (the paper's Deblur, Eq. 8). "
-        "background: the background's pixel beside them. mirror: the background mirrored into them. Both backgrounds "
-        "are noised to the step's noise level.",
+        "background: the background's pixel beside them. membrane: the background continued smoothly, from the rows "
+        "above and below, too. Both backgrounds are noised to the step's noise level.",
     )
     shift_step: Fraction = Field(0.4, ge=0, description="Step after which the latent is shifted (Sec. 3.1).")
     shift_both: bool = Field(False, description="Shift each view by half instead of only the right view.")
@@ -154,21 +152,6 @@ class MethodConfig(BaseModel):
         True,
         description="Wherever the right view shows pixels of the left image, take them, warped at full resolution; "
         "only the holes are diffused. False: the right image is the decoded latent.",
-    )
-    grain: float = Field(
-        0.7,
-        ge=0,
-        le=1,
-        description="Composite: share of the fine grain lost in the VAE that is added back to the holes, measured on "
-        "the background continued into them. 0 leaves diffused pixels as they are.",
-    )
-    trusted_loss: float | None = Field(
-        9.0,
-        gt=0,
-        le=255,
-        description="Composite: largest loss of the VAE on a picture (RMS, in levels of 255) at which its holes are "
-        "entirely diffused. For a larger loss, the weight of diffused pixels is (trusted_loss / loss)^2; the rest is "
-        "the background's pixel beside the hole, smoothed across rows. Null: always entirely diffused.",
     )
 
     @model_validator(mode="before")

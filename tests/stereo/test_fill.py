@@ -7,13 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stereo_jobs.stereo.fill import (
-    background_columns,
-    extend_background,
-    fill_sparse,
-    mirrored_columns,
-    smooth_across_rows,
-)
+from stereo_jobs.stereo.fill import background_beside, background_columns, extend_background, fill_sparse
 
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 nan = float("nan")
@@ -52,45 +46,35 @@ def test_holes_continue_the_background_as_in_the_slow_reference(view):
     np.testing.assert_array_equal(columns.numpy(), slow_columns(filled, disparity, sign))
 
 
-def slow_mirror(filled, disparity, sign, step):
-    """Each hole walks as far beyond the edge of the background as it lies before it."""
+def slow_beside(filled, disparity, sign, step):
+    """A filled pixel looks at the eight around it: at each hole among them, it may be no nearer than its background."""
     columns = slow_columns(filled, disparity, sign)
-    for b, y, x in np.ndindex(filled.shape):
-        edge = columns[b, y, x]
-        mirrored = edge + (edge - x)
-        if 0 <= mirrored < filled.shape[2] and filled[b, y, mirrored]:
-            nearer = (disparity[b, y, mirrored] - disparity[b, y, edge]) * sign[b]
-            if nearer <= step:
-                columns[b, y, x] = mirrored
-    return columns
+    found = np.zeros(filled.shape, bool)
+    for b, y, x in np.argwhere(filled):
+        for v, u in np.ndindex(3, 3):
+            row, column = y + v - 1, x + u - 1
+            if not (0 <= row < filled.shape[1] and 0 <= column < filled.shape[2]) or filled[b, row, column]:
+                continue
+            behind = disparity[b, row, columns[b, row, column]] * sign[b] if filled[b, row].any() else np.inf
+            found[b, y, x] |= disparity[b, y, x] * sign[b] <= behind + step
+    return found
 
 
 @often
 @given(views(), st.sampled_from([0.0, 1.0, 2.5]))
-def test_holes_mirror_the_background_as_in_the_slow_reference(view, step):
-    filled, disparity, sign = view
-    columns = mirrored_columns(*(torch.from_numpy(part) for part in view), step)
-    np.testing.assert_array_equal(columns.numpy(), slow_mirror(filled, disparity, sign, step))
+def test_the_background_beside_holes_is_that_of_the_slow_reference(view, step):
+    found = background_beside(*(torch.from_numpy(part) for part in view), step)
+    np.testing.assert_array_equal(found.numpy(), slow_beside(*view, step))
 
 
-def test_an_object_in_front_of_the_background_is_not_mirrored():
-    filled = torch.tensor([[[True, False, False, False, True, True, True, True]]])
-    disparity = torch.tensor([[[9.0, 0.0, 0.0, 0.0, 1.0, 1.5, 8.0, 0.0]]])
-    columns = mirrored_columns(filled, disparity, torch.ones(1), step=1.0)
-    assert columns.flatten().tolist() == [0, 7, 4, 5, 4, 5, 6, 7]
-
-
-@often
-@given(views(), st.integers(0, 4), st.integers(0, 99))
-def test_rows_are_smoothed_as_in_the_slow_reference(view, reach, seed):
-    holes = ~torch.from_numpy(view[0])
-    image = torch.rand((len(holes), 2, *holes.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    out = smooth_across_rows(image, holes, reach)
-    height = holes.shape[1]
-    for b, c, y, x in np.ndindex(*image.shape):
-        rows = [min(max(y + k, 0), height - 1) for k in range(-reach, reach + 1)]
-        median = sorted(float(image[b, c, row, x]) for row in rows)[reach]
-        assert out[b, c, y, x] == (median if holes[b, y, x] else image[b, c, y, x])
+def test_an_object_beside_a_hole_is_not_its_background_from_any_side():
+    filled = torch.ones(1, 4, 6, dtype=torch.bool)
+    filled[:, 1:3, 2:4] = False
+    disparity = torch.ones(1, 4, 6)
+    disparity[..., :2] = 9  # on its left
+    disparity[:, 3, :4] = 9  # and below
+    found = background_beside(filled, disparity, torch.ones(1), step=1.0)[0]
+    assert found.nonzero().tolist() == [[0, 2], [0, 3], [0, 4], [1, 4], [2, 4], [3, 4]]
 
 
 @pytest.mark.parametrize(("sign", "chosen"), [(1.0, 3), (-1.0, 0)])
