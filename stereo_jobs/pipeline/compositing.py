@@ -17,54 +17,53 @@ from stereo_jobs.stereo.fill import background_beside
 from stereo_jobs.stereo.image_warp import ImageWarp
 from stereo_jobs.stereo.membrane import membrane
 
-SURFACE_PX = 1.0
+_SURFACE_PX = 1.0
 """Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
 _HALO = 16
 """A band is composed with the rows around it that its holes may be continued from: this part of the width."""
 
 
 def continued_at_working_size(
-    sd: StableDiffusion,
-    decoded: Sequence[DecodedRow],
-    warps: Sequence[ImageWarp],
-    images: Sequence[Image],
-    *,
-    by_row: bool = False,
+    sd: StableDiffusion, decoded: Sequence[DecodedRow], warps: Sequence[ImageWarp], images: Sequence[Image]
 ) -> Tensor:
-    """Warp images, bring them to the working size and continue the background into their holes: B,3,h,w in [0, 1].
+    """Warp images, continue the background into their holes and bring them to the working size: B,3,h,w in [0, 1].
 
     Args:
         sd: says on which device.
         decoded: the rows of a batch.
         warps: the warp of each image; a batch is padded by the same warp again.
         images: H,W,3 uint8 each.
-        by_row: repeat the background's pixel beside a hole, instead of a membrane that sees the rows above and below.
     """
     made: list[Tensor] = []
     for i, (warp, image) in enumerate(zip(warps, images, strict=True)):
         again = i > 0 and warp is warps[i - 1] and image is images[i - 1]
-        continued = _rows_into if by_row else _membrane_into
-        made.append(made[-1] if again else continued(decoded[i].letterbox, warp, image))
+        made.append(made[-1] if again else _continued_into(decoded[i].letterbox, warp, image))
     return stack(sd, made)
 
 
-def _rows_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
+def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
     device = warp.disparity.device
     return letterbox.into_from_bands(
         warp.rows(rows).continued(to_tensor(image[rows]).to(device)) for rows in warp.bands()
     )
 
 
-def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
-    """Scale what is seen alone, then continue it: no hole's own pixel is mixed into its surroundings."""
-    device, known = warp.disparity.device, warp.masks.filled
-    share = letterbox.map_into(known.float())[:, None]
-    pixels = letterbox.into_from_bands(warp.rows(rows).warp(to_tensor(image[rows]).to(device)) for rows in warp.bands())
-    moved = letterbox.into_from_bands(_moved(warp, rows) for rows in warp.bands())
+def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> tuple[Tensor, Tensor]:
+    """Warp an image and continue its background as a membrane, at the working size: 1,3,h,w in [0, 1].
+
+    What is seen is scaled alone, so that no hole's own pixel is mixed into its surroundings.
+
+    Returns:
+        The image, and 1,h,w bool, where it is seen.
+    """
+    device = warp.disparity.device
+    share = letterbox.map_into(warp.masks.filled.float())[:, None]
+    warped = (warp.rows(rows).warp(to_tensor(image[rows]).to(device)) for rows in warp.bands())
+    pixels = letterbox.into_from_bands(warped) / share.clamp_min(0.5)
+    moved = letterbox.into_from_bands(_moved(warp, rows) for rows in warp.bands()) / share.clamp_min(0.5)
     filled = share[:, 0] > 0.5
-    pixels, moved = ((values / share.clamp_min(0.5)) for values in (pixels, moved))
-    beside = background_beside(filled, moved[:, 0], warp.sign, SURFACE_PX)
-    return torch.where(filled[:, None], pixels, membrane(pixels, beside)).clamp(0, 1)
+    beside = background_beside(filled, moved[:, 0], warp.sign, _SURFACE_PX)
+    return torch.where(filled[:, None], pixels, membrane(pixels, beside)).clamp(0, 1), filled
 
 
 def _moved(warp: ImageWarp, rows: slice) -> Tensor:
@@ -77,40 +76,34 @@ def composites(
     warps: Sequence[ImageWarp],
     *,
     lefts: Sequence[Image],
-    given: Tensor,
     diffused: Sequence[Image],
     latent_factor: int,
 ) -> list[Image]:
     """Compose each right view: warped pixels of the left one, diffused pixels in the holes.
 
-    Where the VAE does not even return the colours around a hole, its pixels are mixed with those of `given`.
+    Where the VAE does not even return the colours around a hole, a membrane of the background is mixed in.
 
     Args:
         decoded: the rows of the batch.
         warps: warps of the left images, one for each row that asks for a right view; the others pad the batch.
         lefts: the left images.
-        given: B,3,h,w, what `continued_at_working_size` makes of them.
         diffused: the right views as decoded.
         latent_factor: width of a latent in pixels of the working size.
     """
     return [
-        _composite(
-            warp,
-            lefts[i],
-            _drawn(decoded[i].letterbox, given[i : i + 1], diffused[i], warp.masks.filled, latent_factor),
-        )
+        _composite(warp, lefts[i], _drawn(decoded[i].letterbox, warp, lefts[i], diffused[i], latent_factor))
         for i, warp in enumerate(warps)
     ]
 
 
-def _drawn(letterbox: Letterbox, given: Tensor, diffused: Image, filled: Tensor, latent_factor: int) -> Image:
-    """Mix the diffused pixels with the continued background, where the VAE does not know the picture."""
-    inside = letterbox.image_into(diffused).to(given.device)
-    seen = letterbox.map_into(filled.float()).to(given.device) > 0.5
-    share = trusted_share(given, inside, seen, latent_factor)
+def _drawn(letterbox: Letterbox, warp: ImageWarp, left: Image, diffused: Image, latent_factor: int) -> Image:
+    """Mix the diffused pixels with a membrane of the background, where the VAE does not know the picture."""
+    continued, seen = _membrane_into(letterbox, warp, left)
+    inside = letterbox.image_into(diffused).to(continued.device)
+    share = trusted_share(continued, inside, seen, latent_factor)
     if bool((share == 1).all()):
         return diffused
-    return letterbox.image_back(torch.lerp(given, inside, share))
+    return letterbox.image_back(torch.lerp(continued, inside, share))
 
 
 def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
@@ -126,7 +119,7 @@ def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
             warped.warp(to_tensor(left[wide]).to(device)),
             filled,
             to_tensor(drawn[wide]).to(device),
-            background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, SURFACE_PX),
+            background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, _SURFACE_PX),
         )
         finished[rows] = to_image(composed[..., own, :])
     return finished

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import SURFACE_PX, composites, continued_at_working_size
+from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
 from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, Stream, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pair import FinishedViews, Labels
 from stereo_jobs.pipeline.resizing import Letterbox
@@ -17,12 +17,14 @@ from stereo_jobs.pixels import Image
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
-from stereo_jobs.stereo.fill import background_beside, background_columns, extend_background
+from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.image_warp import ImageWarp, Masks
-from stereo_jobs.stereo.membrane import membrane
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
+
+SURFACE_PX = 1.0
+"""Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,13 @@ class _LatentShift:
 
     Attributes:
         latents: warp on the latent grid.
-        columns: column of the background beside each latent of a hole.
-        background: 1,h,w bool, latents that the holes are continued from, see `background_beside`.
+        columns: column of that grid from which each latent of a hole continues the background.
         image: warp at the image's size; None where the method needs none.
         applied: disparity of the left view that this shift really applies, for the whole way: 1,H,W image pixels.
     """
 
     latents: ForwardWarp
     columns: Tensor
-    background: Tensor
     image: ImageWarp | None
     applied: Tensor
 
@@ -88,12 +88,10 @@ class RightViewMaker:
         right, right_finite = decode(self.sd, latents.right, lefts.decoded)
         finished = right
         if method.composite:
-            given = self._continued(lefts, shifts, left) if method.changes_left else continued
             finished = composites(
                 lefts.decoded,
                 _image_warps(shifts)[: len(rows)],
                 lefts=left,
-                given=_given(given),
                 diffused=right,
                 latent_factor=self.sd.latent_factor,
             )
@@ -115,8 +113,7 @@ class RightViewMaker:
     def _continued(self, lefts: LeftViews, shifts: list[_LatentShift], images: list[Image]) -> Tensor | None:
         """Warp left images and continue their holes: B,3,h,w at the working size; None where no image is warped."""
         warps = _image_warps(shifts)
-        by_row = self.method.fill == "background"
-        return continued_at_working_size(self.sd, lefts.decoded, warps, images, by_row=by_row) if warps else None
+        return continued_at_working_size(self.sd, lefts.decoded, warps, images) if warps else None
 
     def _shift(self, lefts: LeftViews, i: int, row: Row, share: float) -> _LatentShift:
         """Shift the left view at place `i` of the batch by `share` of the whole way (Sec. 3.1, Eq. 3)."""
@@ -138,14 +135,19 @@ class RightViewMaker:
             # Relative shifts are truncated as in the published code; known pixels are rounded, which is more exact.
             on_grid = on_grid.trunc() if method.geometry == "relative" else on_grid.round()
         latents = _warp_within(on_grid, -(-letterbox.inner[1] // factor), sign, subpixel=method.warp != "integer")
-        moved = latents(on_grid[:, None])[:, 0]
-        columns = background_columns(latents.filled, moved, sign)
-        beside = background_beside(latents.filled, moved, sign, SURFACE_PX * letterbox.zoom / factor)
+        columns = self._columns(latents, on_grid, sign, SURFACE_PX * letterbox.zoom / factor)
         if method.warp != "pixel" and not method.composite:
             applied = letterbox.map_back(upsample(on_grid * factor, factor)) / letterbox.zoom
-            return _LatentShift(latents, columns, beside, None, applied / share)
-        image = ImageWarp(full, sign)
-        return _LatentShift(latents, columns, beside, image, full if share == 1 else full / share)
+            return _LatentShift(latents, columns, None, applied / share)
+        image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None)
+        return _LatentShift(latents, columns, image, full if share == 1 else full / share)
+
+    def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> Tensor:
+        """Find the column from which each latent of a hole continues the background."""
+        moved = warp(disparity[:, None])[:, 0]
+        if self.method.fill == "mirror":
+            return mirrored_columns(warp.filled, moved, sign, step)
+        return background_columns(warp.filled, moved, sign)
 
     def _view_shift(self, lefts: DiffusedLeftViews, shifts: list[_LatentShift], continued: Tensor | None) -> ViewShift:
         """Bring the shifts of a batch, and its warped images, to the form that the sampler takes."""
@@ -158,11 +160,7 @@ class RightViewMaker:
             warps = _image_warps(shifts)
             seen = [one.letterbox.map_into(w.masks.filled.float()) for one, w in zip(decoded, warps, strict=True)]
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, decoded)) > 0.999
-        elif method.fill == "membrane":
-            moved = warp(lefts.trajectory.final)
-            background = torch.cat([shift.background for shift in shifts])
-            clean = torch.where(filled[:, None], moved, membrane(moved, background))
-        elif method.warp == "subpixel" or method.fill == "background":
+        elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.trajectory.final), columns)
         noise = stack_noise(self.sd, decoded, Stream.HOLES)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")

@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry": "relative",
         "edge_px": 2,
         "warp": "pixel",
-        "fill": "membrane",
+        "fill": "mirror",
         "shift_step": 0.4,
         "shift_both": False,
         "warp_condition": True,
@@ -117,11 +117,11 @@ class MethodConfig(BaseModel):
         description="How the latent is shifted (Stereo Pixel Shift). integer: by whole latent pixels. subpixel: x_0 by "
         "fractions of a latent pixel, its noise by whole ones. pixel: x_0 is warped as an image and encoded again.",
     )
-    fill: Literal["zero", "noise", "background", "membrane"] = Field(
-        "membrane",
+    fill: Literal["zero", "noise", "background", "mirror"] = Field(
+        "mirror",
         description="What holes contain after the shift. zero: zeros. noise: unit noise (the paper's Deblur, Eq. 8). "
-        "background: the background's pixel beside them. membrane: the background continued smoothly, from the rows "
-        "above and below, too. Both backgrounds are noised to the step's noise level.",
+        "background: the background's pixel beside them. mirror: the background mirrored into them. Both backgrounds "
+        "are noised to the step's noise level.",
     )
     shift_step: Fraction = Field(0.4, ge=0, description="Step after which the latent is shifted (Sec. 3.1).")
     shift_both: bool = Field(False, description="Shift each view by half instead of only the right view.")

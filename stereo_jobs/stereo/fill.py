@@ -29,6 +29,30 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
     return torch.where((chosen < 0) | (chosen >= width), column, chosen)
 
 
+def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step: float) -> Tensor:
+    """Find the column that mirrors a hole pixel at the edge of the background, for every hole pixel.
+
+    Where the mirrored pixel is not background (a hole, outside the frame, or nearer than the edge by more than `step`),
+    the edge itself is taken, as in `background_columns`.
+
+    Args:
+        filled: B,h,w bool, the mask of the warped view.
+        disparity: B,h,w, disparity of the warped view; only filled pixels are read.
+        scale_sign: B; where negative, the larger disparity is the farther one.
+        step: largest difference of disparity within the background.
+
+    Returns:
+        B,h,w int64 columns. Filled pixels, and all pixels of a row without any filled pixel, get their own column.
+    """
+    edges = background_columns(filled, disparity, scale_sign)
+    width = filled.shape[-1]
+    mirrored = 2 * edges - torch.arange(width, device=filled.device)
+    inside = mirrored.clamp(0, width - 1)
+    nearness = _nearness(disparity, scale_sign)
+    nearer = nearness.gather(-1, inside) - nearness.gather(-1, edges)
+    return torch.where((mirrored == inside) & filled.gather(-1, inside) & (nearer <= step), inside, edges)
+
+
 def background_beside(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step: float) -> Tensor:
     """Find the filled pixels at the rim of holes that belong to the background: what holes are continued from.
 
@@ -61,7 +85,7 @@ def extend_background(image: Tensor, columns: Tensor) -> Tensor:
 
     Args:
         image: B,C,h,w.
-        columns: B,h,w, from `background_columns`.
+        columns: B,h,w, from `background_columns` or `mirrored_columns`.
     """
     return image.gather(-1, columns[:, None].expand(-1, image.shape[1], -1, -1))
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from stereo_jobs.stereo.bands import bands
-from stereo_jobs.stereo.fill import background_columns, extend_background
+from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp
 
 
@@ -33,14 +33,16 @@ class WarpedRows:
 
     Attributes:
         warp: warp of their pixels.
-        columns: column of the background beside each hole.
+        edges: column of the background beside each hole.
+        columns: column from which each pixel of a hole continues the background.
     """
 
     warp: ForwardWarp
+    edges: Tensor
     columns: Tensor
 
     def continued(self, pixels: Tensor) -> Tensor:
-        """Warp the pixels of these rows; holes repeat the background's pixel beside them: 1,C,rows,W."""
+        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W."""
         return extend_background(self.warp(pixels), self.columns)
 
 
@@ -52,6 +54,8 @@ class ImageWarp:
         sign: the sign of the scale, see `forward_warp`.
         subpixel: keep the fraction of the disparity.
         nearness: 1,H,W, a disparity that says which background is farther; None: `disparity` itself.
+        mirror: continue the background by its mirror image, over surfaces whose disparity changes by at most so many
+            pixels; None: by the pixel at its edge.
     """
 
     def __init__(
@@ -61,11 +65,13 @@ class ImageWarp:
         *,
         subpixel: bool = True,
         nearness: Tensor | None = None,
+        mirror: float | None = None,
     ) -> None:
         self.disparity = disparity
         self.sign = sign
         self._subpixel = subpixel
         self._nearness = disparity if nearness is None else nearness
+        self._mirror = mirror
         self._latest: tuple[slice, WarpedRows] | None = None
         """The rows that were warped last: an image of one band is warped once."""
 
@@ -83,7 +89,10 @@ class ImageWarp:
         nearness = self._nearness[:, rows]
         warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
         moved = warp(nearness[:, None])[:, 0]
-        return WarpedRows(warp, background_columns(warp.filled, moved, self.sign))
+        edges = background_columns(warp.filled, moved, self.sign)
+        if self._mirror is None:
+            return WarpedRows(warp, edges, edges)
+        return WarpedRows(warp, edges, mirrored_columns(warp.filled, moved, self.sign, self._mirror))
 
     def continued(self, values: Tensor) -> Tensor:
         """Warp an image or map 1,C,H,W and continue the background into its holes."""

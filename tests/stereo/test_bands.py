@@ -70,13 +70,13 @@ def test_gaps_are_filled_alike_in_bands_also_from_other_rows(small_bands, height
 
 
 @often
-@given(sides, sides, st.integers(1, 200), st.sampled_from([1.0, -1.0]), seeds)
-def test_images_are_warped_and_continued_alike_in_bands(small_bands, height, width, pixels, sign, seed):
+@given(sides, sides, st.integers(1, 200), st.sampled_from([1.0, -1.0]), st.sampled_from([None, 0.5]), seeds)
+def test_images_are_warped_and_continued_alike_in_bands(small_bands, height, width, pixels, sign, mirror, seed):
     disparity = sign * 6 * noise(1, height, width, seed=seed).round(decimals=1)
     image = noise(1, 3, height, width, seed=seed + 1)
 
     def work():
-        warp = ImageWarp(disparity, torch.tensor([sign]))
+        warp = ImageWarp(disparity, torch.tensor([sign]), mirror=mirror)
         return warp.continued(image), *vars(warp.masks).values()
 
     whole, banded = in_both(small_bands, pixels, work)

@@ -7,7 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from stereo_jobs.stereo.fill import background_beside, background_columns, extend_background, fill_sparse
+from stereo_jobs.stereo.fill import (
+    background_beside,
+    background_columns,
+    extend_background,
+    fill_sparse,
+    mirrored_columns,
+)
 
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 nan = float("nan")
@@ -44,6 +50,34 @@ def test_holes_continue_the_background_as_in_the_slow_reference(view):
     filled, disparity, sign = view
     columns = background_columns(*(torch.from_numpy(part) for part in view))
     np.testing.assert_array_equal(columns.numpy(), slow_columns(filled, disparity, sign))
+
+
+def slow_mirror(filled, disparity, sign, step):
+    """Each hole walks as far beyond the edge of the background as it lies before it."""
+    columns = slow_columns(filled, disparity, sign)
+    for b, y, x in np.ndindex(filled.shape):
+        edge = columns[b, y, x]
+        mirrored = edge + (edge - x)
+        if 0 <= mirrored < filled.shape[2] and filled[b, y, mirrored]:
+            nearer = (disparity[b, y, mirrored] - disparity[b, y, edge]) * sign[b]
+            if nearer <= step:
+                columns[b, y, x] = mirrored
+    return columns
+
+
+@often
+@given(views(), st.sampled_from([0.0, 1.0, 2.5]))
+def test_holes_mirror_the_background_as_in_the_slow_reference(view, step):
+    filled, disparity, sign = view
+    columns = mirrored_columns(*(torch.from_numpy(part) for part in view), step)
+    np.testing.assert_array_equal(columns.numpy(), slow_mirror(filled, disparity, sign, step))
+
+
+def test_an_object_in_front_of_the_background_is_not_mirrored():
+    filled = torch.tensor([[[True, False, False, False, True, True, True, True]]])
+    disparity = torch.tensor([[[9.0, 0.0, 0.0, 0.0, 1.0, 1.5, 8.0, 0.0]]])
+    columns = mirrored_columns(filled, disparity, torch.ones(1), step=1.0)
+    assert columns.flatten().tolist() == [0, 7, 4, 5, 4, 5, 6, 7]
 
 
 def slow_beside(filled, disparity, sign, step):
