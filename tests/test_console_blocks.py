@@ -89,8 +89,7 @@ stereo-jobs evaluate out/evaluation --data Middlebury2014 --data KITTI2015/train
 stereo-jobs evaluate out/evaluation --data path/to/Middlebury2014 --data path/to/KITTI2015/training
 stereo-jobs evaluate out/evaluation --data DIR --folder "3D Photography=path/to/its/images"
 stereo-jobs evaluate out/motorcycle --data path/to/middlebury --table switches --local --set runtime.batch_size=1 \
---method identity --method leave_blank --method stretch --method "stretch, sub-pixel" --method layered --method best \
---method "best, as drawn"
+--method identity --method leave_blank --method stretch --method "stretch, sub-pixel" --method layered --method best
 stereo-jobs evaluate out/protocols --data path/to/middlebury --protocol squash --protocol end_to_end --local \
 --set runtime.batch_size=1 --method stretch --method layered --method best
 python benchmarks/verdict.py --data path/to/middlebury

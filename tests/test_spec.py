@@ -424,8 +424,6 @@ CHANGES = {
     "method.warp_condition": False,
     "method.two_pass": True,
     "method.composite": False,
-    "method.grain": 0.5,
-    "method.trusted_loss": 5.0,
     "method.fill": "noise",
     "method.shift_step": 9,
     "method.shift_both": True,

@@ -10,7 +10,7 @@ from torch.nn import functional
 from stereo_jobs.baselines import FILLS, image_warp, leave_blank
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
+from stereo_jobs.pipeline.compositing import composites
 from stereo_jobs.pipeline.inputs import DecodedRow, PhotoPair
 from stereo_jobs.pipeline.left_view import LeftViews, Stream, decode, grid_of, noise_generator, stack
 from stereo_jobs.pipeline.pair import FinishedViews, Labels, requested_disparity, scale_sign
@@ -95,13 +95,11 @@ class BaselineViewMaker:
         """Put the known pixels of the warped left views over the first `count` repainted right views."""
         warps = [shift.warp for shift in shifts]
         return composites(
-            self.sd,
             lefts.decoded,
             warps[:count],
             lefts=lefts.images,
-            given=continued_at_working_size(self.sd, lefts.decoded, warps, lefts.images),
             diffused=diffused,
-            method=self.method,
+            latent_factor=self.sd.latent_factor,
         )
 
     def _repaint(self, lefts: LeftViews, shifts: list[_ImageShift], guidance: float) -> tuple[list[Image], Tensor, int]:

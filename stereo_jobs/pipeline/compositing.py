@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
@@ -11,15 +12,15 @@ from stereo_jobs.pipeline.left_view import stack
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.bands import widened
-from stereo_jobs.stereo.composite import HALO, composite, trusted_share
-from stereo_jobs.stereo.config import MethodConfig
-from stereo_jobs.stereo.fill import extend_background, smooth_across_rows
+from stereo_jobs.stereo.composite import composite, trusted_share
+from stereo_jobs.stereo.fill import background_beside
 from stereo_jobs.stereo.image_warp import ImageWarp
+from stereo_jobs.stereo.membrane import membrane
 
-REACH_PX = 12.0
-"""Pixels between a hole's pixel and its background over which the composite's colour correction fades out."""
-COLUMNS_PER_ROW = 256
-"""Columns of the image for which a plain hole is smoothed across one more row above and below, and one at least."""
+_SURFACE_PX = 1.0
+"""Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
+_HALO = 16
+"""A band is composed with the rows around it that its holes may be continued from: this part of the width."""
 
 
 def continued_at_working_size(
@@ -47,70 +48,78 @@ def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tens
     )
 
 
+def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> tuple[Tensor, Tensor]:
+    """Warp an image and continue its background as a membrane, at the working size: 1,3,h,w in [0, 1].
+
+    What is seen is scaled alone, so that no hole's own pixel is mixed into its surroundings.
+
+    Returns:
+        The image, and 1,h,w bool, where it is seen.
+    """
+    device = warp.disparity.device
+    share = letterbox.map_into(warp.masks.filled.float())[:, None]
+    warped = (warp.rows(rows).warp(to_tensor(image[rows]).to(device)) for rows in warp.bands())
+    pixels = letterbox.into_from_bands(warped) / share.clamp_min(0.5)
+    moved = letterbox.into_from_bands(_moved(warp, rows) for rows in warp.bands()) / share.clamp_min(0.5)
+    filled = share[:, 0] > 0.5
+    beside = background_beside(filled, moved[:, 0], warp.sign, _SURFACE_PX)
+    return torch.where(filled[:, None], pixels, membrane(pixels, beside)).clamp(0, 1), filled
+
+
+def _moved(warp: ImageWarp, rows: slice) -> Tensor:
+    """The disparity of some rows of the right view: 1,1,rows,W; 0 in holes."""
+    return warp.rows(rows).warp(warp.disparity[:, None, rows])
+
+
 def composites(
-    sd: StableDiffusion,
     decoded: Sequence[DecodedRow],
     warps: Sequence[ImageWarp],
     *,
     lefts: Sequence[Image],
-    given: Tensor,
     diffused: Sequence[Image],
-    method: MethodConfig,
-    encoded: Tensor | None = None,
+    latent_factor: int,
 ) -> list[Image]:
     """Compose each right view: warped pixels of the left one, diffused pixels in the holes.
 
+    Where the VAE does not even return the colours around a hole, a membrane of the background is mixed in.
+
     Args:
-        sd: its VAE decoded `diffused`.
         decoded: the rows of the batch.
         warps: warps of the left images, one for each row that asks for a right view; the others pad the batch.
         lefts: the left images.
-        given: B,3,h,w, what `continued_at_working_size` makes of them.
         diffused: the right views as decoded.
-        method: says how holes are finished.
-        encoded: latents of `given`; None: they are computed.
+        latent_factor: width of a latent in pixels of the working size.
     """
-    returned = sd.decode(sd.encode(given) if encoded is None else encoded).nan_to_num(0.0)
-    shares = trusted_share(given, returned, method.trusted_loss)
     return [
-        _composite(
-            warp,
-            lefts[i],
-            diffused[i],
-            decoded[i].letterbox.image_back(returned[i : i + 1]),
-            grain=method.grain,
-            share=shares[i : i + 1],
-        )
+        _composite(warp, lefts[i], _drawn(decoded[i].letterbox, warp, lefts[i], diffused[i], latent_factor))
         for i, warp in enumerate(warps)
     ]
 
 
-def _composite(warp: ImageWarp, left: Image, diffused: Image, returned: Image, *, grain: float, share: Tensor) -> Image:
-    """Compose one right view. Each band is computed with the rows around it that its pixels depend on."""
+def _drawn(letterbox: Letterbox, warp: ImageWarp, left: Image, diffused: Image, latent_factor: int) -> Image:
+    """Mix the diffused pixels with a membrane of the background, where the VAE does not know the picture."""
+    continued, seen = _membrane_into(letterbox, warp, left)
+    inside = letterbox.image_into(diffused).to(continued.device)
+    share = trusted_share(continued, inside, seen, latent_factor)
+    if bool((share == 1).all()):
+        return diffused
+    return letterbox.image_back(torch.lerp(continued, inside, share))
+
+
+def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
+    """Compose one right view. Each band is computed with the rows around it that its holes are continued from."""
     height, width = left.shape[:2]
-    trusted = bool((share == 1).all())
-    reach = 0 if trusted else max(1, width // COLUMNS_PER_ROW)
     device = warp.disparity.device
     finished = np.empty_like(left)
     for rows in warp.bands():
-        wide, own = widened(rows, max(HALO, reach), height)
+        wide, own = widened(rows, max(1, width // _HALO), height)
         warped = warp.rows(wide)
-        pixels = warped.continued(to_tensor(left[wide]).to(device))
+        filled = warped.warp.filled
         composed = composite(
-            pixels,
-            warped.warp.filled,
-            to_tensor(diffused[wide]).to(device),
-            warped.columns,
-            reach_px=REACH_PX,
-            returned=to_tensor(returned[wide]).to(device),
-            grain=grain,
-            plain=None if trusted else _plain(pixels, warped.edges, warped.warp.filled, reach),
-            share=share,
+            warped.warp(to_tensor(left[wide]).to(device)),
+            filled,
+            to_tensor(drawn[wide]).to(device),
+            background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, _SURFACE_PX),
         )
         finished[rows] = to_image(composed[..., own, :])
     return finished
-
-
-def _plain(continued: Tensor, edges: Tensor, filled: Tensor, reach: int) -> Tensor:
-    """Replace each hole by the background's pixel beside it, smoothed across rows: 1,3,rows,W in [0, 1]."""
-    return smooth_across_rows(extend_background(continued, edges), ~filled, reach)

@@ -14,9 +14,10 @@ from torch.nn import functional
 from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow, GuidedNoise, MaskedPhoto, Photo
-from stereo_jobs.pixels import Bools, Image
+from stereo_jobs.pixels import Bools, Image, to_image, to_tensor
 from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.attention import Keep
+from stereo_jobs.stereo.composite import composite
 from stereo_jobs.stereo.disparity import relative_disparity, resize
 from stereo_jobs.stereo.inversion import ddim_inversion, null_text, renoised
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, denoise, denoise_within
@@ -248,7 +249,9 @@ class LeftViewMaker:
         filled = self.sd.decode(inpainted.x_0)
         images = []
         for (one, photo), pixels in zip(pairs, filled, strict=True):
-            images.append(np.where(photo.mask[..., None], one.letterbox.image_back(pixels[None]), photo.image))
+            drawn = to_tensor(one.letterbox.image_back(pixels[None]))
+            outside = ~torch.from_numpy(photo.mask)[None]
+            images.append(to_image(composite(to_tensor(photo.image), outside, drawn, outside)))
         return images, finite(filled), known.evaluations + inpainted.evaluations
 
     def _model(self, batch: _Batch, guidance_scale: float) -> GuidedUNet:

@@ -90,17 +90,12 @@ class RightViewMaker:
         right, right_finite = decode(self.sd, latents.right, lefts.decoded)
         finished = right
         if method.composite:
-            same = not method.changes_left and method.warp == "pixel"
-            given = self._continued(lefts, shifts, left) if method.changes_left else continued
             finished = composites(
-                self.sd,
                 lefts.decoded,
                 _image_warps(shifts)[: len(rows)],
                 lefts=left,
-                given=_given(given),
                 diffused=right,
-                method=method,
-                encoded=to_right.clean if same else None,
+                latent_factor=self.sd.latent_factor,
             )
         usable, evaluations = lefts.usable & left_finite & right_finite, lefts.evaluations + latents.evaluations
         if method.composite and method.hole_detail:

@@ -11,7 +11,8 @@
 | `sampler` | denoising of the left view and of the pair (Sec. 3.2, Eq. 6-8); inpainting (Sec. 5) |
 | `inversion` | from a photo to its latents at every noise level (Sec. 3.4, Eq. 9-10) |
 | `repaint` | RePaint, a baseline (Table 1) |
-| `fill` | continuing the background into holes |
+| `fill` | which background goes on into holes, and continuing it row by row |
+| `membrane` | continuing it smoothly, from all rows at once |
 | `bands` | pictures in bands of rows, so that memory does not grow with them |
 | `image_warp` | the warp of an image at its own size, in bands |
 | `composite` | the finished right view: the left's own pixels, diffusion in the holes |

@@ -27,7 +27,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": False,
-        "grain": 0.0,
         "hole_detail": False,
     },
     # Exact left view and exact geometry; diffusion draws only the holes, starting from the background beside them.
@@ -49,7 +48,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": True,
-        "grain": 0.7,
         "hole_detail": False,
     },
 }
@@ -173,21 +171,6 @@ class MethodConfig(BaseModel):
         True,
         description="Wherever the right view shows pixels of the left image, take them, warped at full resolution; "
         "only the holes are diffused. False: the right image is the decoded latent.",
-    )
-    grain: float = Field(
-        0.7,
-        ge=0,
-        le=1,
-        description="Composite: share of the fine grain lost in the VAE that is added back to the holes, measured on "
-        "the background continued into them. 0 leaves diffused pixels as they are.",
-    )
-    trusted_loss: float | None = Field(
-        9.0,
-        gt=0,
-        le=255,
-        description="Composite: largest loss of the VAE on a picture (RMS, in levels of 255) at which its holes are "
-        "entirely diffused. For a larger loss, the weight of diffused pixels is (trusted_loss / loss)^2; the rest is "
-        "the background's pixel beside the hole, smoothed across rows. Null: always entirely diffused.",
     )
 
     hole_detail: bool = Field(
