@@ -44,7 +44,7 @@ class Method:
         return Method(f"{self.name}, estimated disparity", self.switches, "estimated", self.slow)
 
 
-_WHOLE_PIXELS = {"edge_px": 0, "warp": "integer"}
+_WHOLE_PIXELS = {"refine_edges": False, "warp": "integer"}
 _BASELINES = {
     name: Method(name, {**_WHOLE_PIXELS, "right_view": name})
     for name in ("identity", "leave_blank", "stretch", "layered")
@@ -106,7 +106,7 @@ SWITCHES = (
     BEST.variant("shift at 0.6", shift_step=0.6),
     BEST.variant("shift at 0.8", shift_step=0.8),
     BEST.variant("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
-    BEST.estimated().variant("edges 0", edge_px=0),
+    BEST.estimated().variant("edges as estimated", refine_edges=False),
     BEST.variant("dpm++ 20", scheduler="dpm++_karras", steps=20),
 )
 """Ablations: our switches, one at a time."""
