@@ -83,20 +83,16 @@ def _toggled(maps: Tensor, step: Tensor) -> Tensor:
     its own row, not as the rows above. Most of a ramp, and one more pixel, goes to the near side: a piece of an
     object's outline that stays behind on the background is visible, a rim of background that moves with it is not.
     """
-    sharp, _, _ = _to_sides(maps, step)
-    sharp, upper, high = _to_sides(sharp, step)  # a ramp wider than the radius has met only a part of its height
-    beside = _largest_around(torch.where(upper, high, -torch.inf), 1)
-    return torch.where(~upper & (beside - sharp > step), beside, sharp)
-
-
-def _to_sides(maps: Tensor, step: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Toggle once: the new map, the pixels that went to the near side, and the largest depth around each."""
     high, low = _largest_around(maps, RADIUS), -_largest_around(-maps, RADIUS)
     row_high, row_low = _largest_around(maps, RADIUS, rows=0), -_largest_around(-maps, RADIUS, rows=0)
     low = torch.where(row_high - row_low > step, row_low, low)
     edge = high - low > step
     upper = edge & (maps - low > NEAR * (high - low))
-    return torch.where(edge, torch.where(upper, high, low), maps), upper, high
+    sharp = torch.where(edge, torch.where(upper, high, low), maps)
+    high = _largest_around(sharp, RADIUS)  # the foot of a wide ramp has met only a part of its height
+    sharp = torch.where(upper & (high - sharp < 2 * step), high, sharp)
+    beside = _largest_around(torch.where(upper, sharp, -torch.inf), 1)
+    return torch.where(~upper & (beside - sharp > step), beside, sharp)
 
 
 def _weighted_medians(votes: "_Votes", step: Tensor) -> Tensor:
