@@ -6,7 +6,7 @@ the mean error (levels of 255) within 4 px of the true holes, and the percentage
 levels off: with the exact disparity, the map as estimated, and the map with refined edges.
 
 Before edges were refined with the picture as guide, 40 scenes at 128 px gave 4.76 and 2.63 % (exact), 7.31 and 5.60 %
-(as estimated), 5.83 and 3.59 % (edges sharpened by themselves). Where the truth chose the side of each pixel of an edge,
+(as estimated), 5.83 and 3.59 % (edges sharpened alone). Where the truth chose the side of each pixel of an edge,
 with the estimator's own depths, it was 5.5 instead of 5.6 (24 scenes): the outlines that the small estimator draws are
 rounder than the objects by more pixels than a local rule can move an edge.
 """
