@@ -29,6 +29,7 @@ from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.quality.verdict import judge
 from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.disparity import resize
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 from stereo_jobs.toyscapes.render import ToyScape, render
@@ -205,7 +206,7 @@ class Meter:
         if key not in self.depths:
             with torch.inference_mode():
                 found = self.estimator.inverse_depth([left, np.ascontiguousarray(left[:, ::-1])])
-            self.depths = {key: [depth.cpu().numpy() for depth in found]}
+            self.depths = {key: [resize(depth[None], left.shape[:2])[0].cpu().numpy() for depth in found]}
         return self.depths[key]
 
 

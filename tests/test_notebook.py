@@ -46,7 +46,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def metric():
     return StereoPipeline.from_pretrained(
-        device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "edge_px": 0}})
+        device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "refine_edges": False}})
     )
 
 
@@ -112,7 +112,7 @@ def test_what_a_call_leaves_out_is_the_recipes(pipeline):
 
 def test_a_range_of_scales_is_drawn_from_by_the_seed_as_in_a_job(pipeline):
     scales = {"min": 4.0, "max": 10.0}
-    recipe = RECIPE | {"scale_percent": scales, "method": METHOD | {"edge_px": 0}}  # the nearest point as it is
+    recipe = RECIPE | {"scale_percent": scales, "method": METHOD | {"refine_edges": False}}  # nearest as it is
     other = StereoPipeline.from_pretrained(device="cpu", **recipe)
     found = [other("a red circle", seed=seed).disparity.max() / 0.64 for seed in (1, 2)]
     np.testing.assert_allclose(found, [draw_scale(other.recipe, seed) for seed in (1, 2)], rtol=1e-5)

@@ -419,7 +419,7 @@ CHANGES = {
     "method.inversion": "ddim",
     "method.null_text_iterations": 9,
     "method.geometry": "metric",
-    "method.edge_px": 1,
+    "method.refine_edges": False,
     "method.warp": "subpixel",
     "method.warp_condition": False,
     "method.two_pass": True,

@@ -41,7 +41,7 @@ class Method:
         return Method(f"{self.name}, estimated disparity", self.switches, "estimated", self.slow)
 
 
-_WHOLE_PIXELS = {"edge_px": 0, "warp": "integer"}
+_WHOLE_PIXELS = {"refine_edges": False, "warp": "integer"}
 _BASELINES = {
     name: Method(name, {**_WHOLE_PIXELS, "right_view": name})
     for name in ("identity", "leave_blank", "stretch", "layered")
@@ -103,7 +103,7 @@ SWITCHES = (
     BEST.variant("shift at 0.6", shift_step=0.6),
     BEST.variant("shift at 0.8", shift_step=0.8),
     BEST.variant("strength 0", shift_step=0.9),  # a single denoising step: shows what the start contributes
-    BEST.estimated().variant("edges 0", edge_px=0),
+    BEST.estimated().variant("edges as estimated", refine_edges=False),
     BEST.variant("ddim 50", **_DDIM),
     BEST.variant("renoise", inversion="renoise"),
     BEST.variant("both views", keep_left=False),

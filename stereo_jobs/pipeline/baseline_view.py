@@ -62,7 +62,7 @@ class BaselineViewMaker:
             lefts: the left view of each row, and more of them where the batch is padded.
             guidance: guidance scale of `repaint`.
         """
-        asked = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(rows)]
+        asked = [self._shift(lefts.refined[i].cpu(), row) for i, row in enumerate(rows)]
         shifts = padded(asked, len(lefts.images))
         labels = [Labels(shift.applied, shift.warp.masks) for shift in asked]
         if self.method.right_view != "repaint":
@@ -75,7 +75,7 @@ class BaselineViewMaker:
 
     def _shift(self, values: Tensor, row: Row) -> _ImageShift:
         """Shift one image; in published comparisons by whole pixels, relative shifts truncated, known ones rounded."""
-        full = requested_disparity(values, row, self.method, edge_px=self.method.edge_px)
+        full = requested_disparity(values, row, self.method)
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
         sign = scale_sign(row, self.method)

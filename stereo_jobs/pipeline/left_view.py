@@ -1,7 +1,7 @@
 """Makes the left view, denoised from noise or taken from a photo (Sec. 3.4), and the map that its shift is made of."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple, Self
@@ -19,6 +19,7 @@ from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.attention import Keep
 from stereo_jobs.stereo.composite import composite
 from stereo_jobs.stereo.disparity import relative_disparity, resize
+from stereo_jobs.stereo.edges import refine
 from stereo_jobs.stereo.inversion import ddim_inversion, null_text, renoised
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, denoise, denoise_within
 from stereo_jobs.stereo.solver import Solver
@@ -32,6 +33,7 @@ class LeftViews:
         decoded: the rows they were made from.
         images: H,W,3 uint8 each, at the image's size.
         maps: H,W float32 each: inverse depth or disparity of the image, whatever the geometry asks for.
+        refined: H,W float32 each: the same with its edges on those of the image; `maps` where the method refines none.
         conditional: B,n,c text embeddings.
         unconditional: the same of the negative prompt; steps,B,n,c where they were optimised.
         condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net; None for any other.
@@ -42,6 +44,7 @@ class LeftViews:
     decoded: list[DecodedRow]
     images: list[Image]
     maps: list[Tensor]
+    refined: list[Tensor]
     conditional: Tensor
     unconditional: Tensor
     condition: Tensor | None
@@ -56,6 +59,7 @@ class LeftViews:
             decoded=[self.decoded[i] for i in indices],
             images=[self.images[i] for i in indices],
             maps=[self.maps[i] for i in indices],
+            refined=[self.refined[i] for i in indices],
             conditional=self.conditional[at],
             unconditional=self.unconditional.index_select(self.unconditional.dim() - 3, at),
             condition=None if self.condition is None else self.condition[at],
@@ -150,14 +154,18 @@ class LeftViewMaker:
         batch = _Batch(decoded, conditional, unconditional, solver, self._condition(decoded), guidance)
         photos = [one.source for one in decoded if isinstance(one.source, Photo)]
         made = self._from_photos(batch, photos) if photos else self._from_noise(batch)
-        maps = self._maps(decoded, made.images)
-        usable = made.usable & torch.stack([torch.isfinite(values).all() for values in maps]).to(made.usable.device)
+        found = self._maps(decoded, made.images)
+        known = [bool(torch.isfinite(values).all()) for values in found]
+        usable = made.usable & torch.tensor(known, device=made.usable.device)
+        found = [v if fine else v.nan_to_num(0.0, 0.0, 0.0) for v, fine in zip(found, known, strict=True)]
+        maps = _with_images(at_size_of, found, made.images)
         if made.trajectory is not None:
             usable = usable & finite(made.trajectory.final)
         views = LeftViews(
             decoded,
             made.images,
-            [values.nan_to_num(0.0, 0.0, 0.0) for values in maps],
+            maps,
+            _with_images(_refined, found, made.images) if self.method.refines_edges else maps,
             conditional,
             made.unconditional,
             batch.condition,
@@ -262,7 +270,8 @@ class LeftViewMaker:
         if not self.sd.depth_conditioned:
             return None
         guides = [one.source.guide if isinstance(one.source, GuidedNoise) else None for one in decoded]
-        maps = self._maps(decoded, guides)
+        found = self._maps(decoded, guides)
+        maps = [v if guide is None else at_size_of(v, guide) for guide, v in zip(guides, found, strict=True)]
         grid = grid_of(self.sd, decoded)
         on_grid = [
             resize(one.letterbox.map_into(values[None]), grid) for one, values in zip(decoded, maps, strict=True)
@@ -270,7 +279,7 @@ class LeftViewMaker:
         return 2 * relative_disparity(torch.cat(on_grid))[:, None] - 1
 
     def _maps(self, decoded: list[DecodedRow], images: Sequence[Image | None]) -> list[Tensor]:
-        """Find what the shift is made of: the row's own map, else the estimator's inverse depth. H,W each."""
+        """Find what the shift is made of: the row's own map, H,W, else inverse depth at the estimator's own size."""
         given = [None if one.map is None else torch.from_numpy(one.map).to(self.sd.device) for one in decoded]
         some = next((image for image, values in zip(images, given, strict=True) if values is None), None)
         if some is None:
@@ -278,6 +287,28 @@ class LeftViewMaker:
         # Always a whole batch: the estimator's numbers depend on the batch shape, too.
         estimated = self.depth.inverse_depth([some if image is None else image for image in images])
         return [e if values is None else values for e, values in zip(estimated, given, strict=True)]
+
+
+def at_size_of(values: Tensor, image: Image) -> Tensor:
+    """Resize a map to the size of its image: h,w -> H,W."""
+    return resize(values[None], (image.shape[0], image.shape[1]))[0]
+
+
+def _refined(values: Tensor, image: Image) -> Tensor:
+    """Resize a map to the size of its image, its edges on those of the image: h,w -> H,W."""
+    picture = torch.from_numpy(image).to(values.device).permute(2, 0, 1)[None]  # H,W,3 -> 1,3,H,W
+    return refine(values[None], picture)[0]
+
+
+def _with_images(
+    work: Callable[[Tensor, Image], Tensor], maps: Sequence[Tensor], images: Sequence[Image]
+) -> list[Tensor]:
+    """Apply `work` to each map and its image; those that pad a batch share their result, too."""
+    made: list[Tensor] = []
+    for i, (values, image) in enumerate(zip(maps, images, strict=True)):
+        again = i > 0 and image is images[i - 1] and values is maps[i - 1]
+        made.append(made[-1] if again else work(values, image))
+    return made
 
 
 def _as_tensor(mask: Bools) -> Tensor:

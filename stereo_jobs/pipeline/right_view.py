@@ -17,7 +17,7 @@ from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
-from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
+from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.image_warp import ImageWarp, Masks
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
@@ -127,13 +127,12 @@ class RightViewMaker:
         """Shift the left view at place `i` of the batch by `share` of the whole way (Sec. 3.1, Eq. 3)."""
         method, letterbox, factor = self.method, lefts.decoded[i].letterbox, self.sd.latent_factor
         grid = grid_of(self.sd, lefts.decoded)
-        values = lefts.maps[i][None]
+        values = lefts.refined[i][None]
         if method.geometry == "relative":
             sign = torch.tensor([row.scale_percent * share], dtype=torch.float64)
-            sharp = sharpen_edges(values, method.edge_px)
-            full = scaled_disparity(relative_disparity(sharp, of=values), sign)
+            full = scaled_disparity(relative_disparity(values), sign)
             # The published order: resize, normalise, scale. A padded image is narrower than its latents.
-            relative = relative_disparity(resize(letterbox.map_into(sharp), grid))
+            relative = relative_disparity(resize(letterbox.map_into(values), grid))
             on_grid = scaled_disparity(relative, sign * (letterbox.inner[1] / letterbox.working[1]))
         else:
             sign = torch.tensor([share])

@@ -17,7 +17,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "photo_guidance_scale": 7.5,
         "inversion": "null_text",
         "geometry": "relative",
-        "edge_px": 0,
+        "refine_edges": False,
         "warp": "integer",
         "fill": "zero",
         "shift_step": 0.2,
@@ -38,7 +38,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "photo_guidance_scale": 1.0,
         "inversion": "direct",
         "geometry": "relative",
-        "edge_px": 2,
+        "refine_edges": True,
         "warp": "pixel",
         "fill": "mirror",
         "shift_step": 0.4,
@@ -75,8 +75,8 @@ class MethodConfig(BaseModel):
     right_view: RightView = Field(
         "stereodiffusion",
         description="What makes the right view: this method, or a baseline of Table 1 on the same left view and "
-        "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, edge_px, warp (integer: whole "
-        "pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
+        "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, refine_edges, warp (integer: "
+        "whole pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
     )
     scheduler: SamplerChoice = Field(
         "auto",
@@ -118,12 +118,10 @@ class MethodConfig(BaseModel):
         "sets the range. metric: the row's disparity in pixels, or Eq. 2 from its metric depth, focal_px, baseline and "
         "doffs_px.",
     )
-    edge_px: int = Field(
-        2,
-        ge=0,
-        le=16,
-        description="Width in pixels of blurred depth edges, which are made sharp before the shift. 0 leaves them as "
-        "they are; disparity in known pixels (geometry: metric) is never changed.",
+    refine_edges: bool = Field(
+        True,
+        description="Put the edges of depth maps, which estimators blur, on the edges of the picture before the shift. "
+        "Disparity in known pixels (geometry: metric) is never changed.",
     )
     warp: Literal["integer", "subpixel", "pixel"] = Field(
         "pixel",
@@ -229,6 +227,11 @@ class MethodConfig(BaseModel):
             return False
         within = self.recopy_last_step is None or step <= self.recopy_last_step
         return within and step % self.recopy_interval == 0
+
+    @property
+    def refines_edges(self) -> bool:
+        """Whether depth edges are moved to those of the picture; known disparity is never changed."""
+        return self.refine_edges and self.geometry == "relative"
 
     @property
     def diffuses_pair(self) -> bool:

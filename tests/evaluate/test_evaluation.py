@@ -104,7 +104,7 @@ def test_cases_are_counted_before_they_begin(tmp_path):
         protocols=("paper", "metric"),
         methods=("leave_blank",),
         tables=("methods", "switches", "cost"),
-        sweeps=("edge_px=0,2",),
+        sweeps=("refine_edges=false,true",),
         cost_pairs=1,
     )
     assert [(done, cases) for done, cases, _ in begun] == [(i, len(begun)) for i in range(len(begun))]

@@ -282,10 +282,10 @@ def test_a_given_disparity_is_the_label(pipeline, warp):
     assert psnr(pair.right[both], scene.right[both]) > 28  # the true right view
 
 
-def test_sharpened_edges_are_told_from_what_was_asked_for(pipeline):
+def test_refined_edges_are_told_from_what_was_asked_for(pipeline):
     blurred = np.asarray(Image.fromarray(SCENES[0].disparity).resize((16, 16)).resize((SIZE, SIZE)), np.float32)
     row = photo_row(0, depth=encode_disparity(blurred))
-    sharp, plain = (variant(pipeline, edge_px=px).generate([row])[0] for px in (2, 0))
+    sharp, plain = (variant(pipeline, refine_edges=on).generate([row])[0] for on in (True, False))
     assert plain.disparity_requested is None
     np.testing.assert_array_equal(sharp.disparity_requested, plain.disparity)
     changed = sharp.disparity != plain.disparity
@@ -642,7 +642,7 @@ def test_depth_mode_takes_metric_depth_of_another_size(pipeline, depth_sd):
     buffer = io.BytesIO()
     np.save(buffer, depth)
     row = dataclasses.replace(depth_row(depth=buffer.getvalue()), depth_kind="metric", camera=Camera(80.0, 0.5))
-    pair = depth_pipeline(pipeline, depth_sd, geometry="metric", edge_px=0).generate([row])[0]
+    pair = depth_pipeline(pipeline, depth_sd, geometry="metric", refine_edges=False).generate([row])[0]
     # Twice as wide as the picture: half as many pixels.
     np.testing.assert_allclose(pair.disparity[[0, -1], 0], [80 * 0.5 / 4 / 2, 80 * 0.5 / 9 / 2], rtol=0.02)
     assert pair.disparity.shape == (SIZE, SIZE)

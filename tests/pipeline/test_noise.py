@@ -68,7 +68,7 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
         raise Captured(to_right)
 
     monkeypatch.setattr(rights, "denoise_pair", capture)
-    recipe = Recipe(mode="image", method={"geometry": "metric", "edge_px": 0})
+    recipe = Recipe(mode="image", method={"geometry": "metric", "refine_edges": False})
     assert recipe.method.warp == "pixel"
     with pytest.raises(Captured) as caught:
         rights.RightViewMaker(stub_sd(), recipe).make(rows, lefts, 1.0)
