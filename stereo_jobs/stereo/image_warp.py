@@ -68,7 +68,7 @@ class ImageWarp:
     """The Stereo Pixel Shift of one image at its own size. Rows are warped when they are asked for.
 
     Args:
-        disparity: 1,H,W pixels; content moves left by it. With `rims`, the attribute is what is applied in the end.
+        disparity: 1,H,W pixels; content moves left by it.
         sign: the sign of the scale, see `forward_warp`.
         subpixel: keep the fraction of the disparity.
         nearness: 1,H,W, a disparity that says which background is farther; None: `disparity` itself.
@@ -87,7 +87,7 @@ class ImageWarp:
         mirror: float | None = None,
         rims: Rims | None = None,
     ) -> None:
-        self.disparity = disparity if rims is None else rims.applied(disparity)
+        self.disparity = disparity
         self.sign = sign
         self._rims = rims
         self._under = disparity if rims is None else rims.under(disparity)

@@ -19,8 +19,8 @@ JUMP_PX = 1.0
 """Difference of the disparities of neighbours, in pixels, above which there is an edge between them."""
 REACH = 3
 """Pixels of the band on each side of an edge, in steps."""
-SIDE = REACH + 1
-"""Points of a line on each side of an edge: a rim, and one point with a pure colour."""
+SIDE = REACH + 2
+"""Points of a line on each side of an edge: a rim, and points with pure colours beyond."""
 COLUMNS_PER_STEP = 1024
 """Width of a picture at which a step is one pixel: rims of larger pictures are wider."""
 CONTRAST = 0.08
@@ -29,6 +29,7 @@ NOISE, TEXTURE = 0.02, 0.06
 """Largest distance of a mixture from the line between both colours: a part for noise, and a share of their distance."""
 PURE = 0.06
 """Alpha below which a pixel is all background, and above 1 minus which it is all object."""
+OFFSET = 0.06
 FIXED_POINT = 2**20
 """Unit of sums of weights. Sums of whole numbers do not depend on their order, so that they are the same on a GPU."""
 
@@ -66,10 +67,6 @@ class Rims:
         parts = (getattr(self, name)[first:last] for name in ("alpha", "front", "back", "near", "beneath"))
         return Rims((rows.stop - rows.start, width), self.place[first:last] - rows.start * width, *parts)
 
-    def applied(self, disparity: Tensor) -> Tensor:
-        """Disparity 1,H,W by which each pixel counts as moved: the object's where at least half of it is object."""
-        return self._put(disparity, torch.where(self.alpha >= 0.5, self.near, self.beneath)[None])
-
     def under(self, disparity: Tensor) -> Tensor:
         """Disparity 1,H,W of the layer under the rims."""
         return self._put(disparity, self.beneath[None])
@@ -99,10 +96,12 @@ class Rims:
         landing = column - self.near
         first = landing.floor()
         layer = torch.zeros(4, under.numel(), dtype=torch.int32, device=view.device)
+        # The layer under the rims has the objects up to the pixels where their rims end, already interpolated.
+        margin = torch.where(self.beneath == self.near, -0.5, 0.5)
         colours = torch.cat([self.front, torch.ones_like(self.front[:, :1])], 1).T * self.alpha  # 4,n premultiplied
         for target, weight in ((first, 1 - (landing - first)), (first + 1, landing - first)):
             at = self.place - column + target.clamp(0, width - 1).long()
-            shown = (target >= 0) & (target < width) & (nearness(under.flatten()[at] - self.near, sign) <= 0.5)
+            shown = (target >= 0) & (target < width) & (nearness(under.flatten()[at] - self.near, sign) <= margin)
             layer.index_add_(1, at, (colours * (weight * shown * FIXED_POINT)).round().int())
         spread = layer.to(view.dtype) / FIXED_POINT
         front, alpha = spread[:3].reshape(view.shape), spread[3].reshape(1, 1, *self.size)
@@ -133,7 +132,7 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
     step = max(1, round(width / COLUMNS_PER_STEP))
     parts = []
     for rows in bands(height, width):
-        wide, own = widened(rows, (2 * REACH + 1) * step, height)
+        wide, own = widened(rows, 2 * SIDE * step, height)
         found = _rims(image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign), own, step)
         parts.append((found[0] + rows.start * width, *found[1:4], *(nearness(d, sign) for d in found[4:])))
     return Rims((height, width), *(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -143,23 +142,25 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, .
     """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each."""
     height, width = near.shape
     band = torch.zeros_like(near, dtype=torch.bool)
-    band[own] = _beside_edges(near, REACH * step - 1)[own]
+    band[own] = _beside_edges(near, SIDE * step - 1)[own]
     pixels = band.flatten().nonzero()[:, 0]
     lines, here = _lines_across(near, pixels, step)
     depth = near.flatten()[lines]  # 2*SIDE,n
     colours = image.flatten(1)[:, lines]  # 3,2*SIDE,n
-    last, first = _widest_mixture(colours, depth, here, step)
-    found = ((first < SIDE - 1) | (last > SIDE)) & (here > first) & (here <= last)
-    pixels, here, first, last = (values[found] for values in (pixels, here, first, last))
+    first, last = _widest_step(colours, depth, here, step)
+    one_surface = (_at(depth, last + 1) - _at(depth, last)).abs() <= JUMP_PX * step
+    end = torch.where(one_surface, last + 1, last)
+    found = (here > first) & (here <= end) & (last > first)
+    pixels, here, first, last, end = (values[found] for values in (pixels, here, first, last, end))
     colours, depth = colours[..., found], depth[:, found]
     front, back, colour = (_at(colours, index) for index in (last, first, here))
-    alpha = _share(colour, front, back)
-    alpha = torch.where(alpha < PURE, 0.0, torch.where(alpha > 1 - PURE, 1.0, alpha)).masked_fill(here == last, 1.0)
+    alpha = _share(colour, front, back).masked_fill(here >= last, 1.0)
+    alpha = torch.where(here < SIDE, alpha.clamp(max=0.499), alpha.clamp(min=0.5))
     # What is left, noise and texture, belongs to both in proportion: the mixture is exactly the pixel's colour.
     rest = (colour - torch.lerp(back, front, alpha)) / (alpha.square() + (1 - alpha).square())
-    nearest, farthest = (torch.where(side, depth.gather(0, here[None])[0], depth[edge]) for side, edge in ((here >= SIDE, SIDE), (here < SIDE, SIDE - 1)))
-    gone = torch.full_like(farthest, 2.0 * width)
-    beneath = torch.where(alpha < 0.5, farthest, torch.where(here == last, nearest, gone))
+    own_depth = _at(depth, here)
+    beneath = torch.where((here < SIDE) | (here == end), own_depth, torch.full_like(own_depth, 2.0 * width))
+    nearest = torch.where(here < SIDE, depth[SIDE], own_depth)
     return pixels - own.start * width, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, nearest, beneath
 
 
@@ -201,7 +202,7 @@ def _lines_across(near: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, Tens
     here, rows, columns = (torch.zeros_like(pixels) for _ in range(3))
     for dy, dx in _DIRECTIONS:
         before = flat[pixels]
-        for k in range(1, REACH + 1):
+        for k in range(1, SIDE + 1):
             after = flat[along(dy, dx, k)]
             nearer = ((after - before).abs() > JUMP_PX * step) & (k * (dy * dy + dx * dx) ** 0.5 < distance)
             rising = torch.where(after > before, 1, -1)
@@ -212,41 +213,47 @@ def _lines_across(near: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, Tens
     return torch.stack([along(rows, columns, i - here) for i in range(2 * SIDE)]), here
 
 
-def _widest_mixture(colours: Tensor, depth: Tensor, here: Tensor, step: int) -> tuple[Tensor, Tensor]:
-    """Find the widest stretch of each line whose pixels can be mixtures of those at its two ends.
+def _widest_step(colours: Tensor, depth: Tensor, here: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    """Find the widest stretch of each line that can be a blurred step from its one end to the other.
 
     Args:
         colours: 3,2*SIDE,n in [0, 1].
         depth: 2*SIDE,n nearness.
-        here: n, place of the pixel that asks; a stretch without it is of no use.
+        here: n, place of the pixel that asks.
         step: distance of the points on a line.
 
     Returns:
-        n, place of the object's end; n, place of the background's end. Both lie at the edge where there is none.
+        n, place of the background's end; n, place of the object's end; both 0 where there is no such stretch.
     """
     one_surface = depth.diff(dim=0).abs() <= JUMP_PX * step
-    last = torch.full_like(here, SIDE)
-    first = last - 1
-    far_runs = one_surface[: SIDE - 1].flip(0).cumprod(0).sum(0)  # points after the first, on the far side
-    near_runs = one_surface[SIDE:].cumprod(0).sum(0)
-    for span in range(2, 2 * SIDE):
-        for start in range(max(0, SIDE - span), min(SIDE, 2 * SIDE - span)):
-            end = start + span
-            fits = (SIDE - 1 - start <= far_runs) & (end - SIDE <= near_runs) & (start < here) & (here <= end)
-            fits &= _are_mixtures(colours[:, start : end + 1])
+    far_run = one_surface[: SIDE - 1].flip(0).cumprod(0).sum(0)  # points on the far side after the first one
+    near_run = one_surface[SIDE:].cumprod(0).sum(0)
+    first, last = torch.zeros_like(here), torch.zeros_like(here)
+    for start in reversed(range(1, SIDE)):
+        for end in range(SIDE, 2 * SIDE - 1):
+            fits = (SIDE - 1 - start <= far_run) & (end - SIDE <= near_run) & (here > 0) & (end - start > last - first)
+            fits &= _is_step(colours[:, start : end + 1], SIDE - start)
             first, last = torch.where(fits, start, first), torch.where(fits, end, last)
-    return last, first
+    return first, last
 
 
-def _are_mixtures(colours: Tensor) -> Tensor:
-    """Whether the points of lines 3,k,n can be mixtures of the first and the last, in ascending order: n bool."""
-    back, front = colours[:, :1], colours[:, -1:]
-    contrast = (front - back).square().mean(0).sqrt()  # 1,n
-    share = _share(colours, front, back, clamped=False)
-    rest = colours - torch.lerp(back.expand_as(colours), front.expand_as(colours), share.clamp(0, 1))
-    fits = rest.square().mean(0).sqrt() <= NOISE + TEXTURE * contrast
-    rising = share.diff(dim=0) >= -PURE
-    return (contrast[0] >= CONTRAST) & fits.all(0) & rising.all(0)
+def _is_step(colours: Tensor, edge: int) -> Tensor:
+    """Whether the points of lines 3,k,n can be a blurred step from the first to the last: n bool.
+
+    All are mixtures of both ends, in ascending order, at least one of them an obvious one. The middle of the step lies
+    at place `edge`, the first on the near side; the ascent is steepest in one place. A contour that is painted on an
+    object ascends twice, or beside the edge.
+    """
+    back, front = colours[:, :1].expand_as(colours), colours[:, -1:].expand_as(colours)
+    contrast = (front[:, 0] - back[:, 0]).square().mean(0).sqrt()  # n
+    share = _share(colours, front, back, clamped=False)  # k,n
+    rest = (colours - torch.lerp(back, front, share.clamp(0, 1))).square().mean(0).sqrt()
+    ascent = share.diff(dim=0)
+    steepest = torch.minimum(ascent.cummax(0).values, ascent.flip(0).cummax(0).values.flip(0))
+    one_step = (ascent >= -PURE) & (steepest - ascent <= PURE)
+    mixed = ((share > PURE) & (share < 1 - PURE)).any(0)
+    on_edge = (share[:edge] < 0.5 + OFFSET).all(0) & (share[edge:] > 0.5 - OFFSET).all(0)
+    return (contrast >= CONTRAST) & (rest <= NOISE + TEXTURE * contrast).all(0) & one_step.all(0) & mixed & on_edge
 
 
 def _share(colour: Tensor, front: Tensor, back: Tensor, *, clamped: bool = True) -> Tensor:
@@ -257,5 +264,5 @@ def _share(colour: Tensor, front: Tensor, back: Tensor, *, clamped: bool = True)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:
-    """Values 3,k,n at one of k for each n: 3,n."""
-    return values.gather(1, index[None, None].expand(3, 1, -1))[:, 0]
+    """Values ...,k,n at one of k for each n: ...,n."""
+    return values.gather(-2, index.expand(*values.shape[:-2], 1, -1))[..., 0, :]
