@@ -1,10 +1,11 @@
 """Soft rims: at an object's outline a pixel is a mixture of the object and of what is behind it.
 
 Lenses, anti-aliasing, resizing and a VAE make outlines soft. A warp that moves such a pixel as a whole leaves a contour
-of the object behind on the background, or takes a contour of the background along. Here a narrow band along the edges of
-the disparity is taken apart into the object's colour, the background's colour and the object's share in the mixture
-(alpha), as in boundary matting (Zitnick et al. 2004; Hasinoff, Kang and Szeliski 2006). The object's part moves with the
-object and is laid over what the warp of the rest gives.
+of the object behind on the background, or takes a contour of the background along. Here a narrow band along the edges
+of the disparity is taken apart into the object's colour, the background's colour and the object's share (alpha), as in
+boundary matting (Zitnick et al. 2004; Hasinoff, Kang and Szeliski 2006). The object's part moves with the object and is
+laid over what the warp of the rest gives. Which pixels are mostly object is said by the disparity. Rims do not change
+that: labels and masks are those of the disparity alone.
 """
 
 from dataclasses import dataclass
@@ -17,10 +18,8 @@ from stereo_jobs.stereo.bands import bands, widened
 
 JUMP_PX = 1.0
 """Difference of the disparities of neighbours, in pixels, above which there is an edge between them."""
-REACH = 3
-"""Pixels of the band on each side of an edge, in steps."""
-SIDE = REACH + 2
-"""Points of a line on each side of an edge: a rim, and points with pure colours beyond."""
+SIDE = 5
+"""Points of a line on each side of an edge: up to three mixtures, one with a pure colour, one more beyond."""
 COLUMNS_PER_STEP = 1024
 """Width of a picture at which a step is one pixel: rims of larger pictures are wider."""
 CONTRAST = 0.08
@@ -29,7 +28,9 @@ NOISE, TEXTURE = 0.02, 0.06
 """Largest distance of a mixture from the line between both colours: a part for noise, and a share of their distance."""
 PURE = 0.06
 """Alpha below which a pixel is all background, and above 1 minus which it is all object."""
-OFFSET = 0.06
+MIDDLE, THIN_MIDDLE = 0.03, 0.25
+"""How much less than half of a pixel on the object's side may be object, and the reverse. The second is for objects of
+at most three points: blurred, they are nowhere pure, so that all shares seem larger than they are."""
 FIXED_POINT = 2**20
 """Unit of sums of weights. Sums of whole numbers do not depend on their order, so that they are the same on a GPU."""
 
@@ -47,8 +48,8 @@ class Rims:
         front: n,3 in [0, 1], colour of the object.
         back: n,3 in [0, 1], colour of the background.
         near: n, disparity of the object, pixels.
-        beneath: n, disparity in the layer under the rims: that of the background for pixels which are mostly
-            background, that of the object for the pixels at which the rim ends; others leave the frame.
+        beneath: n, disparity in the layer under the rims: that of the background on its side of the edge, that of the
+            object for the pixels at which the rim ends; the others are taken out of this layer and leave the frame.
     """
 
     size: tuple[int, int]
@@ -72,8 +73,8 @@ class Rims:
         return self._put(disparity, self.beneath[None])
 
     def without(self, pixels: Tensor) -> Tensor:
-        """Take the object out of the pixels 1,3,H,W that are mostly background."""
-        return self._put(pixels, torch.where(self.alpha[:, None] < 0.5, self.back, self.front).T)
+        """Take the object out of the pixels 1,3,H,W on the background's side of the edge."""
+        return self._put(pixels, torch.where(self.beneath == self.near, self.front.T, self.back.T))
 
     def _put(self, values: Tensor, at: Tensor) -> Tensor:
         """Replace the values of ...,H,W at the rims by those of channels,n."""
@@ -116,9 +117,9 @@ def nearness(disparity: Tensor, sign: Tensor) -> Tensor:
 def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
     """Find the soft rims of a picture and take them apart (Zitnick et al. 2004, Sec. 4.3; Hasinoff et al. 2006).
 
-    Each pixel within `REACH` steps of an edge of the disparity looks along the line across the nearest edge. The widest
-    stretch of it is taken whose pixels can be mixtures of the two at its ends: their colours lie near the line between
-    both, in ascending order. Where there is none, as on textured surfaces or at sharp outlines, there is no rim.
+    Each pixel near an edge of the disparity looks along the line across the nearest edge. The widest stretch of it is
+    taken that can be a blurred step between the colours at its ends. Where there is none, as on textured surfaces or at
+    sharp outlines, there is no rim.
 
     Args:
         image: 1,3,H,W in [0, 255], uint8 or float.
@@ -140,7 +141,6 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
 
 def _rims(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, ...]:
     """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each."""
-    height, width = near.shape
     band = torch.zeros_like(near, dtype=torch.bool)
     band[own] = _beside_edges(near, SIDE * step - 1)[own]
     pixels = band.flatten().nonzero()[:, 0]
@@ -155,23 +155,26 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, .
     colours, depth = colours[..., found], depth[:, found]
     front, back, colour = (_at(colours, index) for index in (last, first, here))
     alpha = _share(colour, front, back).masked_fill(here >= last, 1.0)
-    alpha = torch.where(here < SIDE, alpha.clamp(max=0.499), alpha.clamp(min=0.5))
     # What is left, noise and texture, belongs to both in proportion: the mixture is exactly the pixel's colour.
     rest = (colour - torch.lerp(back, front, alpha)) / (alpha.square() + (1 - alpha).square())
     own_depth = _at(depth, here)
-    beneath = torch.where((here < SIDE) | (here == end), own_depth, torch.full_like(own_depth, 2.0 * width))
+    beneath = torch.where((here < SIDE) | (here == end), own_depth, torch.full_like(own_depth, 2.0 * near.shape[1]))
     nearest = torch.where(here < SIDE, depth[SIDE], own_depth)
-    return pixels - own.start * width, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, nearest, beneath
+    return (
+        pixels - own.start * near.shape[1],
+        alpha,
+        (front + alpha * rest).T,
+        (back + (1 - alpha) * rest).T,
+        nearest,
+        beneath,
+    )
 
 
 def _beside_edges(near: Tensor, reach: int) -> Tensor:
     """Pixels beside an edge of the nearness h,W, and within `reach` pixels of them: h,W bool."""
     across, down = near.diff(dim=1).abs() > JUMP_PX, near.diff(dim=0).abs() > JUMP_PX
     beside = torch.zeros_like(near)
-    for jump, before, after in (
-        (across, beside[:, :-1], beside[:, 1:]),
-        (down, beside[:-1], beside[1:]),
-    ):
+    for jump, before, after in ((across, beside[:, :-1], beside[:, 1:]), (down, beside[:-1], beside[1:])):
         before[jump] = 1
         after[jump] = 1
     for kernel in ((1, 2 * reach + 1), (2 * reach + 1, 1)):
@@ -228,21 +231,22 @@ def _widest_step(colours: Tensor, depth: Tensor, here: Tensor, step: int) -> tup
     one_surface = depth.diff(dim=0).abs() <= JUMP_PX * step
     far_run = one_surface[: SIDE - 1].flip(0).cumprod(0).sum(0)  # points on the far side after the first one
     near_run = one_surface[SIDE:].cumprod(0).sum(0)
+    middle = torch.where(near_run <= 2, THIN_MIDDLE, MIDDLE)
     first, last = torch.zeros_like(here), torch.zeros_like(here)
     for start in reversed(range(1, SIDE)):
         for end in range(SIDE, 2 * SIDE - 1):
             fits = (SIDE - 1 - start <= far_run) & (end - SIDE <= near_run) & (here > 0) & (end - start > last - first)
-            fits &= _is_step(colours[:, start : end + 1], SIDE - start)
+            fits &= _is_step(colours[:, start : end + 1], SIDE - start, middle)
             first, last = torch.where(fits, start, first), torch.where(fits, end, last)
     return first, last
 
 
-def _is_step(colours: Tensor, edge: int) -> Tensor:
+def _is_step(colours: Tensor, edge: int, middle: Tensor) -> Tensor:
     """Whether the points of lines 3,k,n can be a blurred step from the first to the last: n bool.
 
     All are mixtures of both ends, in ascending order, at least one of them an obvious one. The middle of the step lies
-    at place `edge`, the first on the near side; the ascent is steepest in one place. A contour that is painted on an
-    object ascends twice, or beside the edge.
+    before place `edge`, the first on the near side, to within a share of `middle` (n); the ascent is steepest in one
+    place. A contour that is painted on an object ascends twice, or beside the edge.
     """
     back, front = colours[:, :1].expand_as(colours), colours[:, -1:].expand_as(colours)
     contrast = (front[:, 0] - back[:, 0]).square().mean(0).sqrt()  # n
@@ -252,7 +256,7 @@ def _is_step(colours: Tensor, edge: int) -> Tensor:
     steepest = torch.minimum(ascent.cummax(0).values, ascent.flip(0).cummax(0).values.flip(0))
     one_step = (ascent >= -PURE) & (steepest - ascent <= PURE)
     mixed = ((share > PURE) & (share < 1 - PURE)).any(0)
-    on_edge = (share[:edge] < 0.5 + OFFSET).all(0) & (share[edge:] > 0.5 - OFFSET).all(0)
+    on_edge = (share[:edge] < 0.5 + middle).all(0) & (share[edge:] > 0.5 - middle).all(0)
     return (contrast >= CONTRAST) & (rest <= NOISE + TEXTURE * contrast).all(0) & one_step.all(0) & mixed & on_edge
 
 
