@@ -22,11 +22,11 @@ SIDE = 5
 """Points of a line on each side of an edge: up to three mixtures, one with a pure colour, one more beyond."""
 COLUMNS_PER_STEP = 1024
 """Width of a picture at which a step is one pixel: rims of larger pictures are wider."""
-CONTRAST = 0.08
+CONTRAST = 0.15
 """Distance of the colours of object and background, RMS of the channels in [0, 1], below which no mixture is seen."""
-NOISE, TEXTURE = 0.02, 0.06
+NOISE, TEXTURE = 0.01, 0.03
 """Largest distance of a mixture from the line between both colours: a part for noise, and a share of their distance."""
-PURE = 0.06
+PURE = 0.04
 """Alpha below which a pixel is all background, and above 1 minus which it is all object."""
 MIDDLE, THIN_MIDDLE = 0.03, 0.25
 """How much less than half of a pixel on the object's side may be object, and the reverse. The second is for objects of
@@ -233,11 +233,13 @@ def _widest_step(colours: Tensor, depth: Tensor, here: Tensor, step: int) -> tup
     near_run = one_surface[SIDE:].cumprod(0).sum(0)
     middle = torch.where(near_run <= 2, THIN_MIDDLE, MIDDLE)
     first, last = torch.zeros_like(here), torch.zeros_like(here)
-    for start in reversed(range(1, SIDE)):
-        for end in range(SIDE, 2 * SIDE - 1):
-            fits = (SIDE - 1 - start <= far_run) & (end - SIDE <= near_run) & (here > 0) & (end - start > last - first)
-            fits &= _is_step(colours[:, start : end + 1], SIDE - start, middle)
-            first, last = torch.where(fits, start, first), torch.where(fits, end, last)
+    pairs = [(start, end) for start in range(1, SIDE) for end in range(SIDE, 2 * SIDE - 1) if end - start > 1]
+    for start, end in sorted(pairs, key=lambda pair: pair[0] - pair[1]):
+        contrast = (colours[:, end] - colours[:, start]).square().mean(0)
+        open_ones = (here > 0) & (last == 0) & (SIDE - 1 - start <= far_run) & (end - SIDE <= near_run)
+        asked = (open_ones & (contrast >= CONTRAST**2)).nonzero()[:, 0]
+        fits = asked[_is_step(colours[:, start : end + 1, asked], SIDE - start, middle[asked])]
+        first[fits], last[fits] = start, end
     return first, last
 
 
@@ -257,7 +259,7 @@ def _is_step(colours: Tensor, edge: int, middle: Tensor) -> Tensor:
     one_step = (ascent >= -PURE) & (steepest - ascent <= PURE)
     mixed = ((share > PURE) & (share < 1 - PURE)).any(0)
     on_edge = (share[:edge] < 0.5 + middle).all(0) & (share[edge:] > 0.5 - middle).all(0)
-    return (contrast >= CONTRAST) & (rest <= NOISE + TEXTURE * contrast).all(0) & one_step.all(0) & mixed & on_edge
+    return (rest <= NOISE + TEXTURE * contrast).all(0) & one_step.all(0) & mixed & on_edge
 
 
 def _share(colour: Tensor, front: Tensor, back: Tensor, *, clamped: bool = True) -> Tensor:

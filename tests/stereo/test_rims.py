@@ -92,7 +92,7 @@ def test_a_negative_scale_gives_the_mirror_image_of_a_positive_one():
     left, _, _, disparity = planted("triangle", 1.0)
     right, _ = right_view(left, disparity)
     mirrored, _ = right_view(left.flip(-1), -disparity.flip(-1), sign=-1.0)
-    assert (right - mirrored.flip(-1)).abs().mean() < 1e-4  # ties between directions are not mirrored
+    assert (right - mirrored.flip(-1)).abs().mean() < 1e-3  # ties between directions are not mirrored
 
 
 def test_labels_and_masks_are_those_of_the_disparity_alone():
