@@ -24,7 +24,12 @@ _HALO = 16
 
 
 def continued_at_working_size(
-    sd: StableDiffusion, decoded: Sequence[DecodedRow], warps: Sequence[ImageWarp], images: Sequence[Image]
+    sd: StableDiffusion,
+    decoded: Sequence[DecodedRow],
+    warps: Sequence[ImageWarp],
+    images: Sequence[Image],
+    *,
+    rims: bool = False,
 ) -> Tensor:
     """Warp images, continue the background into their holes and bring them to the working size: B,3,h,w in [0, 1].
 
@@ -33,19 +38,22 @@ def continued_at_working_size(
         decoded: the rows of a batch.
         warps: the warp of each image; a batch is padded by the same warp again.
         images: H,W,3 uint8 each.
+        rims: lay soft rims over the result; a composite lays them over the finished view instead.
     """
     made: list[Tensor] = []
     for i, (warp, image) in enumerate(zip(warps, images, strict=True)):
         again = i > 0 and warp is warps[i - 1] and image is images[i - 1]
-        made.append(made[-1] if again else _continued_into(decoded[i].letterbox, warp, image))
+        made.append(made[-1] if again else _continued_into(decoded[i].letterbox, warp, image, rims))
     return stack(sd, made)
 
 
-def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> Tensor:
-    device = warp.disparity.device
-    return letterbox.into_from_bands(
-        warp.rows(rows).continued(to_tensor(image[rows]).to(device)) for rows in warp.bands()
-    )
+def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image, rims: bool) -> Tensor:
+    def continued(rows: slice) -> Tensor:
+        warped = warp.rows(rows)
+        pixels = warped.continued(to_tensor(image[rows]).to(warp.disparity.device))
+        return warped.with_rims(pixels) if rims else pixels
+
+    return letterbox.into_from_bands(continued(rows) for rows in warp.bands())
 
 
 def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> tuple[Tensor, Tensor]:
@@ -121,5 +129,5 @@ def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
             to_tensor(drawn[wide]).to(device),
             background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, _SURFACE_PX),
         )
-        finished[rows] = to_image(composed[..., own, :])
+        finished[rows] = to_image(warped.with_rims(composed)[..., own, :])
     return finished

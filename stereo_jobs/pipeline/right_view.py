@@ -20,6 +20,7 @@ from stereo_jobs.spec import Recipe
 from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.image_warp import ImageWarp, Masks
+from stereo_jobs.stereo.rims import find_rims
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
@@ -121,7 +122,9 @@ class RightViewMaker:
     def _continued(self, lefts: LeftViews, shifts: list[_LatentShift], images: list[Image]) -> Tensor | None:
         """Warp left images and continue their holes: B,3,h,w at the working size; None where no image is warped."""
         warps = _image_warps(shifts)
-        return continued_at_working_size(self.sd, lefts.decoded, warps, images) if warps else None
+        if not warps:
+            return None
+        return continued_at_working_size(self.sd, lefts.decoded, warps, images, rims=not self.method.composite)
 
     def _shift(self, lefts: LeftViews, i: int, row: Row, share: float) -> _LatentShift:
         """Shift the left view at place `i` of the batch by `share` of the whole way (Sec. 3.1, Eq. 3)."""
@@ -146,7 +149,10 @@ class RightViewMaker:
         if method.warp != "pixel" and not method.composite:
             applied = letterbox.map_back(upsample(on_grid * factor, factor)) / letterbox.zoom
             return _LatentShift(latents, columns, None, applied / share)
-        image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None)
+        rims = None
+        if method.rims and not method.changes_left:
+            rims = find_rims(torch.from_numpy(lefts.images[i]).permute(2, 0, 1)[None].to(full.device), full, sign)
+        image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None, rims=rims)
         return _LatentShift(latents, columns, image, full if share == 1 else full / share)
 
     def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> Tensor:

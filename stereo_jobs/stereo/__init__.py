@@ -16,6 +16,7 @@
 | `membrane` | continuing it smoothly, from all rows at once |
 | `bands` | pictures in bands of rows, so that memory does not grow with them |
 | `image_warp` | the warp of an image at its own size, in bands |
+| `rims` | the soft outlines of objects, taken apart into object and background |
 | `composite` | the finished right view: the left's own pixels, diffusion in the holes |
 
 Conventions: `disparity` always belongs to the LEFT view and is measured in pixels of the grid it is on. Positive

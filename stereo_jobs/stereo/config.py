@@ -19,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry": "relative",
         "refine_edges": False,
         "warp": "integer",
+        "rims": False,
         "fill": "zero",
         "shift_step": 0.2,
         "shift_both": False,
@@ -40,6 +41,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "geometry": "relative",
         "refine_edges": True,
         "warp": "pixel",
+        "rims": True,
         "fill": "mirror",
         "shift_step": 0.4,
         "shift_both": False,
@@ -127,6 +129,12 @@ class MethodConfig(BaseModel):
         "pixel",
         description="How the latent is shifted (Stereo Pixel Shift). integer: by whole latent pixels. subpixel: x_0 by "
         "fractions of a latent pixel, its noise by whole ones. pixel: x_0 is warped as an image and encoded again.",
+    )
+    rims: bool = Field(
+        True,
+        description="Take the soft outlines of objects apart: the object's share of each mixed pixel (alpha) moves "
+        "with the object and is laid over what is behind it. Only where pixels of the left image are moved (warp: "
+        "pixel, or composite) and the left view is not denoised again (attention: bi, shift_both).",
     )
     fill: Literal["zero", "noise", "background", "mirror"] = Field(
         "mirror",

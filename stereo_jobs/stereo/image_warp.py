@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stereo_jobs.stereo.bands import bands
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
+from stereo_jobs.stereo.rims import Rims
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp
 
 
@@ -35,15 +36,32 @@ class WarpedRows:
         warp: warp of their pixels.
         edges: column of the background beside each hole.
         columns: column from which each pixel of a hole continues the background.
+        rims: soft rims of these rows; `warp` is the warp of what is under them. None: pixels move as a whole.
+        moved: disparity of each warped pixel, 1,rows,W.
+        sign: the sign of the scale.
     """
 
     warp: ForwardWarp
     edges: Tensor
     columns: Tensor
+    rims: Rims | None
+    moved: Tensor
+    sign: Tensor
 
     def continued(self, pixels: Tensor) -> Tensor:
-        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W."""
-        return extend_background(self.warp(pixels), self.columns)
+        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W.
+
+        Soft rims are left out: `with_rims` lays them over what is made of the result.
+        """
+        clean = pixels if self.rims is None else self.rims.without(pixels)
+        return extend_background(self.warp(clean), self.columns)
+
+    def with_rims(self, view: Tensor) -> Tensor:
+        """Lay the soft rims of objects over a view of these rows, 1,3,rows,W in [0, 1], whose holes are filled."""
+        if self.rims is None:
+            return view
+        empty = torch.where(self.sign < 0, torch.inf, -torch.inf).to(self.moved)
+        return self.rims.over(view, torch.where(self.warp.filled, self.moved, empty), self.sign)
 
 
 class ImageWarp:
@@ -56,6 +74,7 @@ class ImageWarp:
         nearness: 1,H,W, a disparity that says which background is farther; None: `disparity` itself.
         mirror: continue the background by its mirror image, over surfaces whose disparity changes by at most so many
             pixels; None: by the pixel at its edge.
+        rims: soft rims of the image, to be moved apart from the rest; None: every pixel moves as a whole.
     """
 
     def __init__(
@@ -66,11 +85,14 @@ class ImageWarp:
         subpixel: bool = True,
         nearness: Tensor | None = None,
         mirror: float | None = None,
+        rims: Rims | None = None,
     ) -> None:
         self.disparity = disparity
         self.sign = sign
+        self._rims = rims
+        self._under = disparity if rims is None else rims.under(disparity)
         self._subpixel = subpixel
-        self._nearness = disparity if nearness is None else nearness
+        self._nearness = self._under if nearness is None else nearness
         self._mirror = mirror
         self._latest: tuple[slice, WarpedRows] | None = None
         """The rows that were warped last: an image of one band is warped once."""
@@ -87,12 +109,13 @@ class ImageWarp:
 
     def _warp(self, rows: slice) -> WarpedRows:
         nearness = self._nearness[:, rows]
-        warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
+        warp = forward_warp(self._under[:, rows], self.sign, subpixel=self._subpixel)
         moved = warp(nearness[:, None])[:, 0]
-        edges = background_columns(warp.filled, moved, self.sign)
-        if self._mirror is None:
-            return WarpedRows(warp, edges, edges)
-        return WarpedRows(warp, edges, mirrored_columns(warp.filled, moved, self.sign, self._mirror))
+        columns = edges = background_columns(warp.filled, moved, self.sign)
+        if self._mirror is not None:
+            columns = mirrored_columns(warp.filled, moved, self.sign, self._mirror)
+        rims = None if self._rims is None else self._rims.of_rows(rows)
+        return WarpedRows(warp, edges, columns, rims, moved, self.sign)
 
     def continued(self, values: Tensor) -> Tensor:
         """Warp an image or map 1,C,H,W and continue the background into its holes."""
@@ -100,9 +123,11 @@ class ImageWarp:
 
     @cached_property
     def masks(self) -> Masks:
-        """What the warp says of both views."""
+        """What the applied disparity says of both views; a pixel half of which is a rim counts as the rim's."""
         parts = []
         for rows in self.bands():
             warp = self.rows(rows).warp
+            if self._rims is not None:
+                warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
             parts.append((warp.visible, warp.filled, border_holes(warp.filled)))
         return Masks(*(torch.cat(masks, 1) for masks in zip(*parts, strict=True)))
