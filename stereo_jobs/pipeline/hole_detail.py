@@ -127,7 +127,7 @@ class HoleDetailer:
         x_0 = redraw(self._model(level, i), self.solver, clean, noise, mask=mask, start=self.start)
         finite, written = True, np.zeros_like(level.holes)
         for place, one, drawn in zip(
-            places, seen, self._in_batches(self.sd.decode, windows.cut(x_0).split(1)), strict=True
+            places, seen, self._in_batches(self.sd.decode, torch.split(windows.cut(x_0), 1)), strict=True
         ):
             finite &= bool(torch.isfinite(drawn).all())
             paste(*one, drawn.cpu().nan_to_num(0.0), written[place])
@@ -145,7 +145,7 @@ class HoleDetailer:
         """
         given = returned = 1e-6
         for (image, holes, front), decoded in zip(
-            seen, self._in_batches(self.sd.decode, latents.split(1)), strict=True
+            seen, self._in_batches(self.sd.decode, torch.split(latents, 1)), strict=True
         ):
             height, width = holes.shape
             known = torch.from_numpy(~(holes | front))
@@ -165,7 +165,7 @@ class HoleDetailer:
                 return model(views, step, self.solver.timesteps[step], depth if depth.shape[2] else None)[0]
 
             inputs = torch.cat([level.windows.cut(x), depths], 1)
-            return level.windows.joined(torch.cat(list(self._in_batches(call, inputs.split(1)))))
+            return level.windows.joined(torch.cat(list(self._in_batches(call, torch.split(inputs, 1)))))
 
         return predict
 
@@ -189,7 +189,7 @@ class HoleDetailer:
         """Apply a network to samples 1,..., always in batches of one size; its results depend on their shape."""
         size, waiting = len(self.lefts.images), iter(parts)
         while batch := list(itertools.islice(waiting, size)):
-            yield from work(torch.cat(padded(batch, size)))[: len(batch)].split(1)
+            yield from torch.split(work(torch.cat(padded(batch, size)))[: len(batch)], 1)
 
 
 def _tensor_of_size(image: Image, window: Size, factor: int) -> Tensor:

@@ -48,10 +48,10 @@ class Windows:
         """
         open_holes, corners = holes.copy(), []
         while open_holes.any():
-            top, below = _span(open_holes.any(1), size[0])
+            top, below = _span(np.asarray(open_holes.any(1)), size[0])
             strip = open_holes[:below]
             while strip.any():
-                left, beside = _span(strip.any(0), size[1])
+                left, beside = _span(np.asarray(strip.any(0)), size[1])
                 strip[:, :beside] = False
                 corners.append((top, left))
                 if len(corners) > most:
@@ -148,7 +148,7 @@ def any_within(mask: Bools, block: int) -> Bools:
         return mask
     below, beside = (-n % block for n in mask.shape)
     blocks = np.pad(mask, ((0, below), (0, beside)))
-    return blocks.reshape(blocks.shape[0] // block, block, -1, block).any((1, 3))
+    return np.asarray(blocks.reshape(blocks.shape[0] // block, block, -1, block).any((1, 3)))
 
 
 def levels(holes: Bools, zoom: float, window: Size, factor: int) -> list[Level]:

@@ -52,10 +52,9 @@ def trusted_share(given: Tensor, returned: Tensor, seen: Tensor, factor: int) ->
     part = functional.avg_pool2d(known, factor)  # share of each latent that is seen: B,1,h/factor,w/factor
     error = functional.avg_pool2d((given - returned) * known, factor) / part.clamp_min(1e-6)
     counted = (part >= 0.5).to(given.dtype)
-    around = {"kernel_size": 3, "stride": 1, "padding": 1}
-    near = functional.avg_pool2d(counted, **around)
+    near = functional.avg_pool2d(counted, 3, stride=1, padding=1)
     squared = error.square().mean(1, keepdim=True) * counted
-    loss = functional.avg_pool2d(squared, **around) / near.clamp_min(1e-6)
+    loss = functional.avg_pool2d(squared, 3, stride=1, padding=1) / near.clamp_min(1e-6)
     loss = membrane(loss, (near > 0)[:, 0])
     share = (TRUSTED_LEVELS**2 / (255**2 * loss).clamp_min(1e-6)).clamp(max=1)
     return functional.interpolate(share, given.shape[-2:], mode="bilinear", align_corners=False)

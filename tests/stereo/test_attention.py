@@ -152,7 +152,7 @@ def test_the_right_view_alone_attends_to_what_was_kept_of_the_left(unet, batch, 
     assert set(kept.steps) == {3}
     with self_attention(unet, lambda layer, _: kept.at(3)[layer]):
         alone = predict(unet, views[:, 1:], text[:, 1:])
-    torch.testing.assert_close(alone, together, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
 
 
 def test_what_was_kept_can_be_selected_in_any_order_and_repeatedly():
