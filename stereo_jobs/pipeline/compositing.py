@@ -17,7 +17,7 @@ from stereo_jobs.stereo.fill import background_beside
 from stereo_jobs.stereo.image_warp import ImageWarp
 from stereo_jobs.stereo.membrane import membrane
 
-_SURFACE_PX = 1.0
+SURFACE_PX = 1.0
 """Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
 _HALO = 16
 """A band is composed with the rows around it that its holes may be continued from: this part of the width."""
@@ -65,18 +65,13 @@ def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> tuple
         The image, and 1,h,w bool, where it is seen.
     """
     device = warp.disparity.device
-    share = letterbox.map_into(warp.masks.filled.float())[:, None]
-    warped = (warp.rows(rows).warp(to_tensor(image[rows]).to(device)) for rows in warp.bands())
+    share = letterbox.map_into(warp.filled.float())[:, None]
+    warped = (warp.rows(rows).warped(to_tensor(image[rows]).to(device)) for rows in warp.bands())
     pixels = letterbox.into_from_bands(warped) / share.clamp_min(0.5)
-    moved = letterbox.into_from_bands(_moved(warp, rows) for rows in warp.bands()) / share.clamp_min(0.5)
+    moved = letterbox.into_from_bands(warp.rows(rows).moved[:, None] for rows in warp.bands()) / share.clamp_min(0.5)
     filled = share[:, 0] > 0.5
-    beside = background_beside(filled, moved[:, 0], warp.sign, _SURFACE_PX)
+    beside = background_beside(filled, moved[:, 0], warp.sign, SURFACE_PX)
     return torch.where(filled[:, None], pixels, membrane(pixels, beside)).clamp(0, 1), filled
-
-
-def _moved(warp: ImageWarp, rows: slice) -> Tensor:
-    """The disparity of some rows of the right view: 1,1,rows,W; 0 in holes."""
-    return warp.rows(rows).warp(warp.disparity[:, None, rows])
 
 
 def composites(
@@ -87,7 +82,7 @@ def composites(
     diffused: Sequence[Image],
     latent_factor: int,
 ) -> list[Image]:
-    """Compose each right view: warped pixels of the left one, diffused pixels in the holes.
+    """Compose each right view, without soft rims: warped pixels of the left one, diffused pixels in the holes.
 
     Where the VAE does not even return the colours around a hole, a membrane of the background is mixed in.
 
@@ -124,10 +119,20 @@ def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
         warped = warp.rows(wide)
         filled = warped.warp.filled
         composed = composite(
-            warped.warp(to_tensor(left[wide]).to(device)),
+            warped.warped(to_tensor(left[wide]).to(device)),
             filled,
             to_tensor(drawn[wide]).to(device),
-            background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, _SURFACE_PX),
+            background_beside(filled, warped.moved, warp.sign, SURFACE_PX),
         )
-        finished[rows] = to_image(warped.with_rims(composed)[..., own, :])
+        finished[rows] = to_image(composed[..., own, :])
+    return finished
+
+
+def with_rims(view: Image, warp: ImageWarp) -> Image:
+    """Lay the soft rims of objects over a finished right view, H,W,3 uint8."""
+    if warp.rims is None:
+        return view
+    finished = np.empty_like(view)
+    for rows in warp.bands():
+        finished[rows] = to_image(warp.rows(rows).with_rims(to_tensor(view[rows]).to(warp.disparity.device)))
     return finished

@@ -26,6 +26,7 @@ from stereo_jobs.pixels import Bools, Image, to_image, to_tensor
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity
 from stereo_jobs.stereo.image_warp import ImageWarp
+from stereo_jobs.stereo.membrane import membrane
 from stereo_jobs.stereo.sampler import GuidedUNet, redraw
 from stereo_jobs.stereo.solver import Solver
 
@@ -40,8 +41,6 @@ FRONT = 2
 """Latents of a level by which the U-Net draws beyond a hole, into what stands in front of it: their outline is far."""
 BLEED_PX = 2 * FINER
 """Pixels of a level that the outline of what is in front bleeds into a hole: two of the level before it."""
-SEAM_PX = 4
-"""Reach of the correction of the VAE's error at the seam of a hole, in pixels of the level."""
 
 
 class Detailed(NamedTuple):
@@ -87,7 +86,7 @@ class HoleDetailer:
         enlarged, would grow into the hole. The view keeps its own pixels.
 
         Args:
-            rights: H,W,3 uint8 each, finished right views; their holes are written to.
+            rights: H,W,3 uint8 each, right views without their soft rims; their holes are written to.
             warps: the warp that made each of them.
         """
         finite = torch.ones(len(self.lefts.images), dtype=torch.bool)
@@ -199,8 +198,8 @@ def _tensor_of_size(image: Image, window: Size, factor: int) -> Tensor:
 
 
 def holes_of(warp: ImageWarp) -> Bools:
-    """The holes of a right view: H,W."""
-    return np.asarray(~warp.masks.filled[0].cpu().numpy())
+    """The holes of a right view without soft rims: H,W."""
+    return np.asarray(~warp.filled[0].cpu().numpy())
 
 
 def in_front(warp: ImageWarp, reach: int) -> Bools:
@@ -253,25 +252,13 @@ def paste(picture: Image, holes: Bools, front: Bools, drawn: Tensor, written: Bo
     """
     height, width = holes.shape
     known, inside = to_tensor(picture), torch.from_numpy(holes)[None, None]
-    background = torch.from_numpy(~(holes | front))[None, None]
-    joined = without_seam(known, drawn[..., :height, :width], background)
+    background = torch.from_numpy(~(holes | front))[None]
+    drawn = drawn[..., :height, :width]
+    joined = drawn + membrane(known - drawn, background)
     ramp = ramps((drawn.shape[-2], drawn.shape[-1]))[:height, :width]
     weight = torch.where(torch.from_numpy(written), ramp, 1.0) * inside
     picture[...] = to_image(torch.lerp(known, joined, weight))
     written |= holes
-
-
-def without_seam(known: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
-    """Subtract the VAE's error in the background beside holes from what was drawn in them; it fades inwards."""
-    outside = background.to(drawn)
-    size = 2 * SEAM_PX + 1
-
-    def spread(x: Tensor) -> Tensor:
-        for _ in range(2):
-            x = functional.avg_pool2d(x, size, stride=1, padding=SEAM_PX, count_include_pad=False)
-        return x
-
-    return drawn + spread((known - drawn) * outside) / spread(outside).clamp_min(0.1)
 
 
 def enlarge_into(right: Image, holes: Bools, part: Image, place: tuple[slice, slice], shrink: int) -> None:

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
+from stereo_jobs.pipeline.compositing import SURFACE_PX, composites, continued_at_working_size, with_rims
 from stereo_jobs.pipeline.hole_detail import HoleDetailer
 from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, Stream, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pair import FinishedViews, Labels
@@ -24,9 +24,6 @@ from stereo_jobs.stereo.rims import find_rims
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
-
-SURFACE_PX = 1.0
-"""Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
 
 
 @dataclass(frozen=True)
@@ -89,21 +86,16 @@ class RightViewMaker:
         if method.changes_left:
             left, left_finite = decode(self.sd, latents.left, lefts.decoded)
         right, right_finite = decode(self.sd, latents.right, lefts.decoded)
+        usable, evaluations = lefts.usable & left_finite & right_finite, lefts.evaluations + latents.evaluations
         finished = right
         if method.composite:
-            finished = composites(
-                lefts.decoded,
-                _image_warps(shifts)[: len(rows)],
-                lefts=left,
-                diffused=right,
-                latent_factor=self.sd.latent_factor,
-            )
-        usable, evaluations = lefts.usable & left_finite & right_finite, lefts.evaluations + latents.evaluations
-        if method.composite and method.hole_detail:
-            warps = _image_warps(shifts)[: len(rows)]
-            detail = HoleDetailer(self.sd, method, lefts, None if conditions is None else conditions[1])
-            detail_finite, spent = detail.draw(finished, warps)
-            usable, evaluations = usable & detail_finite, evaluations + spent
+            warps, factor = _image_warps(shifts)[: len(rows)], self.sd.latent_factor
+            finished = composites(lefts.decoded, warps, lefts=left, diffused=right, latent_factor=factor)
+            if method.hole_detail:
+                detail = HoleDetailer(self.sd, method, lefts, None if conditions is None else conditions[1])
+                detail_finite, spent = detail.draw(finished, warps)
+                usable, evaluations = usable & detail_finite, evaluations + spent
+            finished = [with_rims(view, warp) for view, warp in zip(finished, warps, strict=True)]
         return FinishedViews(
             left,
             finished,

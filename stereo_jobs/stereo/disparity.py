@@ -45,6 +45,17 @@ def scaled_disparity(relative: Tensor, scale_percent: Tensor) -> Tensor:
     return relative * pixels[:, None, None].to(relative.device)
 
 
+def nearness(disparity: Tensor, scale_sign: Tensor) -> Tensor:
+    """Turn the sign of disparity, B,..., so that larger is nearer.
+
+    Args:
+        disparity: B,..., pixels.
+        scale_sign: B, or one for all; where negative, the larger disparity is the farther one.
+    """
+    sign = torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)
+    return disparity * sign.reshape(-1, *[1] * (disparity.dim() - 1))
+
+
 def metric_disparity(depth: Tensor, focal_px: float, baseline: float, doffs_px: float = 0.0) -> Tensor:
     """Disparity in pixels from metric depth (StereoDiffusion, Eq. 2): d = focal * baseline / Z - doffs.
 

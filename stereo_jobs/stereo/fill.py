@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.stereo.bands import in_bands
+from stereo_jobs.stereo.disparity import nearness
 
 
 def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) -> Tensor:
@@ -22,9 +23,9 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
     column = torch.arange(width, device=filled.device).expand(filled.shape)
     before = torch.where(filled, column, -1).cummax(-1).values  # -1: none on this side
     after = torch.where(filled, column, width).flip(-1).cummin(-1).values.flip(-1)
-    nearness = _nearness(disparity, scale_sign)
-    far_before = nearness.gather(-1, before.clamp(min=0)).masked_fill(before < 0, torch.inf)
-    far_after = nearness.gather(-1, after.clamp(max=width - 1)).masked_fill(after >= width, torch.inf)
+    near = nearness(disparity, scale_sign)
+    far_before = near.gather(-1, before.clamp(min=0)).masked_fill(before < 0, torch.inf)
+    far_after = near.gather(-1, after.clamp(max=width - 1)).masked_fill(after >= width, torch.inf)
     chosen = torch.where(far_after <= far_before, after, before)
     return torch.where((chosen < 0) | (chosen >= width), column, chosen)
 
@@ -48,8 +49,8 @@ def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step
     width = filled.shape[-1]
     mirrored = 2 * edges - torch.arange(width, device=filled.device)
     inside = mirrored.clamp(0, width - 1)
-    nearness = _nearness(disparity, scale_sign)
-    nearer = nearness.gather(-1, inside) - nearness.gather(-1, edges)
+    near = nearness(disparity, scale_sign)
+    nearer = near.gather(-1, inside) - near.gather(-1, edges)
     return torch.where((mirrored == inside) & filled.gather(-1, inside) & (nearer <= step), inside, edges)
 
 
@@ -68,16 +69,11 @@ def background_beside(filled: Tensor, disparity: Tensor, scale_sign: Tensor, ste
     Returns:
         B,h,w bool.
     """
-    nearness = _nearness(disparity, scale_sign)
-    behind = nearness.gather(-1, background_columns(filled, disparity, scale_sign))
+    near = nearness(disparity, scale_sign)
+    behind = near.gather(-1, background_columns(filled, disparity, scale_sign))
     behind = torch.where(filled.any(-1, keepdim=True), behind, torch.inf)  # a row of a hole alone: all is background
     around = functional.max_pool2d(behind.masked_fill(filled, -torch.inf)[:, None], 3, stride=1, padding=1)[:, 0]
-    return filled & (nearness <= around + step)
-
-
-def _nearness(disparity: Tensor, scale_sign: Tensor) -> Tensor:
-    """Disparity with its sign turned so that larger is nearer: B,h,w -> B,h,w."""
-    return disparity * torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
+    return filled & (near <= around + step)
 
 
 def extend_background(image: Tensor, columns: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class WarpedRows:
         edges: column of the background beside each hole.
         columns: column from which each pixel of a hole continues the background.
         rims: soft rims of these rows; `warp` is the warp of what is under them. None: pixels move as a whole.
-        moved: disparity of each warped pixel, 1,rows,W.
+        moved: disparity of each warped pixel, 1,rows,W; 0 in holes.
         sign: the sign of the scale.
     """
 
@@ -48,13 +48,16 @@ class WarpedRows:
     moved: Tensor
     sign: Tensor
 
-    def continued(self, pixels: Tensor) -> Tensor:
-        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W.
+    def warped(self, pixels: Tensor) -> Tensor:
+        """Warp the pixels of these rows, 1,C,rows,W; 0 in holes.
 
         Soft rims are left out: `with_rims` lays them over what is made of the result.
         """
-        clean = pixels if self.rims is None else self.rims.without(pixels)
-        return extend_background(self.warp(clean), self.columns)
+        return self.warp(pixels if self.rims is None else self.rims.without(pixels))
+
+    def continued(self, pixels: Tensor) -> Tensor:
+        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W, without rims."""
+        return extend_background(self.warped(pixels), self.columns)
 
     def with_rims(self, view: Tensor) -> Tensor:
         """Lay the soft rims of objects over a view of these rows, 1,3,rows,W in [0, 1], whose holes are filled."""
@@ -89,7 +92,7 @@ class ImageWarp:
     ) -> None:
         self.disparity = disparity
         self.sign = sign
-        self._rims = rims
+        self.rims = rims
         self._under = disparity if rims is None else rims.under(disparity)
         self._subpixel = subpixel
         self._nearness = self._under if nearness is None else nearness
@@ -114,7 +117,7 @@ class ImageWarp:
         columns = edges = background_columns(warp.filled, moved, self.sign)
         if self._mirror is not None:
             columns = mirrored_columns(warp.filled, moved, self.sign, self._mirror)
-        rims = None if self._rims is None else self._rims.of_rows(rows)
+        rims = None if self.rims is None else self.rims.of_rows(rows)
         return WarpedRows(warp, edges, columns, rims, moved, self.sign)
 
     def continued(self, values: Tensor) -> Tensor:
@@ -122,12 +125,17 @@ class ImageWarp:
         return torch.cat([self.rows(rows).continued(values[..., rows, :]) for rows in self.bands()], -2)
 
     @cached_property
+    def filled(self) -> Tensor:
+        """Pixels of the right view, 1,H,W bool, that the left one gives while soft rims are left out."""
+        return torch.cat([self.rows(rows).warp.filled for rows in self.bands()], 1)
+
+    @cached_property
     def masks(self) -> Masks:
         """What the applied disparity says of both views; a pixel half of which is a rim counts as the rim's."""
         parts = []
         for rows in self.bands():
             warp = self.rows(rows).warp
-            if self._rims is not None:
+            if self.rims is not None:
                 warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
             parts.append((warp.visible, warp.filled, border_holes(warp.filled)))
         return Masks(*(torch.cat(masks, 1) for masks in zip(*parts, strict=True)))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, widened
+from stereo_jobs.stereo.disparity import nearness
 
 JUMP_PX = 1.0
 """Difference of the disparities of neighbours, in pixels, above which there is an edge between them."""
@@ -107,11 +108,6 @@ class Rims:
         spread = layer.to(view.dtype) / FIXED_POINT
         front, alpha = spread[:3].reshape(view.shape), spread[3].reshape(1, 1, *self.size)
         return view * (1 - alpha).clamp_min(0) + front / alpha.clamp_min(1)
-
-
-def nearness(disparity: Tensor, sign: Tensor) -> Tensor:
-    """Disparity with its sign turned so that larger is nearer; `sign` is that of the scale, one for all."""
-    return torch.where(sign < 0, -1.0, 1.0).to(disparity) * disparity
 
 
 def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:

@@ -1,6 +1,6 @@
 """Which timesteps the denoising steps run at, as a checkpoint was trained or distilled for; equal to diffusers' own."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -21,8 +21,15 @@ def sampler_for(config: dict[str, Any], choice: SamplerChoice) -> Sampler:
 
     `auto` is DPM-Solver++ on Karras' noise levels, the most exact for 20 to 25 steps. A checkpoint made for few steps
     (`timestep_spacing: trailing`) keeps its own timesteps.
+
+    Raises:
+        ValueError: there is no such sampler.
     """
     if choice != "auto":
+        if choice not in get_args(Sampler):
+            raise ValueError(
+                f"sampler: must be auto, {', '.join(get_args(Sampler)[:-1])} or {get_args(Sampler)[-1]}, got {choice!r}"
+            )
         return choice
     return "dpm++" if config.get("timestep_spacing") == "trailing" else "dpm++_karras"
 
@@ -39,7 +46,7 @@ def timesteps_of(config: dict[str, Any], steps: int, sampler: SamplerChoice) -> 
         sampler: `ddim`, `dpm++`, `dpm++_karras` or `auto`.
 
     Raises:
-        ValueError: the spacing is not supported, or this number of steps begins below full noise.
+        ValueError: sampler or spacing are not supported, or this number of steps begins below full noise.
     """
     sampler = sampler_for(config, sampler)
     trained, ddim = training_steps(config), sampler == "ddim"

@@ -63,7 +63,7 @@ def test_the_demo_resolves_and_is_pinned():
         assert model.revision.startswith("sha256:")
         assert fetch(model).is_dir()
     assert resolve_recipe(recipe) == recipe
-    assert recipe.method == Recipe().method
+    assert recipe.method == Recipe().method.model_copy(update={"scheduler": "dpm++_karras"})
 
 
 def test_a_folder_resolves_by_its_configs(sd, depth):
@@ -400,7 +400,7 @@ def test_another_stable_diffusion_needs_an_estimator_to_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("scheduler", "method", "said"),
     [
-        ({}, {"steps": 600}, r"recipe\.method\.steps: 600 begin below full noise.*use 500"),
+        ({}, {"scheduler": "ddim", "steps": 600}, r"recipe\.method\.steps: 600 begin below full noise.*use 500"),
         (
             {"timestep_spacing": "trailing"},
             {"scheduler": "dpm++_karras"},

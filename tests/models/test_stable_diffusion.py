@@ -293,26 +293,29 @@ def test_samplers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded,
         torch.testing.assert_close(noise_to_signal.diff(), noise_to_signal.diff().mean().expand(20))
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm++_karras"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "dpm++_karras"])
 @pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_how_the_checkpoint_was_saved_does_not_choose_the_sampler(loaded, folders, tmp_path, name, kind):
+    """It chooses the spacing of the timesteps alone."""
     folder = shutil.copytree(folders["sd1"], tmp_path / "sd")
-    options = {"timestep_spacing": "trailing"}
+    config = loaded["sd1"].scheduler_config
+    options = {"timestep_spacing": "linspace" if name == "dpm++_karras" else "trailing"}
+    plain = Solver.of(config | options, 20, name)
     if kind is DPMSolverMultistepScheduler:
         options |= {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"}
     else:
         options |= {"clip_sample": True, "set_alpha_to_one": True}
-    kind.from_config(loaded["sd1"].scheduler_config, **options).save_pretrained(folder / "scheduler")
+    kind.from_config(config, **options).save_pretrained(folder / "scheduler")
     saved = solver_of(StableDiffusion(folder, torch.float32, "cpu"), 20, name)
-    plain = solver_of(loaded["sd1"], 20, name)
     assert torch.equal(saved.timesteps, plain.timesteps)
+    assert torch.equal(saved.timesteps, solver_of(loaded["sd1"], 20, name).timesteps) == (name == "dpm++_karras")
     x, e = noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)
     for i in range(17, 20):
         assert torch.equal(saved.step(i, x, e)[0], plain.step(i, x, e)[0])
 
 
 def test_another_sampler_is_refused(loaded):
-    with pytest.raises(ValueError, match="must be ddim or dpm\\+\\+, got 'euler'"):
+    with pytest.raises(ValueError, match=r"must be auto, ddim, dpm\+\+ or dpm\+\+_karras, got 'euler'"):
         solver_of(loaded["sd1"], 20, "euler")
 
 

@@ -112,5 +112,6 @@ def test_an_older_output_is_read_and_reported_but_not_continued(store, spec, tmp
         assert remedy in " ".join(complaint.split())
     assert begun_shards(storage) == {key: before[key] for key in BEGUN_SHARDS}
     for key, data in before.items():
-        assert storage.read(key) == data, key
+        if key != layout.LEASE:  # each run held the output while it found out
+            assert storage.read(key) == data, key
     assert [info.key for info in storage.list("data/")] == sorted(BEGUN_SHARDS)
