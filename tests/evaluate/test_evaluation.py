@@ -433,7 +433,7 @@ def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
         ({"toyscapes": 0}, "nothing to evaluate on"),
         ({"folders": ("Best!=somewhere",)}, "--folder 'Best!': 'best' has the folder best, too; choose another name"),
         ({"folders": ("A B=one", "a-b=two")}, "--folder 'a-b': 'A B' has the folder a-b, too"),
-        ({"folders": ("stretch, grain 0=x",), "sweeps": ("grain=0",)}, "has the folder stretch-grain-0, too"),
+        ({"folders": ("stretch, steps 9=x",), "sweeps": ("steps=9",)}, "has the folder stretch-steps-9, too"),
         ({"folders": ("???=somewhere",)}, "needs a letter or a digit"),
         ({"toyscapes": 0, "data": (Path("any"),), "tables": ("depth",)}, "table 'depth': .* give --toyscapes N"),
     ],

@@ -344,7 +344,7 @@ def test_the_exported_estimator_is_what_a_job_loads(images, tmp_path):
     assert expected.std() > 0.005
     torch.testing.assert_close(torch.stack(estimator.inverse_depth(images)), expected, atol=2e-5, rtol=0)
     (small,) = estimator.inverse_depth([np.ascontiguousarray(images[0, ::2, :96])])
-    assert small.shape == (64, 96)
+    assert small.shape == (128, 128)
 
 
 # --- Judge ---
