@@ -50,8 +50,9 @@ def continued_at_working_size(
 def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image, rims: bool) -> Tensor:
     def continued(rows: slice) -> Tensor:
         warped = warp.rows(rows)
-        pixels = warped.continued(to_tensor(image[rows]).to(warp.disparity.device))
-        return warped.with_rims(pixels) if rims else pixels
+        pixels = to_tensor(image[rows]).to(warp.disparity.device)
+        view = warped.continued(pixels)
+        return warped.with_rims(view, pixels) if rims else view
 
     return letterbox.into_from_bands(continued(rows) for rows in warp.bands())
 
@@ -66,7 +67,7 @@ def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> tuple
     """
     device = warp.disparity.device
     share = letterbox.map_into(warp.masks.filled.float())[:, None]
-    warped = (warp.rows(rows).warp(to_tensor(image[rows]).to(device)) for rows in warp.bands())
+    warped = (warp.rows(rows).seen(to_tensor(image[rows]).to(device)) for rows in warp.bands())
     pixels = letterbox.into_from_bands(warped) / share.clamp_min(0.5)
     moved = letterbox.into_from_bands(_moved(warp, rows) for rows in warp.bands()) / share.clamp_min(0.5)
     filled = share[:, 0] > 0.5
@@ -123,11 +124,12 @@ def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
         wide, own = widened(rows, max(1, width // _HALO), height)
         warped = warp.rows(wide)
         filled = warped.warp.filled
+        pixels = to_tensor(left[wide]).to(device)
         composed = composite(
-            warped.warp(to_tensor(left[wide]).to(device)),
+            warped.seen(pixels),
             filled,
             to_tensor(drawn[wide]).to(device),
             background_beside(filled, _moved(warp, wide)[:, 0], warp.sign, _SURFACE_PX),
         )
-        finished[rows] = to_image(warped.with_rims(composed)[..., own, :])
+        finished[rows] = to_image(warped.with_rims(composed, pixels)[..., own, :])
     return finished
