@@ -50,8 +50,9 @@ def continued_at_working_size(
 def _continued_into(letterbox: Letterbox, warp: ImageWarp, image: Image, rims: bool) -> Tensor:
     def continued(rows: slice) -> Tensor:
         warped = warp.rows(rows)
-        pixels = warped.continued(to_tensor(image[rows]).to(warp.disparity.device))
-        return warped.with_rims(pixels) if rims else pixels
+        pixels = to_tensor(image[rows]).to(warp.disparity.device)
+        view = warped.continued(pixels)
+        return warped.with_rims(view, pixels) if rims else view
 
     return letterbox.into_from_bands(continued(rows) for rows in warp.bands())
 
@@ -65,8 +66,8 @@ def _membrane_into(letterbox: Letterbox, warp: ImageWarp, image: Image) -> tuple
         The image, and 1,h,w bool, where it is seen.
     """
     device = warp.disparity.device
-    share = letterbox.map_into(warp.filled.float())[:, None]
-    warped = (warp.rows(rows).warped(to_tensor(image[rows]).to(device)) for rows in warp.bands())
+    share = letterbox.map_into(warp.masks.filled.float())[:, None]
+    warped = (warp.rows(rows).seen(to_tensor(image[rows]).to(device)) for rows in warp.bands())
     pixels = letterbox.into_from_bands(warped) / share.clamp_min(0.5)
     moved = letterbox.into_from_bands(warp.rows(rows).moved[:, None] for rows in warp.bands()) / share.clamp_min(0.5)
     filled = share[:, 0] > 0.5
@@ -119,7 +120,7 @@ def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
         warped = warp.rows(wide)
         filled = warped.warp.filled
         composed = composite(
-            warped.warped(to_tensor(left[wide]).to(device)),
+            warped.seen(to_tensor(left[wide]).to(device)),
             filled,
             to_tensor(drawn[wide]).to(device),
             background_beside(filled, warped.moved, warp.sign, SURFACE_PX),
@@ -128,11 +129,12 @@ def _composite(warp: ImageWarp, left: Image, drawn: Image) -> Image:
     return finished
 
 
-def with_rims(view: Image, warp: ImageWarp) -> Image:
-    """Lay the soft rims of objects over a finished right view, H,W,3 uint8."""
+def with_rims(view: Image, warp: ImageWarp, left: Image) -> Image:
+    """Lay the soft rims of the objects of a left image over a finished right view, H,W,3 uint8 both."""
     if warp.rims is None:
         return view
-    finished = np.empty_like(view)
+    device, finished = warp.disparity.device, np.empty_like(view)
     for rows in warp.bands():
-        finished[rows] = to_image(warp.rows(rows).with_rims(to_tensor(view[rows]).to(warp.disparity.device)))
+        parts = (to_tensor(image[rows]).to(device) for image in (view, left))
+        finished[rows] = to_image(warp.rows(rows).with_rims(*parts))
     return finished

@@ -198,8 +198,8 @@ def _tensor_of_size(image: Image, window: Size, factor: int) -> Tensor:
 
 
 def holes_of(warp: ImageWarp) -> Bools:
-    """The holes of a right view without soft rims: H,W."""
-    return np.asarray(~warp.filled[0].cpu().numpy())
+    """The holes of a right view: H,W."""
+    return np.asarray(~warp.masks.filled[0].cpu().numpy())
 
 
 def in_front(warp: ImageWarp, reach: int) -> Bools:

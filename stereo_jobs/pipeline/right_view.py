@@ -95,7 +95,7 @@ class RightViewMaker:
                 detail = HoleDetailer(self.sd, method, lefts, None if conditions is None else conditions[1])
                 detail_finite, spent = detail.draw(finished, warps)
                 usable, evaluations = usable & detail_finite, evaluations + spent
-            finished = [with_rims(view, warp) for view, warp in zip(finished, warps, strict=True)]
+            finished = [with_rims(*one) for one in zip(finished, warps, left, strict=False)]
         return FinishedViews(
             left,
             finished,

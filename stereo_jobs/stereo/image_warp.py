@@ -36,35 +36,30 @@ class WarpedRows:
         warp: warp of their pixels.
         edges: column of the background beside each hole.
         columns: column from which each pixel of a hole continues the background.
-        rims: soft rims of these rows; `warp` is the warp of what is under them. None: pixels move as a whole.
+        rims: soft rims of these rows, and the warp that moves them with their objects; None: pixels move as a whole.
         moved: disparity of each warped pixel, 1,rows,W; 0 in holes.
-        sign: the sign of the scale.
     """
 
     warp: ForwardWarp
     edges: Tensor
     columns: Tensor
-    rims: Rims | None
+    rims: tuple[Rims, ForwardWarp] | None
     moved: Tensor
-    sign: Tensor
 
-    def warped(self, pixels: Tensor) -> Tensor:
-        """Warp the pixels of these rows, 1,C,rows,W; 0 in holes.
-
-        Soft rims are left out: `with_rims` lays them over what is made of the result.
-        """
-        return self.warp(pixels if self.rims is None else self.rims.without(pixels))
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Warp the pixels of these rows, without the soft rims of objects: 1,3,rows,W; 0 in holes."""
+        return self.warp(pixels if self.rims is None else self.rims[0].without_objects(pixels))
 
     def continued(self, pixels: Tensor) -> Tensor:
-        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W, without rims."""
-        return extend_background(self.warped(pixels), self.columns)
+        """Warp as `seen`, and continue the background into the holes: 1,3,rows,W."""
+        return extend_background(self.seen(pixels), self.columns)
 
-    def with_rims(self, view: Tensor) -> Tensor:
-        """Lay the soft rims of objects over a view of these rows, 1,3,rows,W in [0, 1], whose holes are filled."""
+    def with_rims(self, view: Tensor, pixels: Tensor) -> Tensor:
+        """Lay the soft rims of objects over a view of these rows, whose holes are filled: 1,3,rows,W in [0, 1] both."""
         if self.rims is None:
             return view
-        empty = torch.where(self.sign < 0, torch.inf, -torch.inf).to(self.moved)
-        return self.rims.over(view, torch.where(self.warp.filled, self.moved, empty), self.sign)
+        rims, warp = self.rims
+        return rims.over(view, pixels, warp)
 
 
 class ImageWarp:
@@ -93,9 +88,8 @@ class ImageWarp:
         self.disparity = disparity
         self.sign = sign
         self.rims = rims
-        self._under = disparity if rims is None else rims.under(disparity)
         self._subpixel = subpixel
-        self._nearness = self._under if nearness is None else nearness
+        self._nearness = disparity if nearness is None else nearness
         self._mirror = mirror
         self._latest: tuple[slice, WarpedRows] | None = None
         """The rows that were warped last: an image of one band is warped once."""
@@ -112,30 +106,27 @@ class ImageWarp:
 
     def _warp(self, rows: slice) -> WarpedRows:
         nearness = self._nearness[:, rows]
-        warp = forward_warp(self._under[:, rows], self.sign, subpixel=self._subpixel)
+        warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
         moved = warp(nearness[:, None])[:, 0]
         columns = edges = background_columns(warp.filled, moved, self.sign)
         if self._mirror is not None:
             columns = mirrored_columns(warp.filled, moved, self.sign, self._mirror)
-        rims = None if self.rims is None else self.rims.of_rows(rows)
-        return WarpedRows(warp, edges, columns, rims, moved, self.sign)
+        rims = None
+        if self.rims is not None:
+            own = self.rims.of_rows(rows)
+            moved_along = forward_warp(own.with_objects(self.disparity[:, rows]), self.sign, subpixel=self._subpixel)
+            rims = own, moved_along
+        return WarpedRows(warp, edges, columns, rims, moved)
 
     def continued(self, values: Tensor) -> Tensor:
         """Warp an image or map 1,C,H,W and continue the background into its holes."""
         return torch.cat([self.rows(rows).continued(values[..., rows, :]) for rows in self.bands()], -2)
 
     @cached_property
-    def filled(self) -> Tensor:
-        """Pixels of the right view, 1,H,W bool, that the left one gives while soft rims are left out."""
-        return torch.cat([self.rows(rows).warp.filled for rows in self.bands()], 1)
-
-    @cached_property
     def masks(self) -> Masks:
-        """What the applied disparity says of both views; a pixel half of which is a rim counts as the rim's."""
+        """What the applied disparity says of both views."""
         parts = []
         for rows in self.bands():
             warp = self.rows(rows).warp
-            if self.rims is not None:
-                warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
             parts.append((warp.visible, warp.filled, border_holes(warp.filled)))
         return Masks(*(torch.cat(masks, 1) for masks in zip(*parts, strict=True)))

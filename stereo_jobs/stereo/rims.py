@@ -1,11 +1,11 @@
 """Soft rims: at an object's outline a pixel is a mixture of the object and of what is behind it.
 
-Lenses, anti-aliasing, resizing and a VAE make outlines soft. A warp that moves such a pixel as a whole leaves a contour
-of the object behind on the background, or takes a contour of the background along. Here a narrow band along the edges
-of the disparity is taken apart into the object's colour, the background's colour and the object's share (alpha), as in
-boundary matting (Zitnick et al. 2004; Hasinoff, Kang and Szeliski 2006). The object's part moves with the object and is
-laid over what the warp of the rest gives. Which pixels are mostly object is said by the disparity. Rims do not change
-that: labels and masks are those of the disparity alone.
+Lenses, anti-aliasing, resizing and a VAE make outlines soft. A warp moves each pixel as a whole, so that the outer part
+of an outline, the pixels that are mostly background, stays behind as a pale or dark contour. Here these pixels are
+taken apart into the object's colour, the background's colour and the object's share (alpha), as in boundary matting
+(Zitnick et al. 2004; Hasinoff, Kang and Szeliski 2006). The background keeps its own colour; the object's part moves
+with the object and is laid over the new view. Which pixel is mostly object is said by the disparity, and rims do not
+change that: labels and masks are those of the disparity alone.
 """
 
 from dataclasses import dataclass
@@ -16,11 +16,14 @@ from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, widened
 from stereo_jobs.stereo.disparity import nearness
+from stereo_jobs.stereo.warp import ForwardWarp
 
 JUMP_PX = 1.0
 """Difference of the disparities of neighbours, in pixels, above which there is an edge between them."""
-SIDE = 5
-"""Points of a line on each side of an edge: up to three mixtures, one with a pure colour, one more beyond."""
+REACH = 3
+"""Points outside of an edge that may be mixtures."""
+SIDE = REACH + 1
+"""Points of a line on each side of an edge: the last one outside is all background."""
 COLUMNS_PER_STEP = 1024
 """Width of a picture at which a step is one pixel: rims of larger pictures are wider."""
 CONTRAST = 0.15
@@ -29,18 +32,18 @@ NOISE, TEXTURE = 0.01, 0.03
 """Largest distance of a mixture from the line between both colours: a part for noise, and a share of their distance."""
 PURE = 0.04
 """Alpha below which a pixel is all background, and above 1 minus which it is all object."""
+STEEP = 0.15
+"""Part of the whole step that lies between the two pixels at the edge, at least."""
 MIDDLE, THIN_MIDDLE = 0.03, 0.25
 """How much less than half of a pixel on the object's side may be object, and the reverse. The second is for objects of
 at most three points: blurred, they are nowhere pure, so that all shares seem larger than they are."""
-FIXED_POINT = 2**20
-"""Unit of sums of weights. Sums of whole numbers do not depend on their order, so that they are the same on a GPU."""
 
 _DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
 @dataclass(frozen=True)
 class Rims:
-    """The pixels of a picture, or of some of its rows, at the soft outlines of objects; n in all.
+    """The outer pixels of soft outlines in a picture, or in some of its rows; n in all.
 
     Attributes:
         size: height and width of the picture.
@@ -49,8 +52,6 @@ class Rims:
         front: n,3 in [0, 1], colour of the object.
         back: n,3 in [0, 1], colour of the background.
         near: n, disparity of the object, pixels.
-        beneath: n, disparity in the layer under the rims: that of the background on its side of the edge, that of the
-            object for the pixels at which the rim ends; the others are taken out of this layer and leave the frame.
     """
 
     size: tuple[int, int]
@@ -59,23 +60,22 @@ class Rims:
     front: Tensor
     back: Tensor
     near: Tensor
-    beneath: Tensor
 
     def of_rows(self, rows: slice) -> "Rims":
         """Return the rims of some rows."""
         width = self.size[1]
         ends = torch.tensor([rows.start * width, rows.stop * width], device=self.place.device)
         first, last = torch.searchsorted(self.place, ends).tolist()
-        parts = (getattr(self, name)[first:last] for name in ("alpha", "front", "back", "near", "beneath"))
+        parts = (getattr(self, name)[first:last] for name in ("alpha", "front", "back", "near"))
         return Rims((rows.stop - rows.start, width), self.place[first:last] - rows.start * width, *parts)
 
-    def under(self, disparity: Tensor) -> Tensor:
-        """Disparity 1,H,W of the layer under the rims."""
-        return self._put(disparity, self.beneath[None])
+    def with_objects(self, disparity: Tensor) -> Tensor:
+        """Give the rims the disparity of their objects: 1,H,W."""
+        return self._put(disparity, self.near[None])
 
-    def without(self, pixels: Tensor) -> Tensor:
-        """Take the object out of the pixels 1,3,H,W on the background's side of the edge."""
-        return self._put(pixels, torch.where(self.beneath == self.near, self.front.T, self.back.T))
+    def without_objects(self, pixels: Tensor) -> Tensor:
+        """Leave only the background's colour in the rims: 1,3,H,W."""
+        return self._put(pixels, self.back.T)
 
     def _put(self, values: Tensor, at: Tensor) -> Tensor:
         """Replace the values of ...,H,W at the rims by those of channels,n."""
@@ -83,39 +83,28 @@ class Rims:
         flat[:, self.place] = at.to(flat)
         return flat.reshape(values.shape)
 
-    def over(self, view: Tensor, under: Tensor, sign: Tensor) -> Tensor:
-        """Move the rims with their objects and lay them over a view by their alpha.
+    def over(self, view: Tensor, pixels: Tensor, warp: ForwardWarp) -> Tensor:
+        """Lay the objects' parts of the rims over a view by their alpha.
 
         Args:
-            view: 1,3,H,W in [0, 1], the warped layer under the rims, its holes filled.
-            under: 1,H,W, disparity of each pixel of `view`; infinitely far in holes. Nearer pixels hide a rim.
-            sign: 1, the sign of the scale, see `forward_warp`.
+            view: 1,3,H,W in [0, 1], the new view without rims, its holes filled.
+            pixels: 1,3,H,W in [0, 1], the picture itself.
+            warp: warp of the disparity `with_objects`, in which the rims are the ends of their objects.
         """
         if len(self.place) == 0:
             return view
-        width = self.size[1]
-        column = self.place % width
-        landing = column - self.near
-        first = landing.floor()
-        layer = torch.zeros(4, under.numel(), dtype=torch.int32, device=view.device)
-        # The layer under the rims has the objects up to the pixels where their rims end, already interpolated.
-        margin = torch.where(self.beneath == self.near, -0.5, 0.5)
-        colours = torch.cat([self.front, torch.ones_like(self.front[:, :1])], 1).T * self.alpha  # 4,n premultiplied
-        for target, weight in ((first, 1 - (landing - first)), (first + 1, landing - first)):
-            at = self.place - column + target.clamp(0, width - 1).long()
-            shown = (target >= 0) & (target < width) & (nearness(under.flatten()[at] - self.near, sign) <= margin)
-            layer.index_add_(1, at, (colours * (weight * shown * FIXED_POINT)).round().int())
-        spread = layer.to(view.dtype) / FIXED_POINT
-        front, alpha = spread[:3].reshape(view.shape), spread[3].reshape(1, 1, *self.size)
-        return view * (1 - alpha).clamp_min(0) + front / alpha.clamp_min(1)
+        alpha = self._put(torch.ones_like(pixels[:, :1]), self.alpha[None])
+        moved = warp(torch.cat([self._put(pixels, self.front.T) * alpha, alpha], 1))  # 1,4,H,W premultiplied
+        rim = warp.filled[:, None] & (moved[:, 3:] < 1)
+        return torch.where(rim, moved[:, :3] + (1 - moved[:, 3:]) * view, view)
 
 
 def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
     """Find the soft rims of a picture and take them apart (Zitnick et al. 2004, Sec. 4.3; Hasinoff et al. 2006).
 
-    Each pixel near an edge of the disparity looks along the line across the nearest edge. The widest stretch of it is
-    taken that can be a blurred step between the colours at its ends. Where there is none, as on textured surfaces or at
-    sharp outlines, there is no rim.
+    Each pixel outside of an edge of the disparity looks along the line across the nearest edge. The widest stretch of
+    it is taken that can be a blurred step between the colours at its ends. Where there is none, as on textured surfaces
+    or at sharp outlines, there is no rim.
 
     Args:
         image: 1,3,H,W in [0, 255], uint8 or float.
@@ -131,51 +120,52 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
     for rows in bands(height, width):
         wide, own = widened(rows, 2 * SIDE * step, height)
         found = _rims(image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign), own, step)
-        parts.append((found[0] + rows.start * width, *found[1:4], *(nearness(d, sign) for d in found[4:])))
+        parts.append((found[0] + rows.start * width, *found[1:4], nearness(found[4], sign)))
     return Rims((height, width), *(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
 def _rims(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, ...]:
     """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each."""
     band = torch.zeros_like(near, dtype=torch.bool)
-    band[own] = _beside_edges(near, SIDE * step - 1)[own]
+    band[own] = _outside_edges(near, step)[own]
     pixels = band.flatten().nonzero()[:, 0]
     lines, here = _lines_across(near, pixels, step)
+    flat = image.flatten(1)
+    across = (flat[:, lines[SIDE]] - flat[:, lines[SIDE - 1]]).square().mean(0)
+    seen = (here > 0) & (across > (STEEP * CONTRAST) ** 2)
+    pixels, lines, here = (values[..., seen] for values in (pixels, lines, here))
     depth = near.flatten()[lines]  # 2*SIDE,n
-    colours = image.flatten(1)[:, lines]  # 3,2*SIDE,n
-    first, last = _widest_step(colours, depth, here, step)
-    one_surface = (_at(depth, last + 1) - _at(depth, last)).abs() <= JUMP_PX * step
-    end = torch.where(one_surface, last + 1, last)
-    found = (here > first) & (here <= end) & (last > first)
-    pixels, here, first, last, end = (values[found] for values in (pixels, here, first, last, end))
+    colours = flat[:, lines]  # 3,2*SIDE,n
+    first, last = _widest_step(colours, depth, step)
+    found = (here > first) & (last > first)
+    pixels, here, first, last = (values[found] for values in (pixels, here, first, last))
     colours, depth = colours[..., found], depth[:, found]
     front, back, colour = (_at(colours, index) for index in (last, first, here))
-    alpha = _share(colour, front, back).masked_fill(here >= last, 1.0)
+    alpha = _share(colour, front, back).clamp(0, 1)
     # What is left, noise and texture, belongs to both in proportion: the mixture is exactly the pixel's colour.
     rest = (colour - torch.lerp(back, front, alpha)) / (alpha.square() + (1 - alpha).square())
-    own_depth = _at(depth, here)
-    beneath = torch.where((here < SIDE) | (here == end), own_depth, torch.full_like(own_depth, 2.0 * near.shape[1]))
-    nearest = torch.where(here < SIDE, depth[SIDE], own_depth)
     return (
         pixels - own.start * near.shape[1],
         alpha,
         (front + alpha * rest).T,
         (back + (1 - alpha) * rest).T,
-        nearest,
-        beneath,
+        depth[SIDE],
     )
 
 
-def _beside_edges(near: Tensor, reach: int) -> Tensor:
-    """Pixels beside an edge of the nearness h,W, and within `reach` pixels of them: h,W bool."""
-    across, down = near.diff(dim=1).abs() > JUMP_PX, near.diff(dim=0).abs() > JUMP_PX
-    beside = torch.zeros_like(near)
-    for jump, before, after in ((across, beside[:, :-1], beside[:, 1:]), (down, beside[:-1], beside[1:])):
-        before[jump] = 1
-        after[jump] = 1
+def _outside_edges(near: Tensor, step: int) -> Tensor:
+    """Pixels of the nearness h,W outside of an edge, within `REACH` steps of it: h,W bool."""
+    inside = torch.full_like(near, -torch.inf)
+    for dim in (0, 1):
+        size = near.shape[dim] - 1
+        rise = near.diff(dim=dim)
+        for side, start in ((rise > JUMP_PX * step, 1), (rise < -JUMP_PX * step, 0)):  # the near pixel of an edge
+            part = near.narrow(dim, start, size)
+            inside.narrow(dim, start, size)[side] = part[side]
+    reach = REACH * step
     for kernel in ((1, 2 * reach + 1), (2 * reach + 1, 1)):
-        beside = functional.max_pool2d(beside[None], kernel, stride=1, padding=(kernel[0] // 2, kernel[1] // 2))[0]
-    return beside > 0
+        inside = functional.max_pool2d(inside[None], kernel, stride=1, padding=(kernel[0] // 2, kernel[1] // 2))[0]
+    return inside > near + JUMP_PX * step
 
 
 def _lines_across(near: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, Tensor]:
@@ -201,24 +191,23 @@ def _lines_across(near: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, Tens
     here, rows, columns = (torch.zeros_like(pixels) for _ in range(3))
     for dy, dx in _DIRECTIONS:
         before = flat[pixels]
-        for k in range(1, SIDE + 1):
+        for k in range(1, REACH + 1):
             after = flat[along(dy, dx, k)]
-            nearer = ((after - before).abs() > JUMP_PX * step) & (k * (dy * dy + dx * dx) ** 0.5 < distance)
-            rising = torch.where(after > before, 1, -1)
-            distance = torch.where(nearer, k * (dy * dy + dx * dx) ** 0.5, distance)
-            here = torch.where(nearer, torch.where(rising > 0, SIDE - k, SIDE - 1 + k), here)
-            rows, columns = torch.where(nearer, dy * rising, rows), torch.where(nearer, dx * rising, columns)
+            length = k * (dy * dy + dx * dx) ** 0.5
+            nearer = (after - before > JUMP_PX * step) & (length < distance)
+            distance = distance.masked_fill(nearer, length)
+            here = here.masked_fill(nearer, SIDE - k)
+            rows, columns = rows.masked_fill(nearer, dy), columns.masked_fill(nearer, dx)
             before = after
     return torch.stack([along(rows, columns, i - here) for i in range(2 * SIDE)]), here
 
 
-def _widest_step(colours: Tensor, depth: Tensor, here: Tensor, step: int) -> tuple[Tensor, Tensor]:
+def _widest_step(colours: Tensor, depth: Tensor, step: int) -> tuple[Tensor, Tensor]:
     """Find the widest stretch of each line that can be a blurred step from its one end to the other.
 
     Args:
         colours: 3,2*SIDE,n in [0, 1].
         depth: 2*SIDE,n nearness.
-        here: n, place of the pixel that asks.
         step: distance of the points on a line.
 
     Returns:
@@ -228,11 +217,11 @@ def _widest_step(colours: Tensor, depth: Tensor, here: Tensor, step: int) -> tup
     far_run = one_surface[: SIDE - 1].flip(0).cumprod(0).sum(0)  # points on the far side after the first one
     near_run = one_surface[SIDE:].cumprod(0).sum(0)
     middle = torch.where(near_run <= 2, THIN_MIDDLE, MIDDLE)
-    first, last = torch.zeros_like(here), torch.zeros_like(here)
-    pairs = [(start, end) for start in range(1, SIDE) for end in range(SIDE, 2 * SIDE - 1) if end - start > 1]
+    first, last = (torch.zeros_like(far_run) for _ in range(2))
+    pairs = [(start, end) for start in range(SIDE - 1) for end in range(SIDE, 2 * SIDE)]
     for start, end in sorted(pairs, key=lambda pair: pair[0] - pair[1]):
         contrast = (colours[:, end] - colours[:, start]).square().mean(0)
-        open_ones = (here > 0) & (last == 0) & (SIDE - 1 - start <= far_run) & (end - SIDE <= near_run)
+        open_ones = (last == 0) & (SIDE - 1 - start <= far_run) & (end - SIDE <= near_run)
         asked = (open_ones & (contrast >= CONTRAST**2)).nonzero()[:, 0]
         fits = asked[_is_step(colours[:, start : end + 1, asked], SIDE - start, middle[asked])]
         first[fits], last[fits] = start, end
@@ -248,7 +237,7 @@ def _is_step(colours: Tensor, edge: int, middle: Tensor) -> Tensor:
     """
     back, front = colours[:, :1].expand_as(colours), colours[:, -1:].expand_as(colours)
     contrast = (front[:, 0] - back[:, 0]).square().mean(0).sqrt()  # n
-    share = _share(colours, front, back, clamped=False)  # k,n
+    share = _share(colours, front, back)  # k,n
     rest = (colours - torch.lerp(back, front, share.clamp(0, 1))).square().mean(0).sqrt()
     ascent = share.diff(dim=0)
     steepest = torch.minimum(ascent.cummax(0).values, ascent.flip(0).cummax(0).values.flip(0))
@@ -258,11 +247,10 @@ def _is_step(colours: Tensor, edge: int, middle: Tensor) -> Tensor:
     return (rest <= NOISE + TEXTURE * contrast).all(0) & one_step.all(0) & mixed & on_edge
 
 
-def _share(colour: Tensor, front: Tensor, back: Tensor, *, clamped: bool = True) -> Tensor:
+def _share(colour: Tensor, front: Tensor, back: Tensor) -> Tensor:
     """Place of colours 3,... on the line from `back` (0) to `front` (1)."""
     direction = front - back
-    share = ((colour - back) * direction).sum(0) / direction.square().sum(0).clamp_min(1e-9)
-    return share.clamp(0, 1) if clamped else share
+    return ((colour - back) * direction).sum(0) / direction.square().sum(0).clamp_min(1e-9)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -72,8 +72,7 @@ def test_what_is_in_front_is_replaced_by_the_background():
 # --- With the embedded models ---
 
 SIZE = 64
-METHOD = {"geometry": "metric", "steps": 4, "scheduler": "dpm++_karras", "rims": False}
-"""What fills a hole shines through soft rims beside it; without them nothing else changes."""
+METHOD = {"geometry": "metric", "steps": 4, "scheduler": "dpm++_karras"}
 
 
 @pytest.fixture(scope="module")

@@ -58,7 +58,10 @@ def right_view(left, disparity, sign=1.0, rims=True):
     """The right view of a left one in [0, 255], its holes stretched, and its warp."""
     signs = torch.tensor([sign])
     warp = ImageWarp(disparity, signs, rims=find_rims(left, disparity, signs) if rims else None)
-    made = [warp.rows(rows).with_rims(warp.rows(rows).continued(left[..., rows, :] / 255)) for rows in warp.bands()]
+    made = []
+    for rows in warp.bands():
+        pixels = left[..., rows, :] / 255
+        made.append(warp.rows(rows).with_rims(warp.rows(rows).continued(pixels), pixels))
     return torch.cat(made, -2), warp
 
 
@@ -110,9 +113,8 @@ def test_each_mixture_is_exactly_the_colour_of_its_pixel():
     colours = rims.alpha[:, None] * rims.front + (1 - rims.alpha[:, None]) * rims.back
     assert len(rims.place) > 100
     torch.testing.assert_close(colours, left[0].flatten(1).T[rims.place] / 255, atol=1e-5, rtol=0)
-    on_object = disparity.flatten()[rims.place] == NEAR
-    assert rims.alpha[on_object].min() > 0.45
-    assert rims.alpha[~on_object].max() < 0.55
+    assert (disparity.flatten()[rims.place] == FAR).all()  # what is mostly object moves with it as it is
+    assert rims.alpha.max() < 0.55
 
 
 @pytest.mark.parametrize("sharp", ["sharp outline", "textures", "slanted plane", "contour"])
