@@ -30,9 +30,10 @@ STEPS = 4
 """Longest path, in radii of the window."""
 
 MIXED = 0.03
-"""Share of the map's range by which a pixel between two of the map's differs from both where they are two surfaces."""
+"""Share of the map's range by which interpolation changes a pixel where it mixes two surfaces."""
 
 AROUND = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1) if (down, across) != (0, 0)]
+"""Rows and columns to the eight pixels around one."""
 
 
 def refine(maps: Tensor, picture: Tensor) -> Tensor:
@@ -52,12 +53,14 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
     """
     extent = (maps.flatten(1).amax(1) - maps.flatten(1).amin(1))[:, None, None]
     own, size = tuple(maps.shape[-2:]), tuple(picture.shape[-2:])
-    steep = _snapped(maps, maps, _shrunk(picture, own), RADIUS, extent)
+    steep = _snapped(maps, maps, _shrunk(picture, own), extent, RADIUS)
     if size != own:
-        zoom = max(size[0] / own[0], size[1] / own[1])
-        blocks, large = (functional.interpolate(steep[:, None], size, mode=m)[:, 0] for m in ("nearest-exact", "bilinear"))
-        unmixed = torch.where((blocks - large).abs() > MIXED * extent, blocks, large)
-        steep = _snapped(large, unmixed, picture, ceil(zoom), extent)
+        radius = ceil(max(size[0] / own[0], size[1] / own[1]))
+        mixed = functional.interpolate(steep[:, None], size, mode="bilinear")[:, 0]
+        depths = functional.interpolate(steep[:, None], size, mode="nearest-exact")[:, 0]
+        depths = torch.where((depths - mixed).abs() > MIXED * extent, depths, mixed)
+        # Half a pixel of the map in each direction is averaged: noise between those pixels makes no edge.
+        steep = _snapped(mixed, depths, picture, extent, radius, blur=radius // 2)
     beside = functional.max_pool2d(steep, (1, 3), stride=1, padding=(0, 1))
     return torch.where(beside - steep > EDGE * extent, beside, steep)
 
@@ -72,37 +75,51 @@ def _interpolated(image: Tensor, size: tuple[int, ...]) -> Tensor:
     return functional.interpolate(image, size, mode="bilinear", antialias=True)
 
 
-def _snapped(maps: Tensor, depths: Tensor, picture: Tensor, radius: int, extent: Tensor) -> Tensor:
+def _snapped(maps: Tensor, depths: Tensor, picture: Tensor, extent: Tensor, radius: int, *, blur: int = 0) -> Tensor:
     """Give every pixel of an edge the depth at the end of its shortest path: B,h,w.
 
     Args:
-        maps: B,h,w.
+        maps: B,h,w, where the edges are ramps.
+        depths: B,h,w, the depths that pixels take: `maps` without mixtures of two surfaces.
         picture: B,3,h,w with levels in [0, 255].
-        radius: half the width of the window in which an edge is looked for, in pixels.
         extent: B,1,1, the range of the map.
+        radius: half the width of the window in which an edge is looked for, in pixels.
+        blur: pixels around each, in each direction, over which the picture is averaged.
     """
     made = depths.clone()
     height, width = maps.shape[-2:]
     for rows in bands(height, width):
-        wide, own = widened(rows, (STEPS + 2) * radius, height)
+        wide, own = widened(rows, (STEPS + 4) * radius + blur, height)
         part = maps[:, wide] / extent.where(extent > 0, 1.0)
-        open_ = _edges(part, radius)
-        if open_.any():
-            ends = _ends_of_paths(part, picture[:, :, wide], open_, radius)
+        undecided = _edges(part, radius)
+        if undecided.any():
+            ends = _ends_of_paths(part, _averaged(picture[:, :, wide], blur), undecided, radius)
             made[:, rows] = depths[:, wide].flatten()[ends][:, own]
     return made
 
 
+def _averaged(picture: Tensor, radius: int) -> Tensor:
+    """The mean of the pixels within `radius` in each direction: B,3,h,w -> B,3,h,w float."""
+    levels = picture.float()
+    for reach in ((0, radius), (radius, 0)):
+        window = [2 * r + 1 for r in reach]
+        levels = functional.avg_pool2d(levels, window, stride=1, padding=reach, count_include_pad=False)
+    return levels
+
+
 def _edges(maps: Tensor, radius: int) -> Tensor:
-    """Pixels on and beside the ramps of a map with a range of 1, without tops and feet: B,h,w bool."""
+    """Pixels on and beside the ramps of a map with a range of 1: B,h,w bool.
+
+    Where nothing else is left of the top or the foot of an edge, as of a pole or a slit, it stays outside.
+    """
     high, low = _largest_around(maps, radius), -_largest_around(-maps, radius)
-    edge = high - low > EDGE
     margin = PLATEAU * (high - low)
-    top, foot = edge & (high - maps <= margin), edge & (maps - low <= margin)
+    edge = high - low > EDGE
+    top, foot = high - maps <= margin, maps - low <= margin
     beside = edge & (_largest_around((edge & ~top & ~foot).to(maps.dtype), radius) > 0)
-    left = _largest_around(torch.where(beside, -torch.inf, maps), 2 * radius) >= high - margin
-    left_low = _largest_around(torch.where(beside, -torch.inf, -maps), 2 * radius) >= -low - margin
-    return beside & ~(top & ~left) & ~(foot & ~left_low)
+    nearest = _largest_around(maps.masked_fill(beside, -torch.inf), 2 * radius)
+    farthest = -_largest_around((-maps).masked_fill(beside, -torch.inf), 2 * radius)
+    return beside & ~(top & (nearest < high - margin)) & ~(foot & (farthest > low + margin))
 
 
 def _largest_around(maps: Tensor, radius: int) -> Tensor:
@@ -112,14 +129,16 @@ def _largest_around(maps: Tensor, radius: int) -> Tensor:
 
 
 def _ends_of_paths(maps: Tensor, picture: Tensor, where: Tensor, radius: int) -> Tensor:
-    """Find the pixel outside of `where` (B,h,w bool) to which the shortest path leads: B,h,w int64, flat places."""
+    """Find where the shortest path leads from each pixel of `where` (B,h,w bool): B,h,w int64, flat places outside."""
     height, width = maps.shape[-2:]
     sample, y, x = where.nonzero().unbind(1)  # n each
     place = (sample * height + y) * width + x
-    ways = []
-    for down, across in AROUND:
-        ways.append((sample * height + (y + down).clamp(0, height - 1)) * width + (x + across).clamp(0, width - 1))
-    around = torch.stack(ways)  # 8,n
+    around = torch.stack(  # 8,n
+        [
+            (sample * height + (y + down).clamp(0, height - 1)) * width + (x + across).clamp(0, width - 1)
+            for down, across in AROUND
+        ]
+    )
 
     flat = maps.flatten()
     change = flat[place] - flat[around]  # positive where the path comes from the farther side
