@@ -55,12 +55,12 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
     own, size = tuple(maps.shape[-2:]), tuple(picture.shape[-2:])
     steep = _snapped(maps, maps, _shrunk(picture, own), extent, RADIUS)
     if size != own:
-        radius = ceil(max(size[0] / own[0], size[1] / own[1]))
+        zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
         mixed = functional.interpolate(steep[:, None], size, mode="bilinear")[:, 0]
         depths = functional.interpolate(steep[:, None], size, mode="nearest-exact")[:, 0]
         depths = torch.where((depths - mixed).abs() > MIXED * extent, depths, mixed)
         # Half a pixel of the map in each direction is averaged: noise between those pixels makes no edge.
-        steep = _snapped(mixed, depths, picture, extent, radius, blur=radius // 2)
+        steep = _snapped(mixed, depths, picture, extent, max(RADIUS, zoom), blur=zoom // 2)
     beside = functional.max_pool2d(steep, (1, 3), stride=1, padding=(0, 1))
     return torch.where(beside - steep > EDGE * extent, beside, steep)
 
