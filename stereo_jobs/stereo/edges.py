@@ -4,43 +4,45 @@ All lengths are in pixels of the estimated map, all differences of depth are sha
 picture is no part of the rules, so that one edge gives one clean step at every size.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cached_property
+from math import ceil, hypot
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, in_bands, widened
-from stereo_jobs.stereo.disparity import resize
 
 EDGE = 0.12
 """Share of the map's range that counts as an edge; a receding floor spans less within the radius."""
 RADIUS = 2
-"""Width of a blurred edge, in pixels of the map."""
-NEAR = 0.25
-"""Position on a ramp, from 0 (far) to 1 (near), above which a pixel goes to the near side."""
-COLOUR = 0.06
-"""Distance of two colours (RGB in [0, 1]) at which one has 0.6 of a vote about the depth of the other."""
-REACH = 4
-"""Pixels of the map in each direction whose depths are candidates for a pixel of an edge."""
-POSITION = 2.0
-"""Weight of a pixel's place on a ramp, against that of its colour, as the logarithm of a ratio of likelihoods."""
-TOGETHER = 2**14
-"""Pixels of edges that are decided together."""
+"""Half the width of the window in which an edge is looked for, in pixels of the map."""
+PLATEAU = 0.1
+"""Share of an edge's height, from its top and from its foot, whose pixels keep their depth."""
+COLOUR = 25.0
+"""Change of colour (levels of 255, Euclidean in RGB) that makes a path longer by one."""
+CLIMB = 0.1
+"""Share of the map's range that makes a path longer by one where it leads to the nearer side."""
+DESCENT = 0.4
+"""The same where it leads to the farther side: that is easier, so that a rim in doubt goes to the object."""
+LENGTH = 0.1
+"""What a step of one radius adds to a path; it decides where neither colour nor depth changes."""
+STEPS = 4
+"""Longest path, in radii of the window."""
 
-Places = tuple[Tensor, Tensor, Tensor]
-"""Sample, row and column of some pixels: n int64 each."""
+MIXED = 0.03
+"""Share of the map's range by which interpolation changes a pixel where it mixes two surfaces."""
+
+AROUND = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1) if (down, across) != (0, 0)]
+"""Rows and columns to the eight pixels around one."""
 
 
 def refine(maps: Tensor, picture: Tensor) -> Tensor:
-    """Put the edges of an estimated map on those of its picture (after joint bilateral upsampling, Kopf et al. 2007).
+    """Put the edges of an estimated map on those of its picture (geodesic distance, Criminisi et al. 2010).
 
-    First, at the map's own size, the pixels of a ramp go to one of its sides (toggle mapping), and each pixel of an
-    edge takes the median of the depths around it, weighted by how similar their colours are (Ma et al. 2013). Then
-    each pixel of a larger picture beside an edge goes to the side whose colours are more like its own; where colours
-    do not tell, the middle between two pixels of the map decides. What lies away from edges is resized as usual.
+    Each pixel of an edge takes the depth of the pixel beside the edge to which the shortest path leads. A path is long
+    where it crosses an edge of the picture or climbs the ramp of the map; where the picture has no edge, the ramp alone
+    decides. This is done at the map's own size, and again at the picture's if that is another, where an edge is a
+    pixel of the map wide. At last an object takes one more pixel of its row on both sides: its outline cuts through it.
 
     Args:
         maps: B,h,w finite inverse depth at the size at which it was estimated, in any unit; larger is nearer.
@@ -49,158 +51,110 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
     Returns:
         B,H,W in the unit of `maps`, within its range.
     """
-    low, high = (bound[:, None, None] for bound in (maps.flatten(1).amin(1), maps.flatten(1).amax(1)))
-    step = EDGE * (high - low)
-    size = (picture.shape[-2], picture.shape[-1])
-    guide = _shrunk(picture, (maps.shape[-2], maps.shape[-1]))
-    steep = _weighted_medians(_Votes(_toggled(maps, step), guide), step)
-    plain = in_bands(lambda part: part.clamp(low, high), resize(steep, size))
-    if size == tuple(maps.shape[-2:]):
-        return plain
-    placed = torch.empty_like(plain)
-    for rows in bands(*size):
-        placed[:, rows] = _placed(rows, plain, _Votes(steep, guide), picture, step)
-    return placed
+    extent = (maps.flatten(1).amax(1) - maps.flatten(1).amin(1))[:, None, None]
+    own, size = tuple(maps.shape[-2:]), tuple(picture.shape[-2:])
+    steep = _snapped(maps, maps, _shrunk(picture, own), extent, RADIUS)
+    if size != own:
+        zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
+        mixed = functional.interpolate(steep[:, None], size, mode="bilinear")[:, 0]
+        depths = functional.interpolate(steep[:, None], size, mode="nearest-exact")[:, 0]
+        depths = torch.where((depths - mixed).abs() > MIXED * extent, depths, mixed)
+        # Half a pixel of the map in each direction is averaged: noise between those pixels makes no edge.
+        steep = _snapped(mixed, depths, picture, extent, max(RADIUS, zoom), blur=zoom // 2)
+    beside = functional.max_pool2d(steep, (1, 3), stride=1, padding=(0, 1))
+    return torch.where(beside - steep > EDGE * extent, beside, steep)
 
 
-def _shrunk(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring a picture B,3,H,W uint8 to the map's size, each pixel the mean of those it covers: B,3,h,w in [0, 1]."""
-    narrow = in_bands(lambda part: _interpolated(part.float() / 255, (part.shape[-2], size[1])), picture)
+def _shrunk(picture: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Bring a picture B,3,H,W uint8 to the map's size, each pixel the mean of those it covers: B,3,h,w in [0, 255]."""
+    narrow = in_bands(lambda part: _interpolated(part.float(), (part.shape[-2], size[1])), picture)
     return _interpolated(narrow, size)
 
 
-def _interpolated(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _interpolated(image: Tensor, size: tuple[int, ...]) -> Tensor:
     return functional.interpolate(image, size, mode="bilinear", antialias=True)
 
 
-# --- At the map's own size ---
+def _snapped(maps: Tensor, depths: Tensor, picture: Tensor, extent: Tensor, radius: int, *, blur: int = 0) -> Tensor:
+    """Give every pixel of an edge the depth at the end of its shortest path: B,h,w.
 
-
-def _toggled(maps: Tensor, step: Tensor) -> Tensor:
-    """Give every pixel of a ramp the smallest or largest depth around it (toggle mapping, Kramer and Bruckner 1975).
-
-    The smallest is taken from the pixel's own row if the edge shows there: the floor beside an object is as far away as
-    its own row, not as the rows above. Most of a ramp, and one more pixel, goes to the near side: a piece of an
-    object's outline that stays behind on the background is visible, a rim of background that moves with it is not.
+    Args:
+        maps: B,h,w, where the edges are ramps.
+        depths: B,h,w, the depths that pixels take: `maps` without mixtures of two surfaces.
+        picture: B,3,h,w with levels in [0, 255].
+        extent: B,1,1, the range of the map.
+        radius: half the width of the window in which an edge is looked for, in pixels.
+        blur: pixels around each, in each direction, over which the picture is averaged.
     """
-    high, low = _largest_around(maps, RADIUS), -_largest_around(-maps, RADIUS)
-    row_high, row_low = _largest_around(maps, RADIUS, rows=0), -_largest_around(-maps, RADIUS, rows=0)
-    low = torch.where(row_high - row_low > step, row_low, low)
-    edge = high - low > step
-    upper = edge & (maps - low > NEAR * (high - low))
-    sharp = torch.where(edge, torch.where(upper, high, low), maps)
-    high = _largest_around(sharp, RADIUS)  # the foot of a wide ramp has met only a part of its height
-    sharp = torch.where(upper & (high - sharp < 2 * step), high, sharp)
-    beside = _largest_around(torch.where(upper, sharp, -torch.inf), 1)
-    return torch.where(~upper & (beside - sharp > step), beside, sharp)
-
-
-def _weighted_medians(votes: "_Votes", step: Tensor) -> Tensor:
-    """Give every pixel near a step the median of the depths around it, weighted by likeness of colour and distance."""
-    maps, colours = votes.maps, votes.guide
-    made = maps.clone()
-    for at in _chunks(_largest_around(maps, RADIUS) + _largest_around(-maps, RADIUS) > step):
-        sample, row, column = at
-        depth, weight = votes.around(at, colours[sample, :, row, column])
-        depth, order = depth.sort(-1)
-        share = (weight * votes.closeness).gather(-1, order).cumsum(-1)
-        middle = (share < share[:, -1:] / 2).sum(-1, keepdim=True)
-        made[at] = depth.gather(-1, middle)[:, 0]
+    made = depths.clone()
+    height, width = maps.shape[-2:]
+    for rows in bands(height, width):
+        wide, own = widened(rows, (STEPS + 4) * radius + blur, height)
+        part = maps[:, wide] / extent.where(extent > 0, 1.0)
+        undecided = _edges(part, radius)
+        if undecided.any():
+            ends = _ends_of_paths(part, _averaged(picture[:, :, wide], blur), undecided, radius)
+            made[:, rows] = depths[:, wide].flatten()[ends][:, own]
     return made
 
 
-# --- At the picture's size ---
+def _averaged(picture: Tensor, radius: int) -> Tensor:
+    """The mean of the pixels within `radius` in each direction: B,3,h,w -> B,3,h,w float."""
+    levels = picture.float()
+    for reach in ((0, radius), (radius, 0)):
+        window = [2 * r + 1 for r in reach]
+        levels = functional.avg_pool2d(levels, window, stride=1, padding=reach, count_include_pad=False)
+    return levels
 
 
-def _placed(rows: slice, plain: Tensor, votes: "_Votes", picture: Tensor, step: Tensor) -> Tensor:
-    """Decide the pixels beside steps in some rows of the picture: B,rows,W.
+def _edges(maps: Tensor, radius: int) -> Tensor:
+    """Pixels on and beside the ramps of a map with a range of 1: B,h,w bool.
 
-    Args:
-        rows: which rows.
-        plain: B,H,W, the map at the picture's size.
-        votes: the map at its own size, with sharp steps.
-        picture: B,3,H,W uint8.
-        step: B,1,1, the difference that counts as a step.
+    Where nothing else is left of the top or the foot of an edge, as of a pole or a slit, it stays outside.
     """
-    height, width = picture.shape[-2:]
-    steep = votes.maps
-    zoom = height / steep.shape[-2], width / steep.shape[-1]
-    radii = [round(z / 2) for z in zoom]  # one pixel of the map: a side is decided by all that lie in it
-    wide, own = widened(rows, radii[0], height)
-    high, low = _largest_around(steep, 1), -_largest_around(-steep, 1)
-    beside = high - low > step
-    part = plain[:, wide]
-    y = ((torch.arange(wide.start, wide.stop, device=part.device) + 0.5) / zoom[0]).long()
-    x = ((torch.arange(width, device=part.device) + 0.5) / zoom[1]).long()
-    edge = beside[:, y][..., x]
-    evidence = torch.zeros_like(part)
-    for sample, row, column in _chunks(edge):
-        at = sample, y[row], x[column]
-        colour = picture[sample, :, wide.start + row, column].float() / 255
-        depth, likeness = votes.around(at, colour)
-        middle = (high[at] + low[at])[:, None] / 2
-        near = _mean(likeness, depth > middle).log() - _mean(likeness, depth <= middle).log()
-        place = (part[sample, row, column] - low[at]) / (high[at] - low[at])
-        evidence[sample, row, column] = near + POSITION * (2 * place - 1)
-    total = functional.avg_pool2d(
-        evidence[:, None], [2 * r + 1 for r in radii], stride=1, padding=radii, count_include_pad=False
-    )[:, 0]
-    sided = torch.where(total > 0, high[:, y][..., x], low[:, y][..., x])
-    return torch.where(edge, sided, part)[:, own]
+    high, low = _largest_around(maps, radius), -_largest_around(-maps, radius)
+    margin = PLATEAU * (high - low)
+    edge = high - low > EDGE
+    top, foot = high - maps <= margin, maps - low <= margin
+    beside = edge & (_largest_around((edge & ~top & ~foot).to(maps.dtype), radius) > 0)
+    nearest = _largest_around(maps.masked_fill(beside, -torch.inf), 2 * radius)
+    farthest = -_largest_around((-maps).masked_fill(beside, -torch.inf), 2 * radius)
+    return beside & ~(top & (nearest < high - margin)) & ~(foot & (farthest > low + margin))
 
 
-def _mean(likeness: Tensor, side: Tensor) -> Tensor:
-    """Mean likeness (n,k) of the pixels on one side (n,k bool), never quite 0: no colour is proof."""
-    return (likeness * side).sum(-1) / side.sum(-1).clamp_min(1) + 0.05
+def _largest_around(maps: Tensor, radius: int) -> Tensor:
+    """The largest value within `radius` pixels in each direction: B,h,w -> B,h,w."""
+    across = functional.max_pool2d(maps, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return functional.max_pool2d(across, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
 
 
-# --- Around single pixels ---
+def _ends_of_paths(maps: Tensor, picture: Tensor, where: Tensor, radius: int) -> Tensor:
+    """Find where the shortest path leads from each pixel of `where` (B,h,w bool): B,h,w int64, flat places outside."""
+    height, width = maps.shape[-2:]
+    sample, y, x = where.nonzero().unbind(1)  # n each
+    place = (sample * height + y) * width + x
+    around = torch.stack(  # 8,n
+        [
+            (sample * height + (y + down).clamp(0, height - 1)) * width + (x + across).clamp(0, width - 1)
+            for down, across in AROUND
+        ]
+    )
 
+    flat = maps.flatten()
+    change = flat[place] - flat[around]  # positive where the path comes from the farther side
+    colours = picture.float().movedim(1, 0).flatten(1)  # 3,B*h*w
+    unlike = torch.zeros_like(change)
+    for channel in colours:
+        unlike += (channel[place] - channel[around]).square()
+    length = torch.tensor([hypot(*way) for way in AROUND], device=maps.device)[:, None] * (LENGTH / radius)
+    cost = unlike.sqrt() / COLOUR + change.clamp_min(0) / CLIMB - change.clamp_max(0) / DESCENT + length
 
-@dataclass(frozen=True)
-class _Votes:
-    """What the pixels of a map around a place say about its depth.
-
-    Attributes:
-        maps: B,h,w depths.
-        guide: B,3,h,w in [0, 1], their colours.
-    """
-
-    maps: Tensor
-    guide: Tensor
-
-    @cached_property
-    def offsets(self) -> tuple[Tensor, Tensor]:
-        """Rows and columns between a place and the k pixels around it: k int64 each."""
-        around = torch.arange(-REACH, REACH + 1, device=self.maps.device)
-        down, across = torch.meshgrid(around, around, indexing="ij")
-        return down.flatten(), across.flatten()
-
-    @cached_property
-    def closeness(self) -> Tensor:
-        """Weights of the k pixels by their distance, in (0, 1]."""
-        down, across = self.offsets
-        return torch.exp(-(down**2 + across**2) / (2 * (0.75 * REACH) ** 2))
-
-    def around(self, at: Places, colour: Tensor) -> tuple[Tensor, Tensor]:
-        """Depths of the k pixels around n places, and how much their colours are like `colour` (n,3): n,k each."""
-        sample, row, column = (index[:, None] for index in at)
-        y = (row + self.offsets[0]).clamp(0, self.maps.shape[-2] - 1)
-        x = (column + self.offsets[1]).clamp(0, self.maps.shape[-1] - 1)
-        unlike = torch.zeros(y.shape, device=y.device)
-        for channel in range(self.guide.shape[1]):
-            unlike += (self.guide[sample, channel, y, x] - colour[:, channel, None]).square()
-        return self.maps[sample, y, x], torch.exp(-unlike / (2 * COLOUR**2))
-
-
-def _chunks(where: Tensor) -> Iterator[Places]:
-    """The places of a B,h,w mask, some at a time."""
-    for part in torch.split(where.nonzero(), TOGETHER):
-        sample, row, column = part.unbind(1)
-        yield sample, row, column
-
-
-def _largest_around(maps: Tensor, radius: int, *, rows: int | None = None) -> Tensor:
-    """The largest value within `radius` pixels in each direction, vertically within `rows`: B,h,w -> B,h,w."""
-    reach = (radius if rows is None else rows, radius)
-    return functional.max_pool2d(maps[:, None], [2 * r + 1 for r in reach], stride=1, padding=reach)[:, 0]
+    distance = torch.where(where, torch.inf, 0.0).to(maps.dtype).flatten()
+    end = torch.arange(distance.numel(), device=maps.device)
+    for _ in range(STEPS * radius):
+        shortest, way = (distance[around] + cost).min(0)
+        ends = end[around.gather(0, way[None])[0]]
+        shorter = shortest < distance[place]
+        end[place] = torch.where(shorter, ends, end[place])
+        distance[place] = torch.where(shorter, shortest, distance[place])
+    return end.view_as(maps)

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+SURFACE_PX = 1.001
+"""Largest difference of disparity within a surface, from column to column: a pixel, and what rounding may add to it."""
+
 
 @dataclass(frozen=True)
 class ForwardWarp:
@@ -124,7 +127,7 @@ def _draw_surfaces(disparity: Tensor) -> ForwardWarp:
     width = disparity.shape[-1]
     column = torch.arange(width, device=disparity.device).expand(disparity.shape)
     landing = column - disparity
-    joined = (disparity[..., 1:] - disparity[..., :-1]).abs() <= 1  # B,h,w-1: a column and the next one, one surface
+    joined = (disparity[..., 1:] - disparity[..., :-1]).abs() <= SURFACE_PX  # B,h,w-1: with the next column
     goes_on, went_on = functional.pad(joined, (0, 1)), functional.pad(joined, (1, 0))
     # A column covers the targets beyond its own place up to the next column's: two at most, three at a surface's start.
     low = torch.where(went_on, landing, landing - 0.5).floor().long()

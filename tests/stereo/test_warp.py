@@ -254,6 +254,7 @@ def test_a_negative_scale_is_the_mirror_image(case):
 
 
 SLOPES = [-1.0, -0.8, -0.4, -0.1, -0.01, 0.0, 0.01, 0.1, 0.4, 0.8]
+"""Change of the disparity from column to column; at -1 a surface is drawn twice as wide."""
 
 
 @pytest.mark.parametrize("slope", SLOPES)
@@ -262,10 +263,10 @@ SLOPES = [-1.0, -0.8, -0.4, -0.1, -0.01, 0.0, 0.01, 0.1, 0.4, 0.8]
 def test_slanted_surfaces_move_by_their_fractions(slope, sign, offset):
     """Warping the column numbers shows where each pixel comes from: x with x - d(x) = target."""
     column = torch.arange(80.0)
-    disparity = sign * (offset + slope * column)
+    disparity = sign * offset + slope * column
     warp = forward_warp(disparity[None, None], torch.tensor([sign]), subpixel=True)
     came_from = warp(column[None, None, None])[0, 0, 0]
-    exact = (column + sign * offset) / (1 - sign * slope)
+    exact = (column + sign * offset) / (1 - slope)
     inside = (exact >= 0) & (exact <= 79)
     assert inside.sum() > 10
     assert warp.filled[0, 0][inside].all()
@@ -277,10 +278,20 @@ def test_slanted_surfaces_move_by_their_fractions(slope, sign, offset):
 def test_one_surface_does_not_hide_itself(slope, sign):
     """Where a slanted surface gets narrower, two columns share a pixel, and both count as visible."""
     column = torch.arange(80.0)
-    disparity = sign * (0.3 + slope * column)
+    disparity = sign * 0.35 + slope * column  # nothing lands half-way between two pixels
     warp = forward_warp(disparity[None, None], torch.tensor([sign]), subpixel=True)
     landing = column - disparity
     assert torch.equal(warp.visible[0, 0], (landing >= -0.5) & (landing < 79.5))
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_a_surface_seen_from_its_side_is_a_line(sign):
+    """Where the disparity grows by a pixel a column, all columns land on one place; one of its ends is shown."""
+    column = torch.arange(80.0)
+    warp = forward_warp((column - 40.2)[None, None], torch.tensor([sign]), subpixel=True)
+    assert warp.filled[0, 0].nonzero().flatten().tolist() == [40]
+    assert warp.visible.all()
+    assert warp(column[None, None, None])[0, 0, 0, 40] in (0, 79)
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
