@@ -42,7 +42,7 @@ test: lint
 	$(PYTEST) -m "not slow" --durations=10 $(PYTEST_ARGS)
 
 test-all: lint
-	$(PYTEST) --cov --cov-report=term:skip-covered --durations=20 $(PYTEST_ARGS)
+	$(PYTEST) --hypothesis-profile=default --cov --cov-report=term:skip-covered --durations=20 $(PYTEST_ARGS)
 
 train-demo: setup
 	$(BIN)/python -m stereo_jobs.toyscapes all --work build/train

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import settings
 
 from stereo_jobs.spec import JobSpec, parse_spec
 
@@ -29,6 +30,8 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+# The same examples in every run, so that a change is judged by what it changes; `make test-all` draws new ones.
+settings.load_profile("ci")
 REPOSITORY = Path(__file__).parent.parent
 os.environ["PYTHONPATH"] = str(REPOSITORY)
 

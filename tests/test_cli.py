@@ -439,7 +439,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
         [sys.executable, "-X", "importtime", "-m", "stereo_jobs", "--help"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=240,
         check=True,
         cwd=REPOSITORY,
     )
@@ -469,7 +469,7 @@ def test_a_shell_completes_commands_and_options_and_nothing_heavy_is_imported():
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             env=os.environ | asked,
             check=False,
         )
@@ -511,7 +511,7 @@ def test_a_sigterm_before_anything_has_begun_is_an_interruption_too():
         "import os\nfrom stereo_jobs import cli\n"
         f"cli.app = lambda: os.kill(os.getpid(), {int(signal.SIGTERM)}) or print('went on')\ncli.main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
 
 

@@ -162,7 +162,7 @@ def test_a_type_checker_sees_the_notebooks_types(installed, tmp_path):
 
 def test_another_system_is_refused_in_one_sentence(tmp_path):
     program = "import os; os.name = 'nt'; import stereo_jobs.cli"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: stereo-jobs runs on Linux and macOS only")
     assert done.stderr.splitlines()[-1].endswith("on Windows use WSL")

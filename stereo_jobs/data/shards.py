@@ -112,7 +112,8 @@ def _carried_cell(value: Any, dtype: pa.DataType) -> pa.Array:
     """Return an array of one cell. A dictionary, at any depth, is replaced by the value that this cell has in it."""
     if not isinstance(value, pa.Array):
         return pa.array([value], dtype)
-    return value if value.type == dtype else value.cast(dtype)
+    # A cell is a slice of its column. Arrow casts a slice with nulls inside of lists wrongly, therefore it is copied.
+    return value if value.type == dtype else value.take(pa.array([0])).cast(dtype)
 
 
 def load_codecs() -> None:

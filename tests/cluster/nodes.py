@@ -172,7 +172,7 @@ def environment(values: dict[str, str], without: tuple[str, ...] = ()) -> Iterat
                 os.environ[name] = value
 
 
-def wait_until(true: Callable[[], object], timeout_s: float = 120, what: str = "") -> None:
+def wait_until(true: Callable[[], object], timeout_s: float = 270, what: str = "") -> None:
     """Look twice a second until it is so."""
     deadline = time.monotonic() + timeout_s
     while not true():

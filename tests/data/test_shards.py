@@ -180,6 +180,17 @@ def test_carried_cells_pass_bit_for_bit(tmp_path_factory, data):
     assert bits(written["src_x"]) == [before[i] for i in kept]
 
 
+def test_nulls_inside_of_lists_are_carried(tmp_path):
+    dtype = pa.map_(pa.string(), pa.list_(pa.struct([("f0", pa.null())])))
+    column = pa.array([[("k", [{"f0": None}])], None], dtype)
+    path = tmp_path / "m.parquet"
+    write(pa.table({"id": ["r0", "r1"], "x": column}), path, use_dictionary=False, row_group_size=2)
+    file = ManifestFile(uri=str(path), size=0, tag=LocalStorage(tmp_path).content_tag(path.name), rows=2)
+    cells = [{"id": row["id"], "src_x": row["x"]} for row in ManifestReader(StorageSpec()).read(file, [0, 1])]
+    written = table_of(write_shard(cells, carried_schema(str(path), StorageSpec()), record(), [], RECIPE))
+    assert written["src_x"].to_pylist() == [[{"key": "k", "value": [{"f0": None}]}], None]
+
+
 # --- What `datasets` makes of it ---
 
 CARRIED = {

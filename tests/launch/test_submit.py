@@ -74,7 +74,7 @@ def head():
         time.sleep(0.5)
     yield SimpleNamespace(url=f"http://127.0.0.1:{dashboard}", token=token, folder=folder)
     process.send_signal(signal.SIGTERM)
-    process.wait(60)
+    process.wait(240)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -162,7 +162,8 @@ def test_a_run_that_was_taken_over_lets_its_shards_end(make_spec, make_manifest,
     spec = make_spec(make_manifest(rows=12, prompt=["slow"] * 12), lease_ttl_s=2.0)
 
     def take(tick):
-        open_storage(spec.output).replace(layout.LEASE, b'{"holder": "thief", "renewal": 1}')
+        if tick.running == 2:  # not before both are under way
+            open_storage(spec.output).replace(layout.LEASE, b'{"holder": "thief", "renewal": 1}')
 
     with pytest.raises(OutputHeldError, match="another run has taken over"):
         run(spec, local=True, load=standin.load, watch=take)

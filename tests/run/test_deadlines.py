@@ -46,7 +46,7 @@ def out_of_memory():
     ("misbehave", "kind"), [(lambda: time.sleep(60), TIMED_OUT), (out_of_memory, "MemoryError")], ids=["slow", "memory"]
 )
 def test_a_row_that_misbehaves_beside_the_models_costs_itself_alone(make_spec, monkeypatch, stage, misbehave, kind):
-    spec = make_spec(batch_timeout_s=3.0, max_failure_ratio=0.5)
+    spec = make_spec(batch_timeout_s=6.0, max_failure_ratio=0.5)
     load = misbehaving(monkeypatch, stage, misbehave)
     status = run(spec, local=True, load=load)
     assert (status.succeeded, status.failed, status.complete) == (7, 1, True)

@@ -24,6 +24,7 @@ from stereo_jobs.run.driver import run
 from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import rows, verdict
+from tests.output.test_lease import wait_for, wait_until
 from tests.run import killed
 from tests.run.processes import finish, start
 
@@ -131,15 +132,25 @@ class HeartbeatsKiller(standin.StandIn):
     def generate(self, rows):
         mark = Path(os.environ["PID_FOLDER"], "heartbeats-killed")
         if not mark.exists():
-            for process in psutil.process_iter():
-                with contextlib.suppress(psutil.Error):
-                    ours = process.environ().get("PID_FOLDER") == str(mark.parent)
-                    if ours and "ray::Heartbeats" in " ".join(process.cmdline()):
-                        process.kill()
-                        mark.touch()
+            for process in self.heartbeats():
+                process.kill()
+                process.wait(60)
+                mark.touch()
             assert mark.exists()
-            time.sleep(4)  # until the pool has asked it in vain, and started another
+            wait_until(self.heartbeats)  # the pool has asked it in vain, and started another
+            time.sleep(1)
         return super().generate(rows)
+
+    @staticmethod
+    def heartbeats():
+        """The processes of the heartbeats actor of this run that are alive."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                ours = process.environ().get("PID_FOLDER") == os.environ["PID_FOLDER"]
+                if ours and "ray::Heartbeats" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
 
 
 def load_heartbeats_killer(recipe, device, batch_size):
@@ -292,8 +303,6 @@ def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
 
 
 def test_sigterm_drains_on_ray_too(make_spec, make_manifest, tmp_path):
-    from tests.output.test_lease import wait_for
-
     spec = make_spec(make_manifest(rows=16, prompt=["slow"] * 16), shard_rows=1)
     process = start(spec, tmp_path, "--ray")
     wait_for(tmp_path / "out/_job/commits")
