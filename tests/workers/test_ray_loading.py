@@ -185,7 +185,7 @@ def test_an_estimate_that_cannot_be_made(pids, make_spec, monkeypatch, load, run
 @pytest.mark.slow
 def test_a_run_tells_what_its_first_actors_wait_for(make_spec):
     seen = []
-    run(make_spec(actors=1), load=standin.load, watch=seen.append)
+    run(make_spec(actors=1, device="cpu"), load=standin.load, watch=seen.append)
     starting = [state.starting for state in seen if state.starting]
     assert starting[0] == "starting Ray, or joining its cluster"
     assert "0 of 1 workers ready, 1 waiting for room (CPU 1 each)" in starting
