@@ -21,6 +21,7 @@ from stereo_jobs.output.commits import read_records
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.records import RowError
 from stereo_jobs.run.driver import run
+from stereo_jobs.workers.ray.blocklist import EXCLUDED_AFTER
 from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import rows, verdict
@@ -211,18 +212,23 @@ def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
 
 
 class OnABadGpu(standin.StandIn):
-    """Dies, or generates only NaN, in actors that see GPU 1."""
+    """Dies, or generates only NaN, in actors that see GPU 1. The others leave it enough rows to be found out."""
 
     dies = True
+    made = 0
 
     def _one(self, row):
-        bad = os.environ.get("CUDA_VISIBLE_DEVICES") == "1"
-        if bad and self.dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        pair = super()._one(row)
-        return (
-            pair if not bad else RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
-        )
+        had = Path(os.environ["PID_FOLDER"], "had-by-the-bad-gpu")
+        had.mkdir(exist_ok=True)
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
+            (had / row.id).touch()
+            if self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+        self.made += 1
+        if self.made > 10:
+            wait_until(lambda: len(list(had.iterdir())) >= EXCLUDED_AFTER)
+        return super()._one(row)
 
 
 class OnASickGpu(OnABadGpu):
