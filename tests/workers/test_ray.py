@@ -212,22 +212,26 @@ def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
 
 
 class OnABadGpu(standin.StandIn):
-    """Dies, or generates only NaN, in actors that see GPU 1. The others leave it enough rows to be found out."""
+    """Dies, or generates only NaN, on GPU 1, once the other GPU has begun; that one leaves it enough rows."""
 
     dies = True
     made = 0
 
     def _one(self, row):
-        had = Path(os.environ["PID_FOLDER"], "had-by-the-bad-gpu")
-        had.mkdir(exist_ok=True)
+        good, bad = (Path(os.environ["PID_FOLDER"], name) for name in ("made-on-good", "had-on-bad"))
+        for folder in (good, bad):
+            folder.mkdir(exist_ok=True)
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
-            (had / row.id).touch()
+            wait_until(lambda: any(good.iterdir()))
+            (bad / row.id).touch()
             if self.dies:
                 os.kill(os.getpid(), signal.SIGKILL)
+            super()._one(row)  # takes as long as a good row
             return RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+        (good / row.id).touch()
         self.made += 1
         if self.made > 10:
-            wait_until(lambda: len(list(had.iterdir())) >= EXCLUDED_AFTER)
+            wait_until(lambda: len(list(bad.iterdir())) >= EXCLUDED_AFTER)
         return super()._one(row)
 
 
@@ -247,6 +251,8 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
 def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
+    for name in ("made-on-good", "had-on-bad"):
+        shutil.rmtree(pids / name, ignore_errors=True)
     manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
