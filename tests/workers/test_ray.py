@@ -21,6 +21,7 @@ from stereo_jobs.output.commits import read_records
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.records import RowError
 from stereo_jobs.run.driver import run
+from stereo_jobs.workers.ray.blocklist import EXCLUDED_AFTER
 from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import rows, verdict
@@ -211,18 +212,27 @@ def test_a_row_that_never_ends_is_quarantined(pids, make_spec, make_manifest):
 
 
 class OnABadGpu(standin.StandIn):
-    """Dies, or generates only NaN, in actors that see GPU 1."""
+    """Dies, or generates only NaN, on GPU 1, once the other GPU has begun; that one leaves it enough rows."""
 
     dies = True
+    made = 0
 
     def _one(self, row):
-        bad = os.environ.get("CUDA_VISIBLE_DEVICES") == "1"
-        if bad and self.dies:
-            os.kill(os.getpid(), signal.SIGKILL)
-        pair = super()._one(row)
-        return (
-            pair if not bad else RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
-        )
+        good, bad = (Path(os.environ["PID_FOLDER"], name) for name in ("made-on-good", "had-on-bad"))
+        for folder in (good, bad):
+            folder.mkdir(exist_ok=True)
+        if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
+            wait_until(lambda: any(good.iterdir()))
+            (bad / row.id).touch()
+            if self.dies:
+                os.kill(os.getpid(), signal.SIGKILL)
+            super()._one(row)  # takes as long as a good row
+            return RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
+        (good / row.id).touch()
+        self.made += 1
+        if self.made > 10:
+            wait_until(lambda: len(list(bad.iterdir())) >= EXCLUDED_AFTER)
+        return super()._one(row)
 
 
 class OnASickGpu(OnABadGpu):
@@ -241,6 +251,8 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
 def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
+    for name in ("made-on-good", "had-on-bad"):
+        shutil.rmtree(pids / name, ignore_errors=True)
     manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
