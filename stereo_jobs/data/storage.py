@@ -56,11 +56,13 @@ class LocalStorage(Storage):
         # One spelling per place, without following symbolic links: plans compare file names.
         self.root = Path(os.path.normpath(Path(folder).expanduser().absolute()))
         self.uri = str(self.root)
-        self._held = False
+        self._kept: set[Path] | None = None
 
     def hold(self) -> None:
-        """From now on the folder exists: if it is removed, writing fails instead of creating it again."""
-        self._held = True
+        """From now on the folder and those in it exist: writing fails where one was removed, instead of creating it."""
+        self._kept = {self.root}
+        with contextlib.suppress(OSError):  # a folder that cannot be listed cannot be written, which says more
+            self._kept.update(path for path in self.root.iterdir() if path.is_dir())
 
     def read(self, key: str) -> bytes:
         """Read a file. Raises NotFoundError; a folder is no object."""
@@ -166,7 +168,7 @@ class LocalStorage(Storage):
             self._make_folder(path.parent)
             file = temporary.open("xb")
         except FileNotFoundError:
-            if self._held:
+            if self._kept is not None:
                 raise
             raise StorageError(f"{path.parent}: nothing can be created here; choose another output") from None
         try:
@@ -179,13 +181,14 @@ class LocalStorage(Storage):
             temporary.unlink(missing_ok=True)
 
     def _make_folder(self, folder: Path) -> None:
-        """Create a folder. Once the root is held it is never created again, not even if it goes away at this moment."""
-        if not self._held:
+        """Create a folder. Once the root is held, a folder that was there is never created again, not at any moment."""
+        if self._kept is None:
             folder.mkdir(parents=True, exist_ok=True)
-        elif folder != self.root:
-            below = folder.relative_to(self.root)
-            for ancestor in [*reversed(below.parents), below][1:]:  # without the root itself
-                (self.root / ancestor).mkdir(exist_ok=True)
+            return
+        for missing in [path for path in (*reversed(folder.parents), folder) if path.is_relative_to(self.root)]:
+            if missing not in self._kept:
+                missing.mkdir(exist_ok=True)
+                self._kept.add(missing)
 
     @contextlib.contextmanager
     def _locked(self, key: str, timeout_s: float = 10.0) -> Iterator[None]:

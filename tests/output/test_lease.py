@@ -201,7 +201,9 @@ def test_a_frozen_run_that_was_taken_over_stops_by_itself(make_spec, make_manife
     spec = make_spec(make_manifest(prompt=["slow"] * 8), lease_ttl_s=TTL, shard_rows=2)
     process = start(spec, tmp_path)
     wait_for(tmp_path / "out" / layout.record((0, 0)))
-    process.send_signal(signal.SIGSTOP)
+    # It must not freeze while it holds the lock of a renewal: then nobody can take over.
+    with LocalStorage(tmp_path / "out")._locked(layout.LEASE, 60):
+        process.send_signal(signal.SIGSTOP)
     try:
         assert run(spec, local=True, load=standin.load).complete
         before = contents(spec.output)

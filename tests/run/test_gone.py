@@ -137,6 +137,19 @@ def test_a_held_folder_is_never_created_again(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_in_a_held_one_is_never_created_again(tmp_path):
+    storage = LocalStorage(tmp_path)
+    storage.create("_job/commits/a", b"1")
+    storage.hold()
+    storage.create("data/b", b"2")
+    for folder in ("_job", "data"):
+        shutil.rmtree(tmp_path / folder)
+    for key in ("_job/commits/c", "_job/d", "data/e"):
+        with pytest.raises(StorageError, match="its folder is gone"):
+            storage.create(key, b"3")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_plan_that_is_missed_once_is_looked_for_again(make_spec, monkeypatch):
     from stereo_jobs.data.storage import NotFoundError
 
