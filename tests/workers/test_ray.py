@@ -215,12 +215,11 @@ class OnABadGpu(standin.StandIn):
     """Dies, or generates only NaN, on GPU 1, once the other GPU has begun; that one leaves it enough rows."""
 
     dies = True
-    made = 0
 
     def _one(self, row):
-        good, bad = (Path(os.environ["PID_FOLDER"], name) for name in ("made-on-good", "had-on-bad"))
+        good, bad = (Path(os.environ["PID_FOLDER"], "rows-by-gpu", gpu) for gpu in "01")
         for folder in (good, bad):
-            folder.mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "1":
             wait_until(lambda: any(good.iterdir()))
             (bad / row.id).touch()
@@ -229,8 +228,7 @@ class OnABadGpu(standin.StandIn):
             super()._one(row)  # takes as long as a good row
             return RowError(row.id, "NotFinite", "the model returned NaN or infinite values for this row")
         (good / row.id).touch()
-        self.made += 1
-        if self.made > 10:
+        if len(list(good.iterdir())) > 10:
             wait_until(lambda: len(list(bad.iterdir())) >= EXCLUDED_AFTER)
         return super()._one(row)
 
@@ -251,8 +249,7 @@ def load_on_a_sick_gpu(recipe, device, batch_size):
     ("load", "most_failed"), [(load_on_a_bad_gpu, 0), pytest.param(load_on_a_sick_gpu, 3 + 2, marks=pytest.mark.slow)]
 )
 def test_a_gpu_where_every_shard_fails_is_excluded(pids, make_spec, make_manifest, caplog, load, most_failed):
-    for name in ("made-on-good", "had-on-bad"):
-        shutil.rmtree(pids / name, ignore_errors=True)
+    shutil.rmtree(pids / "rows-by-gpu", ignore_errors=True)
     manifest = make_manifest(rows=40, prompt=["slow"] * 40)
     spec = make_spec(manifest, shard_rows=1, actors=None, max_failure_ratio=0.5)
     status = run(spec, load=load)
