@@ -17,7 +17,7 @@ FEWEST_PLACES = 5
 """The smallest length of boundary, in pixels, of which a share is told."""
 LEAST_SHARE = 0.2
 """The smallest share of the object's colour that is seen as a ghost; less is a shadow or a reflection."""
-LEAST_LEVELS = 8.0
+LEAST_LEVELS = 12.0
 """The smallest difference of colour, in levels of 255, that is seen."""
 LEAST_CONTRAST = 24.0
 """The smallest difference between object and background, in levels of 255, between which mixtures can be told."""

@@ -58,3 +58,15 @@ def trusted_share(given: Tensor, returned: Tensor, seen: Tensor, factor: int) ->
     loss = membrane(loss, (near > 0)[:, 0])
     share = (TRUSTED_LEVELS**2 / (255**2 * loss).clamp_min(1e-6)).clamp(max=1)
     return functional.interpolate(share, given.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def hole_depth(seen: Tensor, factor: int) -> Tensor:
+    """Distance of each pixel from what is seen, in latents, up to 1: B,h,w bool -> B,1,h,w.
+
+    Less than a latent away, diffused pixels mix with what is in front: their latent has to show both.
+    """
+    depth, near = torch.zeros_like(seen[:, None], dtype=torch.float32), seen[:, None].float()
+    for _ in range(factor):
+        depth = depth + (1 - near)
+        near = functional.max_pool2d(near, 3, stride=1, padding=1)
+    return depth / factor

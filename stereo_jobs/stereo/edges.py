@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, in_bands, widened
+from stereo_jobs.stereo.matting import BEYOND, find_mixtures
 
 EDGE = 0.12
 """Share of the map's range that counts as an edge; a receding floor spans less within the radius."""
@@ -32,6 +33,15 @@ STEPS = 4
 MIXED = 0.03
 """Share of the map's range by which interpolation changes a pixel where it mixes two surfaces."""
 
+TIP = 4
+"""Farthest pixel from an object that may still be its own, in pixels of the map: estimators lose tips and outlines."""
+TIP_SHARE = 0.3
+"""The object's part of the colour of such a pixel, at least."""
+TIP_UNLIKE = 24 / 255
+"""Distance (Euclidean in RGB) of such a pixel from all colours of the background, at least."""
+MOST = 5
+"""Neighbours, of eight, between which a gap is closed."""
+
 AROUND = [(down, across) for down in (-1, 0, 1) for across in (-1, 0, 1) if (down, across) != (0, 0)]
 """Rows and columns to the eight pixels around one."""
 
@@ -42,7 +52,8 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
     Each pixel of an edge takes the depth of the pixel beside the edge to which the shortest path leads. A path is long
     where it crosses an edge of the picture or climbs the ramp of the map; where the picture has no edge, the ramp alone
     decides. This is done at the map's own size, and again at the picture's if that is another, where an edge is a
-    pixel of the map wide. At last an object takes one more pixel of its row on both sides: its outline cuts through it.
+    pixel of the map wide. What an object has lost, tips and parts of its outline, is told by its colour and given back.
+    At last an object takes one more pixel of its row on both sides: its outline cuts through it.
 
     Args:
         maps: B,h,w finite inverse depth at the size at which it was estimated, in any unit; larger is nearer.
@@ -54,13 +65,14 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
     extent = (maps.flatten(1).amax(1) - maps.flatten(1).amin(1))[:, None, None]
     own, size = tuple(maps.shape[-2:]), tuple(picture.shape[-2:])
     steep = _snapped(maps, maps, _shrunk(picture, own), extent, RADIUS)
+    zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
     if size != own:
-        zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
         mixed = functional.interpolate(steep[:, None], size, mode="bilinear")[:, 0]
         depths = functional.interpolate(steep[:, None], size, mode="nearest-exact")[:, 0]
         depths = torch.where((depths - mixed).abs() > MIXED * extent, depths, mixed)
         # Half a pixel of the map in each direction is averaged: noise between those pixels makes no edge.
         steep = _snapped(mixed, depths, picture, extent, max(RADIUS, zoom), blur=zoom // 2)
+    steep = _with_tips(steep, picture, extent, zoom)
     beside = functional.max_pool2d(steep, (1, 3), stride=1, padding=(0, 1))
     return torch.where(beside - steep > EDGE * extent, beside, steep)
 
@@ -98,6 +110,43 @@ def _snapped(maps: Tensor, depths: Tensor, picture: Tensor, extent: Tensor, radi
     return made
 
 
+def _with_tips(depths: Tensor, picture: Tensor, extent: Tensor, zoom: int) -> Tensor:
+    """Give an object the pixels beside it that have more of its colour than of the background's: tips and outlines.
+
+    Args:
+        depths: B,h,w with steep edges.
+        picture: B,3,h,w uint8.
+        extent: B,1,1, the range of the map.
+        zoom: width of a pixel of the map, in pixels of the picture.
+    """
+    made = depths.clone()
+    height, width = depths.shape[-2:]
+    reach, jump = TIP * zoom, EDGE * extent
+    for rows in bands(height, width):
+        wide, own = widened(rows, (3 * TIP + BEYOND + 3) * zoom, height)
+        part = depths[:, wide]
+        beside = _largest_around(part, reach) - part > jump
+        if not beside.any():
+            continue
+        image = _averaged(picture[:, :, wide], zoom // 2) / 255
+        mixed = find_mixtures(image, part, beside, jump=jump, reach=reach, step=zoom, unlike=TIP_UNLIKE)
+        place = mixed.place[mixed.share >= TIP_SHARE]
+        for _ in range(reach):
+            part = _taken_in(part, place, jump, votes=1)
+        beside = _largest_around(part, 1) - part > jump
+        made[:, rows] = _taken_in(part, beside.flatten().nonzero()[:, 0], jump, votes=MOST)[:, own]
+    return made
+
+
+def _taken_in(depths: Tensor, place: Tensor, jump: Tensor, votes: int) -> Tensor:
+    """Give each of some places the depth of its nearest neighbour, if at least `votes` of the eight are nearer."""
+    around, flat = _around(place, depths.shape), depths.flatten().clone()
+    rise = flat[around] - flat[place]  # 8,n
+    nearer = (rise > jump.expand(depths.shape).flatten()[place]).sum(0) >= votes
+    flat[place] += torch.where(nearer, rise.amax(0), 0.0)
+    return flat.view_as(depths)
+
+
 def _averaged(picture: Tensor, radius: int) -> Tensor:
     """The mean of the pixels within `radius` in each direction: B,3,h,w -> B,3,h,w float."""
     levels = picture.float()
@@ -130,16 +179,8 @@ def _largest_around(maps: Tensor, radius: int) -> Tensor:
 
 def _ends_of_paths(maps: Tensor, picture: Tensor, where: Tensor, radius: int) -> Tensor:
     """Find where the shortest path leads from each pixel of `where` (B,h,w bool): B,h,w int64, flat places outside."""
-    height, width = maps.shape[-2:]
-    sample, y, x = where.nonzero().unbind(1)  # n each
-    place = (sample * height + y) * width + x
-    around = torch.stack(  # 8,n
-        [
-            (sample * height + (y + down).clamp(0, height - 1)) * width + (x + across).clamp(0, width - 1)
-            for down, across in AROUND
-        ]
-    )
-
+    place = where.flatten().nonzero()[:, 0]  # n
+    around = _around(place, maps.shape)
     flat = maps.flatten()
     change = flat[place] - flat[around]  # positive where the path comes from the farther side
     colours = picture.float().movedim(1, 0).flatten(1)  # 3,B*h*w
@@ -158,3 +199,15 @@ def _ends_of_paths(maps: Tensor, picture: Tensor, where: Tensor, radius: int) ->
         end[place] = torch.where(shorter, ends, end[place])
         distance[place] = torch.where(shorter, shortest, distance[place])
     return end.view_as(maps)
+
+
+def _around(place: Tensor, shape: torch.Size) -> Tensor:
+    """The eight pixels around each of n places in the flattened B,h,w: 8,n."""
+    height, width = shape[-2:]
+    row, y, x = place // width, place // width % height, place % width
+    return torch.stack(
+        [
+            (row - y + (y + down).clamp(0, height - 1)) * width + (x + across).clamp(0, width - 1)
+            for down, across in AROUND
+        ]
+    )

@@ -16,12 +16,17 @@ from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, widened
 from stereo_jobs.stereo.disparity import nearness
+from stereo_jobs.stereo.matting import BEYOND, find_mixtures
 from stereo_jobs.stereo.warp import ForwardWarp
 
 JUMP_PX = 1.0
 """Difference of the disparities of neighbours, in pixels, above which there is an edge between them."""
 REACH = 3
 """Points outside of an edge that may be mixtures."""
+TRACE_REACH = 4
+"""The same for traces of the object's colour, which follow no step."""
+TRACE_UNLIKE = 8 / 255
+"""Distance (Euclidean in RGB) of a trace from all colours of the background, at least."""
 SIDE = REACH + 1
 """Points of a line on each side of an edge: the last one outside is all background."""
 COLUMNS_PER_STEP = 1024
@@ -38,6 +43,8 @@ MIDDLE, THIN_MIDDLE = 0.03, 0.25
 """How much less than half of a pixel on the object's side may be object, and the reverse. The second is for objects of
 at most three points: blurred, they are nowhere pure, so that all shares seem larger than they are."""
 
+_HALO = 2 * TRACE_REACH + BEYOND + 2
+"""Rows, in steps, that are looked at above and below a band."""
 _DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1))
 
 
@@ -48,7 +55,7 @@ class Rims:
     Attributes:
         size: height and width of the picture.
         place: n int64, row * width + column of each pixel, ascending.
-        alpha: n in [0, 1], the object's share in each pixel.
+        alpha: n in [0, 1], the object's share in each pixel; 0 where only a trace of the object is taken away.
         front: n,3 in [0, 1], colour of the object.
         back: n,3 in [0, 1], colour of the background.
         near: n, disparity of the object, pixels.
@@ -104,7 +111,8 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
 
     Each pixel outside of an edge of the disparity looks along the line across the nearest edge. The widest stretch of
     it is taken that can be a blurred step between the colours at its ends. Where there is none, as on textured surfaces
-    or at sharp outlines, there is no rim.
+    or at sharp outlines, there is no rim. Beside holes, traces of the object's colour on the background are found, too,
+    by comparing each pixel with the colours of both; the background alone remains of them.
 
     Args:
         image: 1,3,H,W in [0, 255], uint8 or float.
@@ -112,22 +120,24 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
         sign: 1, the sign of the scale: where negative, the smaller disparity is the nearer one.
 
     Returns:
-        The rims, found in bands of rows. `alpha` * `front` + (1 - `alpha`) * `back` is the colour of each pixel.
+        The rims, found in bands of rows. `alpha` * `front` + (1 - `alpha`) * `back` is the colour of each pixel, but
+        of traces.
     """
     height, width = disparity.shape[-2:]
     step = max(1, round(width / COLUMNS_PER_STEP))
     parts = []
     for rows in bands(height, width):
-        wide, own = widened(rows, 2 * SIDE * step, height)
-        found = _rims(image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign), own, step)
+        wide, own = widened(rows, _HALO * step, height)
+        found = _rims(image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign), own, step, sign)
         parts.append((found[0] + rows.start * width, *found[1:4], nearness(found[4], sign)))
     return Rims((height, width), *(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _rims(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, ...]:
+def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor) -> tuple[Tensor, ...]:
     """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each."""
     band = torch.zeros_like(near, dtype=torch.bool)
-    band[own] = _outside_edges(near, step)[own]
+    reach = REACH * step
+    band[own] = _outside_edges(near, step, reach, reach, reach)[own]
     pixels = band.flatten().nonzero()[:, 0]
     lines, here = _lines_across(near, pixels, step)
     flat = image.flatten(1)
@@ -144,17 +154,38 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, .
     alpha = _share(colour, front, back).clamp(0, 1)
     # What is left, noise and texture, belongs to both in proportion: the mixture is exactly the pixel's colour.
     rest = (colour - torch.lerp(back, front, alpha)) / (alpha.square() + (1 - alpha).square())
-    return (
-        pixels - own.start * near.shape[1],
-        alpha,
-        (front + alpha * rest).T,
-        (back + (1 - alpha) * rest).T,
-        depth[SIDE],
-    )
+    rims = pixels, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, depth[SIDE]
+    traces = torch.zeros_like(band)
+    reach = TRACE_REACH * step  # an object uncovers what it moves away from
+    traces[own] = _outside_edges(near, step, *((reach, 0) if sign >= 0 else (0, reach)), reach)[own]
+    traces.view(-1)[pixels] = False
+    found_traces = _traces(image, near, traces, step)
+    place, order = torch.cat([rims[0], found_traces[0]]).sort()
+    both = (torch.cat(values)[order] for values in zip(rims[1:], found_traces[1:], strict=True))
+    return place - own.start * near.shape[1], *both
 
 
-def _outside_edges(near: Tensor, step: int) -> Tensor:
-    """Pixels of the nearness h,W outside of an edge, within `REACH` steps of it: h,W bool."""
+def _traces(image: Tensor, near: Tensor, where: Tensor, step: int) -> tuple[Tensor, ...]:
+    """Find pixels of `where` (h,W bool) with a trace of an object's colour, of which nothing but the background stays.
+
+    What of them is the object's is told too roughly to be shown again, so alpha is 0. Fields of `Rims`, n each.
+    """
+    reach = TRACE_REACH * step
+    parts = image[None], near[None], where[None]
+    mixed = find_mixtures(*parts, jump=JUMP_PX * step, reach=reach, step=step, unlike=TRACE_UNLIKE)
+    return mixed.place, torch.zeros_like(mixed.share), mixed.front, mixed.back, mixed.near
+
+
+def _outside_edges(near: Tensor, step: int, before: int, after: int, beside: int) -> Tensor:
+    """Pixels of the nearness h,W outside of an edge: h,W bool.
+
+    Args:
+        near: h,W nearness.
+        step: pixels of a step.
+        before: columns on the left of a pixel within which the edge lies.
+        after: columns on its right.
+        beside: rows above and below it.
+    """
     inside = torch.full_like(near, -torch.inf)
     for dim in (0, 1):
         size = near.shape[dim] - 1
@@ -162,10 +193,10 @@ def _outside_edges(near: Tensor, step: int) -> Tensor:
         for side, start in ((rise > JUMP_PX * step, 1), (rise < -JUMP_PX * step, 0)):  # the near pixel of an edge
             part = near.narrow(dim, start, size)
             inside.narrow(dim, start, size)[side] = part[side]
-    reach = REACH * step
-    for kernel in ((1, 2 * reach + 1), (2 * reach + 1, 1)):
-        inside = functional.max_pool2d(inside[None], kernel, stride=1, padding=(kernel[0] // 2, kernel[1] // 2))[0]
-    return inside > near + JUMP_PX * step
+    around = functional.pad(inside[None], (before, after, beside, beside), value=-torch.inf)
+    for kernel in ((1, before + after + 1), (2 * beside + 1, 1)):
+        around = functional.max_pool2d(around, kernel, stride=1)
+    return around[0] > near + JUMP_PX * step
 
 
 def _lines_across(near: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, Tensor]:
