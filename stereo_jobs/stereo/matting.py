@@ -16,7 +16,7 @@ FEWEST = 4
 SPREADS = 0.4
 """Distance from all of the background's colours from which a pixel is not background, in their standard deviations: in
 a texture every pixel differs a little from all others."""
-TOGETHER = 3
+TOGETHER = 2
 """Fewest such pixels among the nine around one, itself included: noise strikes single pixels."""
 ON_LINE = 0.5
 """Largest distance of a mixture from the line between both colours, as a share of its distance from the background."""

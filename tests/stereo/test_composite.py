@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stereo_jobs.stereo.composite import TRUSTED_LEVELS, composite, trusted_share
+from stereo_jobs.stereo.composite import TRUSTED_LEVELS, composite, hole_depth, trusted_share
 
 HEIGHT, WIDTH = 24, 40
 HOLE = slice(10, 22)
@@ -119,3 +119,17 @@ def test_a_hole_takes_the_trust_around_it_and_what_was_drawn_in_it_counts_nothin
     error = torch.where(seen, 0.0, 200.0)[:, None]
     assert (shares(error, seen) == 1).all()
     assert (shares(0.0, torch.zeros_like(seen)) == 1).all()  # nothing is seen at all
+
+
+def test_pixels_count_as_much_as_they_are_far_from_what_is_seen_in_latents():
+    seen = torch.ones(1, 12, 30, dtype=torch.bool)
+    seen[:, :, 10:22] = False
+    depth = hole_depth(seen, 4)[0, 0]
+    expected = torch.tensor([0.0] * 10 + [0.25, 0.5, 0.75] + [1.0] * 6 + [0.75, 0.5, 0.25] + [0.0] * 8)
+    assert torch.equal(depth, expected.expand(12, 30))
+
+
+def test_a_hole_at_the_frame_is_deep_there():
+    seen = torch.ones(1, 8, 20, dtype=torch.bool)
+    seen[:, :, 14:] = False
+    assert torch.equal(hole_depth(seen, 8)[0, 0, 0, 14:], torch.arange(1, 7) / 8)

@@ -92,3 +92,27 @@ def test_no_depth_is_invented_and_every_map_is_refined_on_its_own():
         assert torch.equal(together[i : i + 1], refine(maps[i : i + 1], pictures[i : i + 1]))
         assert maps[i].min() <= together[i].min()
         assert together[i].max() <= maps[i].max()
+
+
+@pytest.mark.parametrize("zoom", [1, 4])
+def test_a_tip_that_the_map_has_lost_goes_with_its_object(zoom):
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
+    body = (x - 24).abs() < (y - 16) * 0.5
+    body = body & (y < 40)
+    tip = (x == 24) & (y >= 13) & (y <= 17)
+    picture = torch.where(body | tip, 40, 180).to(torch.uint8).expand(1, 3, 48, 48)
+    picture = picture.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    refined = refine(body.float()[None], picture)[0]
+    shown = tip.repeat_interleave(zoom, -1).repeat_interleave(zoom, -2)
+    assert (refined[shown] > 0.9).float().mean() >= 0.9
+    around = refined[: 12 * zoom]
+    assert (around == 0).all()
+
+
+def test_a_line_of_the_wall_that_ends_at_an_object_stays_on_the_wall():
+    body = torch.zeros(1, 48, 48)
+    body[:, 20:44, 12:30] = 1
+    picture = torch.where(body.bool(), 40, 180).to(torch.uint8).expand(1, 3, 48, 48).clone()
+    picture[..., :20, 20:22] = 60
+    refined = refine(body, picture)
+    assert (refined[:, :19] == 0).all()
