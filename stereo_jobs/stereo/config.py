@@ -122,8 +122,9 @@ class MethodConfig(BaseModel):
     )
     refine_edges: bool = Field(
         True,
-        description="Put the edges of depth maps, which estimators blur, on the edges of the picture before the shift. "
-        "Disparity in known pixels (geometry: metric) is never changed.",
+        description="Put the edges of depth maps, which estimators blur, on the edges of the picture before the "
+        "shift, and give objects the tips and outlines that estimators lose. Disparity in known pixels (geometry: "
+        "metric) is never changed.",
     )
     warp: Literal["integer", "subpixel", "pixel"] = Field(
         "pixel",
@@ -133,8 +134,9 @@ class MethodConfig(BaseModel):
     rims: bool = Field(
         True,
         description="Take the soft outlines of objects apart: the object's share of each mixed pixel (alpha) moves "
-        "with the object and is laid over what is behind it. Only where pixels of the left image are moved (warp: "
-        "pixel, or composite) and the left view is not denoised again (attention: bi, shift_both).",
+        "with the object and is laid over what is behind it; other traces of its colour beside holes are taken away. "
+        "Only where pixels of the left image are moved (warp: pixel, or composite) and the left view is not denoised "
+        "again (attention: bi, shift_both).",
     )
     fill: Literal["zero", "noise", "background", "mirror"] = Field(
         "mirror",
