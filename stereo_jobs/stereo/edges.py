@@ -30,6 +30,8 @@ LENGTH = 0.1
 STEPS = 4
 """Longest path, in radii of the window."""
 
+SAME = 0.8
+"""A picture that is smaller than the map, but not by more than this factor, has pixels as large as the map's."""
 MIXED = 0.03
 """Share of the map's range by which interpolation changes a pixel where it mixes two surfaces."""
 
@@ -63,7 +65,10 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
         B,H,W in the unit of `maps`, within its range.
     """
     extent = (maps.flatten(1).amax(1) - maps.flatten(1).amin(1))[:, None, None]
-    own, size = tuple(maps.shape[-2:]), tuple(picture.shape[-2:])
+    size = tuple(picture.shape[-2:])
+    if all(SAME * of_map <= of_picture <= of_map for of_map, of_picture in zip(maps.shape[-2:], size, strict=True)):
+        maps = functional.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
+    own = tuple(maps.shape[-2:])
     steep = _snapped(maps, maps, _shrunk(picture, own), extent, RADIUS)
     zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
     if size != own:
