@@ -69,15 +69,15 @@ def refine(maps: Tensor, picture: Tensor) -> Tensor:
     if all(SAME * of_map <= of_picture <= of_map for of_map, of_picture in zip(maps.shape[-2:], size, strict=True)):
         maps = functional.interpolate(maps[:, None], size, mode="bilinear")[:, 0]
     own = tuple(maps.shape[-2:])
-    steep = _snapped(maps, maps, _shrunk(picture, own), extent, RADIUS)
-    zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
+    shrunk = _shrunk(picture, own)
+    steep = _with_tips(_snapped(maps, maps, shrunk, extent, RADIUS), shrunk, extent)
     if size != own:
+        zoom = ceil(max(size[0] / own[0], size[1] / own[1]))
         mixed = functional.interpolate(steep[:, None], size, mode="bilinear")[:, 0]
         depths = functional.interpolate(steep[:, None], size, mode="nearest-exact")[:, 0]
         depths = torch.where((depths - mixed).abs() > MIXED * extent, depths, mixed)
         # Half a pixel of the map in each direction is averaged: noise between those pixels makes no edge.
         steep = _snapped(mixed, depths, picture, extent, max(RADIUS, zoom), blur=zoom // 2)
-    steep = _with_tips(steep, picture, extent, zoom)
     beside = functional.max_pool2d(steep, (1, 3), stride=1, padding=(0, 1))
     return torch.where(beside - steep > EDGE * extent, beside, steep)
 
@@ -115,28 +115,27 @@ def _snapped(maps: Tensor, depths: Tensor, picture: Tensor, extent: Tensor, radi
     return made
 
 
-def _with_tips(depths: Tensor, picture: Tensor, extent: Tensor, zoom: int) -> Tensor:
+def _with_tips(depths: Tensor, picture: Tensor, extent: Tensor) -> Tensor:
     """Give an object the pixels beside it that have more of its colour than of the background's: tips and outlines.
 
     Args:
         depths: B,h,w with steep edges.
-        picture: B,3,h,w uint8.
+        picture: B,3,h,w in [0, 255].
         extent: B,1,1, the range of the map.
-        zoom: width of a pixel of the map, in pixels of the picture.
     """
     made = depths.clone()
     height, width = depths.shape[-2:]
-    reach, jump = TIP * zoom, EDGE * extent
+    jump = EDGE * extent
     for rows in bands(height, width):
-        wide, own = widened(rows, (3 * TIP + BEYOND + 3) * zoom, height)
+        wide, own = widened(rows, 3 * TIP + BEYOND + 3, height)
         part = depths[:, wide]
-        beside = _largest_around(part, reach) - part > jump
+        beside = _largest_around(part, TIP) - part > jump
         if not beside.any():
             continue
-        image = _averaged(picture[:, :, wide], zoom // 2) / 255
-        mixed = find_mixtures(image, part, beside, jump=jump, reach=reach, step=zoom, unlike=TIP_UNLIKE)
+        image = picture[:, :, wide] / 255
+        mixed = find_mixtures(image, part, beside, jump=jump, reach=TIP, step=1, unlike=TIP_UNLIKE)
         place = mixed.place[mixed.share >= TIP_SHARE]
-        for _ in range(reach):
+        for _ in range(TIP):
             part = _taken_in(part, place, jump, votes=1)
         beside = _largest_around(part, 1) - part > jump
         made[:, rows] = _taken_in(part, beside.flatten().nonzero()[:, 0], jump, votes=MOST)[:, own]
