@@ -6,7 +6,7 @@ from torch.nn import functional
 
 from stereo_jobs.stereo.membrane import membrane
 
-TRUSTED_LEVELS = 4.0
+TRUSTED_LEVELS = 5.0
 """Error of a whole latent's colour, in levels of 255, up to which diffused pixels are taken as they are.
 
 A VAE that knows a kind of picture loses its detail, but hardly the mean colour of a latent.

@@ -19,7 +19,7 @@ SPREADS = 0.4
 a texture every pixel differs a little from all others."""
 TOGETHER = 2
 """Fewest such pixels among the nine around one, itself included: noise strikes single pixels."""
-ON_LINE = 0.5
+ON_LINE = 0.35
 """Largest distance of a mixture from the line between both colours, as a share of its distance from the background."""
 
 

@@ -25,6 +25,8 @@ REACH = 3
 """Points outside of an edge that may be mixtures."""
 TRACE_REACH = 4
 """The same for traces of the object's colour, which follow no step."""
+TRACE_JUMP_PX = 1.5
+"""The same as `JUMP_PX` for traces: a trace beside a smaller hole is not seen."""
 TRACE_UNLIKE = 8 / 255
 """Distance (Euclidean in RGB) of a trace from all colours of the background, at least."""
 SIDE = REACH + 1
@@ -137,7 +139,7 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor) -> t
     """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each."""
     band = torch.zeros_like(near, dtype=torch.bool)
     reach = REACH * step
-    band[own] = _outside_edges(near, step, reach, reach, reach)[own]
+    band[own] = _outside_edges(near, JUMP_PX * step, reach, reach, reach)[own]
     pixels = band.flatten().nonzero()[:, 0]
     lines, here = _lines_across(near, pixels, step)
     flat = image.flatten(1)
@@ -157,7 +159,7 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor) -> t
     rims = pixels, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, depth[SIDE]
     traces = torch.zeros_like(band)
     reach = TRACE_REACH * step  # an object uncovers what it moves away from
-    traces[own] = _outside_edges(near, step, *((reach, 0) if sign >= 0 else (0, reach)), reach)[own]
+    traces[own] = _outside_edges(near, TRACE_JUMP_PX * step, *((reach, 0) if sign >= 0 else (0, reach)), reach)[own]
     traces.view(-1)[pixels] = False
     found_traces = _traces(image, near, traces, step)
     place, order = torch.cat([rims[0], found_traces[0]]).sort()
@@ -172,16 +174,16 @@ def _traces(image: Tensor, near: Tensor, where: Tensor, step: int) -> tuple[Tens
     """
     reach = TRACE_REACH * step
     parts = image[None], near[None], where[None]
-    mixed = find_mixtures(*parts, jump=JUMP_PX * step, reach=reach, step=step, unlike=TRACE_UNLIKE)
+    mixed = find_mixtures(*parts, jump=TRACE_JUMP_PX * step, reach=reach, step=step, unlike=TRACE_UNLIKE)
     return mixed.place, torch.zeros_like(mixed.share), mixed.front, mixed.back, mixed.near
 
 
-def _outside_edges(near: Tensor, step: int, before: int, after: int, beside: int) -> Tensor:
+def _outside_edges(near: Tensor, jump: float, before: int, after: int, beside: int) -> Tensor:
     """Pixels of the nearness h,W outside of an edge: h,W bool.
 
     Args:
         near: h,W nearness.
-        step: pixels of a step.
+        jump: smallest step of the nearness at an edge.
         before: columns on the left of a pixel within which the edge lies.
         after: columns on its right.
         beside: rows above and below it.
@@ -190,13 +192,13 @@ def _outside_edges(near: Tensor, step: int, before: int, after: int, beside: int
     for dim in (0, 1):
         size = near.shape[dim] - 1
         rise = near.diff(dim=dim)
-        for side, start in ((rise > JUMP_PX * step, 1), (rise < -JUMP_PX * step, 0)):  # the near pixel of an edge
+        for side, start in ((rise > jump, 1), (rise < -jump, 0)):  # the near pixel of an edge
             part = near.narrow(dim, start, size)
             inside.narrow(dim, start, size)[side] = part[side]
     around = functional.pad(inside[None], (before, after, beside, beside), value=-torch.inf)
     for kernel in ((1, before + after + 1), (2 * beside + 1, 1)):
         around = functional.max_pool2d(around, kernel, stride=1)
-    return around[0] > near + JUMP_PX * step
+    return around[0] > near + jump
 
 
 def _lines_across(near: Tensor, pixels: Tensor, step: int) -> tuple[Tensor, Tensor]:
