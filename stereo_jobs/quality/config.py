@@ -100,7 +100,7 @@ class QualityConfig(BaseModel):
         description="`blurred_holes`: smallest ratio of the Laplacian's variance in the holes to that beside them.",
     )
     max_ghost: float | None = Field(
-        0.2,
+        0.1,
         ge=0,
         lt=1,
         description="`ghost`: largest share of the boundary between holes and background that carries colour of the "

@@ -5,6 +5,7 @@
 | `config` | every switch of the method, and the presets |
 | `disparity` | from depth to a shift in pixels (Sec. 3.1, Eq. 2) |
 | `edges` | depth edges where the picture has them |
+| `matting` | what of a pixel beside an object is the object's, told by samples of both colours |
 | `warp` | Stereo Pixel Shift and the masks that follow from it (Sec. 3.1, Eq. 3) |
 | `attention` | self-attention across the views, and what is kept of the left one for it (Sec. 3.3, Alg. 1) |
 | `timesteps` | at which timesteps a checkpoint's steps run |

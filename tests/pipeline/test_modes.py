@@ -568,7 +568,9 @@ def test_depth_mode_sees_the_depth_map(pipeline, depth_sd, conditions):
     assert pair.disparity_of == "left"
     for channel in seen:
         assert channel.shape[1:] == (1, 8, 8)
-        assert (channel.min(), channel.max()) == (-1, 1)
+        assert channel.min() == -1
+        assert 0.99 < channel.max() <= 1  # the right view's is warped by fractions
+    assert seen[0].max() == 1
     # The nearest is 1, the farthest -1, as in the map.
     cells = SCENES[0].disparity.reshape(8, 8, 8, 8).mean((1, 3))
     assert np.corrcoef(seen[0][0, 0].ravel(), cells.ravel())[0, 1] > 0.95
