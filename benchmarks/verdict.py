@@ -29,6 +29,7 @@ from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.quality.measure import Metrics, measure
 from stereo_jobs.quality.verdict import judge
 from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.disparity import resize
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
 from stereo_jobs.toyscapes.render import ToyScape, render
@@ -37,6 +38,14 @@ from stereo_jobs.toyscapes.scenes import Split, draw_scene
 OFFSET_PX = 3.0
 CAST = (1.12, 1.0, 0.88)
 BLUR_PX = 3.0
+RIM_PX = (1, 3)
+"""Fewest and most columns of an object that a ghost leaves behind, at 128 columns."""
+RIM_ALPHA = (0.3, 1.0)
+"""Smallest and largest share of the object's colour in them."""
+SPECKS = 0.05
+"""Share of the hole pixels that are replaced by random colours."""
+GRAIN_LEVELS = 24.0
+"""Standard deviation of the grain that is added to holes."""
 OTHER = 1_000_000
 """Distance of the seeds of two scenes of one planted fault."""
 
@@ -99,6 +108,42 @@ def other_depth(pair: Labelled, other: ToyScape) -> Labelled:
     return Labelled(pair.left, right, other.disparity, other.nonocc_left, hole)
 
 
+def haunted(pair: Labelled, other: ToyScape) -> Labelled:
+    """The outermost columns of the object stay behind beside the hole, mixed with the background there."""
+    rng = np.random.default_rng(_number(other))
+    columns = round(int(rng.integers(RIM_PX[0], RIM_PX[1] + 1)) * pair.left.shape[1] / 128)
+    alpha = rng.uniform(*RIM_ALPHA)
+    right, hole = pair.right.astype(np.float64), pair.hole_right
+    rows, ends = np.nonzero(hole[:, :-1] & ~hole[:, 1:])
+    warp = forward_warp(torch.from_numpy(pair.disparity)[None], torch.ones(1), subpixel=True)
+    behind = warp(torch.from_numpy(pair.disparity)[None, None])[0, 0].numpy()[rows, ends + 1]
+    outline = np.rint(ends + 1 + behind).astype(int)  # the left view's first background column
+    for column in range(columns):
+        to, source = ends + 1 + column, outline - columns + column
+        kept = (to < hole.shape[1]) & (source >= 0) & (source < hole.shape[1])
+        at = rows[kept], to[kept]
+        right[at] += alpha * (pair.left[rows[kept], source[kept]] - right[at]) * ~hole[at][:, None]
+    return replace(pair, right=(right + 0.5).astype(np.uint8))
+
+
+def speckled(pair: Labelled, other: ToyScape) -> Labelled:
+    rng = np.random.default_rng(_number(other))
+    struck = pair.hole_right & (rng.random(pair.hole_right.shape) < SPECKS)
+    colours = rng.integers(0, 256, pair.right.shape, np.uint8)
+    return replace(pair, right=np.where(struck[..., None], colours, pair.right))
+
+
+def grainy(pair: Labelled, other: ToyScape) -> Labelled:
+    grain = np.random.default_rng(_number(other)).normal(0, GRAIN_LEVELS, (*pair.hole_right.shape, 1))
+    noisy = np.clip(pair.right + grain + 0.5, 0, 255).astype(np.uint8)
+    return replace(pair, right=np.where(pair.hole_right[..., None], noisy, pair.right))
+
+
+def _number(other: ToyScape) -> int:
+    """A seed that differs from scene to scene."""
+    return int(other.left.sum())
+
+
 FAULTS: dict[str, tuple[str, Callable[[Labelled, ToyScape], Labelled]]] = {
     "swapped eyes": ("swapped_eyes", swapped),
     "right = left": ("no_parallax", copied),
@@ -109,6 +154,9 @@ FAULTS: dict[str, tuple[str, Callable[[Labelled, ToyScape], Labelled]]] = {
     "holes black": ("empty_holes", black),
     "holes blurred": ("blurred_holes", blurred),
     "depth of another scene": ("other_depth", other_depth),
+    "rim beside the hole": ("ghost", haunted),
+    "specks in holes": ("speckle", speckled),
+    "grain in holes": ("speckle", grainy),
 }
 TRUE = "true pair"
 WATCHED = {
@@ -122,6 +170,8 @@ WATCHED = {
     "seam": "seam",
     "blurred_holes": "hole_sharpness",
     "other_depth": "depth_rank",
+    "ghost": "ghost",
+    "speckle": "speckle",
 }
 """The metric that each rule reads."""
 OFF = {"left_right": "lr_consistency", "backwarp": "backwarp_lpips", "siou": "siou"} | {
@@ -156,7 +206,7 @@ class Meter:
         if key not in self.depths:
             with torch.inference_mode():
                 found = self.estimator.inverse_depth([left, np.ascontiguousarray(left[:, ::-1])])
-            self.depths = {key: [depth.cpu().numpy() for depth in found]}
+            self.depths = {key: [resize(depth[None], left.shape[:2])[0].cpu().numpy() for depth in found]}
         return self.depths[key]
 
 

@@ -1,6 +1,7 @@
-"""Draws the README's picture from a finished dataset: its first pairs, none of them hand-picked.
+"""Draws pictures of the documentation from a finished dataset.
 
-python docs/make_pictures.py out/demo docs/images/demo.png [--pairs 6]
+python docs/make_pictures.py out/demo docs/images/demo.png                        # its first six pairs, with labels
+python docs/make_pictures.py out/demo docs/images/edges.png --large 2 3 4 5 8 12 13 14   # these pairs, enlarged
 """
 
 import argparse
@@ -16,14 +17,25 @@ from stereo_jobs.output import layout
 from stereo_jobs.views import anaglyph, coloured
 
 ZOOM, GAP = 2, 6
+LARGE = 4
+"""Zoom of pairs that are shown for their edges and holes."""
 
 
 def strip(row: dict) -> np.ndarray:
     """Left, right, anaglyph and disparity of one pair, side by side."""
     left, right = (np.asarray(Image.open(io.BytesIO(row[name]["bytes"]))) for name in ("left", "right"))
     disparity = coloured(decode_disparity(row["disparity"]["bytes"]))
-    images = [left, right, anaglyph(left, right), disparity]
-    images = [image.repeat(ZOOM, 0).repeat(ZOOM, 1) for image in images]
+    return beside([left, right, anaglyph(left, right), disparity], ZOOM)
+
+
+def large_strip(row: dict) -> np.ndarray:
+    """Left and right view of one pair, side by side, large enough to see every pixel."""
+    return beside([np.asarray(Image.open(io.BytesIO(row[name]["bytes"]))) for name in ("left", "right")], LARGE)
+
+
+def beside(images: list[np.ndarray], zoom: int) -> np.ndarray:
+    """Enlarge images and put them side by side."""
+    images = [image.repeat(zoom, 0).repeat(zoom, 1) for image in images]
     gap = np.full((images[0].shape[0], GAP, 3), 255, np.uint8)
     return np.hstack([part for image in images for part in (image, gap)][:-1])
 
@@ -45,8 +57,13 @@ def main() -> None:
     parser.add_argument("output")
     parser.add_argument("picture")
     parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--large", type=int, nargs="+", metavar="ROW", help="these rows, their views alone, enlarged")
     arguments = parser.parse_args()
-    strips = [strip(row) for row in first_rows(arguments.output, arguments.pairs)]
+    if arguments.large:
+        rows = first_rows(arguments.output, max(arguments.large) + 1)
+        strips = [large_strip(rows[number]) for number in arguments.large]
+    else:
+        strips = [strip(row) for row in first_rows(arguments.output, arguments.pairs)]
     wide = np.full((GAP, strips[0].shape[1], 3), 255, np.uint8)
     half = -(-len(strips) // 2)
     columns = [

@@ -334,13 +334,14 @@ class ShardRecord(BaseModel):
     bytes: int = Field(0, description="Size of the object; 0 inside the object itself.")
 
 
-# --- The columns of a dataset (schema_version 1) ---
+# --- The columns of a dataset (schema_version 2) ---
 
 _IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _METRICS = (
     *("qc_epe", "qc_bad_2", "qc_d1", "qc_density", "qc_fit_a", "qc_fit_b", "qc_lr_consistency"),
     *("qc_backwarp_psnr", "qc_backwarp_ssim", "qc_backwarp_lpips", "qc_siou", "qc_identity", "qc_vertical_px"),
-    *("qc_color_delta", "qc_hole_share", "qc_hole_sharpness", "qc_seam", "qc_clip_left", "qc_clip_right"),
+    *("qc_color_delta", "qc_hole_share", "qc_hole_sharpness", "qc_seam", "qc_ghost", "qc_speckle"),
+    *("qc_clip_left", "qc_clip_right"),
     *("qc_depth_confidence", "qc_depth_rank", "qc_control_bad_2"),
     *("qc_raw_epe", "qc_raw_bad_2", "qc_raw_backwarp_lpips"),
     *("true_psnr", "true_psnr_nonocc", "true_psnr_occ"),

@@ -32,7 +32,7 @@ from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.stereo import METHOD_VERSION
 from stereo_jobs.stereo.config import MethodConfig
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MAX_SECONDS = 10_000_000
 """Longest time that a field may name, about four months; clocks and timers of the libraries end somewhere above it."""
 DEMO = "demo"
@@ -263,6 +263,11 @@ class Recipe(_Model):
     @classmethod
     def _units(cls, value: float | ScaleRange) -> float | ScaleRange:
         return value if isinstance(value, ScaleRange) else check_scale_percent(value)
+
+    @property
+    def inverts(self) -> bool:
+        """Whether the pair starts from latents that are found for a picture (Sec. 3.4)."""
+        return self.method.diffuses_pair and (self.mode in ("image", "inpaint") or self.method.two_pass)
 
     def canonical(self) -> dict[str, Any]:
         """Return the recipe as plain JSON values, with the versions that the rows also depend on."""

@@ -16,7 +16,7 @@ class KarrasToTheLastLevel(DPMSolverMultistepScheduler):
 
 
 def reference_scheduler(name, config):
-    """`ddim` or `dpm++` for a checkpoint's scheduler configuration."""
+    """`ddim` or `dpm++_karras` for a checkpoint's scheduler configuration."""
     if name == "ddim":
         return DDIMScheduler.from_config(config, clip_sample=False, set_alpha_to_one=False)
     return KarrasToTheLastLevel.from_config(config, use_karras_sigmas=True, final_sigmas_type="sigma_min")

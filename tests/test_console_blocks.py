@@ -89,8 +89,9 @@ stereo-jobs evaluate out/evaluation --data Middlebury2014 --data KITTI2015/train
 stereo-jobs evaluate out/evaluation --data path/to/Middlebury2014 --data path/to/KITTI2015/training
 stereo-jobs evaluate out/evaluation --data DIR --folder "3D Photography=path/to/its/images"
 stereo-jobs evaluate out/motorcycle --data path/to/middlebury --table switches --local --set runtime.batch_size=1 \
---method identity --method leave_blank --method stretch --method "stretch, sub-pixel" --method layered --method best \
---method "best, as drawn"
+--method identity --method leave_blank --method stretch --method "stretch, sub-pixel" --method layered --method best
+stereo-jobs evaluate out/protocols --data path/to/middlebury --protocol squash --protocol end_to_end --local \
+--set runtime.batch_size=1 --method stretch --method layered --method best
 python benchmarks/verdict.py --data path/to/middlebury
 """,
     "takes hours on two cores": """
@@ -101,6 +102,12 @@ stereo-jobs evaluate out/toyscapes --toyscapes 200 --protocol metric --table swi
 --method leave_blank --method stretch --method "stretch, sub-pixel" --method layered --method official --method best \
 --method stereodiffusion
 stereo-jobs evaluate out/switches --toyscapes 32 --protocol metric --table switches --slow-scenes 1 --local
+stereo-jobs evaluate out/hard --toyscapes 60 --level hard --protocol metric --table switches --local \
+--method "stretch, sub-pixel" --method "layered, sub-pixel" --method official --method best
+python docs/write_photos.py out/photos
+stereo-jobs evaluate out/cycle --photos out/photos --size 256 --table switches --local \
+--method "stretch, sub-pixel" --method "layered, sub-pixel" --method best
+stereo-jobs evaluate out/inpaint --toyscapes 8 --table inpaint --local
 stereo-jobs evaluate out/depth --toyscapes 16 --table depth --local
 stereo-jobs evaluate out/paper --toyscapes 200 --slow-scenes 8 --protocol paper --table methods --local
 stereo-jobs evaluate out/techniques --toyscapes 8 --protocol paper --table techniques --local
@@ -108,6 +115,7 @@ stereo-jobs evaluate out/cost --table cost --local
 stereo-jobs evaluate out/sweep --toyscapes 16 --protocol metric --sweep shift_step=0.1,0.2,0.4,0.6,0.8 --local
 python benchmarks/verdict.py --first 2000
 python -m stereo_jobs.toyscapes vae
+python -m stereo_jobs.toyscapes decoder
 python -m stereo_jobs.toyscapes latents
 python -m stereo_jobs.toyscapes unet
 python -m stereo_jobs.toyscapes depth

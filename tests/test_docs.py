@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 from typer.main import get_command
 
 from stereo_jobs import cli, errors
-from stereo_jobs.evaluate.methods import METHODS, PROTOCOLS, TABLES
+from stereo_jobs.evaluate.methods import METHODS, TABLES
+from stereo_jobs.evaluate.protocols import PROTOCOLS
 from stereo_jobs.evaluate.tables.formats import METRICS as SCORES
 from stereo_jobs.output.verify import VerifyReport
 from stereo_jobs.quality.config import QualityConfig
@@ -90,6 +92,22 @@ def test_tables_of_the_docs_are_filled_from_evaluations(tmp_path):
     filled = module.filled(page, [output])
     assert f"<!-- table {places[1]} -->\n### New\n<!-- end -->" in filled
     assert re.findall("<!-- table (.*) -->", filled) == places
+    assert module.filled(page, []) == page
+
+
+def test_pictures_of_the_docs_are_copied_from_evaluations(tmp_path, monkeypatch):
+    module = load("docs/fill_benchmarks.py")
+    page = read("docs/benchmarks.md")
+    places = re.findall(r"<!-- picture (\S+)/(\S+) (\S+): (.*) -->", page)
+    assert len(places) == len({file for _, _, file, _ in places}) == page.count("<!-- end picture -->") > 0
+    output, name, file, description = places[0]
+    (tmp_path / output / "pictures").mkdir(parents=True)
+    Image.effect_noise((64, 64), 99).convert("RGB").save(tmp_path / output / f"pictures/{name}.png")
+    monkeypatch.setattr(module, "PAGE", tmp_path / "benchmarks.md")
+    (tmp_path / "images").mkdir()
+    filled = module.filled(page, [tmp_path / output])
+    assert f"-->\n![{description}]({file})\n<!-- end picture -->" in filled
+    assert Image.open(tmp_path / file).size == (64, 64)
     assert module.filled(page, []) == page
 
 

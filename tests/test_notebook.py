@@ -46,7 +46,7 @@ def pipeline():
 @pytest.fixture(scope="module")
 def metric():
     return StereoPipeline.from_pretrained(
-        mode="image", device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "edge_px": 0}})
+        device="cpu", **(RECIPE | {"method": METHOD | {"geometry": "metric", "refine_edges": False}})
     )
 
 
@@ -112,7 +112,7 @@ def test_what_a_call_leaves_out_is_the_recipes(pipeline):
 
 def test_a_range_of_scales_is_drawn_from_by_the_seed_as_in_a_job(pipeline):
     scales = {"min": 4.0, "max": 10.0}
-    recipe = RECIPE | {"scale_percent": scales, "method": METHOD | {"edge_px": 0}}  # the nearest point as it is
+    recipe = RECIPE | {"scale_percent": scales, "method": METHOD | {"refine_edges": False}}  # nearest as it is
     other = StereoPipeline.from_pretrained(device="cpu", **recipe)
     found = [other("a red circle", seed=seed).disparity.max() / 0.64 for seed in (1, 2)]
     np.testing.assert_allclose(found, [draw_scale(other.recipe, seed) for seed in (1, 2)], rtol=1e-5)
@@ -377,6 +377,14 @@ def test_what_cannot_be_used_is_refused_with_the_remedy(pipeline, given, words):
 def test_every_call_checks_its_scale(pipeline):
     with pytest.raises(InputRefusedError, match="scale_percent: must be a percentage"):
         pipeline("a red ball", scale_percent=0)
+
+
+def test_metric_geometry_is_for_photos_and_depth_maps(metric):
+    assert metric.recipe.mode == "image"
+    with pytest.raises(SpecError, match=r"method.geometry metric needs known disparities, and mode text has none"):
+        metric("a red circle")
+    with pytest.raises(SpecError, match=r"method.geometry metric needs known disparities, and mode text has none"):
+        StereoPipeline.from_pretrained(mode="text", device="cpu", method={"geometry": "metric"})
 
 
 def test_metric_geometry_wants_a_measure(metric):

@@ -36,7 +36,7 @@ def test_manifest_and_output_are_enough():
     spec = parse_spec(MINIMAL)
     assert spec.manifests == ("prompts.parquet",)
     assert spec.recipe.scale_percent == 8.0
-    assert (spec.recipe.method.preset, spec.recipe.method.shift_step) == ("best", 20)
+    assert (spec.recipe.method.preset, spec.recipe.method.shift_step) == ("best", 8)
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_a_wrong_unit_is_refused_with_the_right_one(path, value, words):
 @pytest.mark.parametrize(
     ("path", "value", "words"),
     [
-        ("recipe.method.shift_step", 49, "shift_step must be below steps - 1 = 49"),
+        ("recipe.method.shift_step", 49, "shift_step must be below steps - 1 = 19"),
         ("recipe.method", {"steps": 5, "shift_step": 4}, "shift_step must be below steps - 1 = 4"),
         ("recipe.method.guidance_scale", 0.5, "greater than or equal to 1 (got 0.5)"),
         ("recipe.method.preset", "worst", "Input should be 'official' or 'best' (got 'worst')"),
@@ -413,18 +413,19 @@ CHANGES = {
     "models.depth.polarity": "metric",
     "method.steps": 49,
     "method.guidance_scale": 6.5,
+    "method.pair_guidance_scale": 2.0,
     "method.photo_guidance_scale": 2.0,
     "method.scheduler": "dpm++",
     "method.inversion": "ddim",
     "method.null_text_iterations": 9,
     "method.geometry": "metric",
-    "method.edge_px": 1,
+    "method.refine_edges": False,
     "method.warp": "subpixel",
     "method.warp_condition": False,
     "method.two_pass": True,
+    "method.rims": False,
     "method.composite": False,
-    "method.grain": 0.5,
-    "method.trusted_loss": 5.0,
+    "method.hole_detail": True,
     "method.fill": "noise",
     "method.shift_step": 9,
     "method.shift_both": True,
@@ -432,6 +433,7 @@ CHANGES = {
     "method.recopy_last_step": 30,
     "method.attention": "bi",
     "method.attention_step": 11,
+    "method.keep_left": False,
     "seed": 1,
     "scale_percent": {"min": 4, "max": 8},
     "variants.seeds": 2,

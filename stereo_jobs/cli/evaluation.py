@@ -22,12 +22,24 @@ def evaluate(
     data: Annotated[
         list[Path] | None, typer.Option(help="Folder of Middlebury 2014 or KITTI 2015 (training); repeatable.")
     ] = None,
+    photos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of photos, of any size, for protocol cycle.")
+    ] = None,
     toyscapes: Annotated[int, typer.Option(min=0, help="Number of rendered scenes.")] = 0,
+    level: Annotated[
+        list[str] | None,
+        typer.Option(help="Level of the rendered scenes; repeatable; default plain and structured, in turn."),
+    ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="paper (min-max disparity) or metric (true pixels); default both.")
+        list[str] | None,
+        typer.Option(
+            help="paper (min-max disparity), metric (true pixels), squash (whole scene as a square), end_to_end "
+            "(estimated disparity, best scale), cycle (photos); repeatable; default paper and metric, cycle for photos."
+        ),
     ] = None,
     table: Annotated[
-        list[str] | None, typer.Option(help="methods, techniques, switches, depth, cost; repeatable; default methods.")
+        list[str] | None,
+        typer.Option(help="methods, techniques, switches, depth, inpaint, cost; repeatable; default methods."),
     ] = None,
     method: Annotated[list[str] | None, typer.Option(help="Only these methods of the tables; repeatable.")] = None,
     sweep: Annotated[
@@ -39,7 +51,10 @@ def evaluate(
         typer.Option(metavar="NAME=DIR", help="Folder of another program's right views, files named by row id."),
     ] = None,
     size: Annotated[
-        int | None, typer.Option(min=64, help="Width and height of the images; default 512, ToyScapes 128.")
+        int | None,
+        typer.Option(
+            min=64, help="Width and height of the images, longest side of photos; default 512, ToyScapes 128."
+        ),
     ] = None,
     slow_scenes: Annotated[int, typer.Option(min=1, help="Number of scenes for null-text inversion and RePaint.")] = 32,
     cost_pairs: Annotated[int, typer.Option(min=1, help="Number of pairs for each cell of the table cost.")] = 4,
@@ -55,14 +70,16 @@ def evaluate(
     interrupts.install()
     from stereo_jobs.evaluate.evaluation import Options
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
-    from stereo_jobs.evaluate.methods import PROTOCOLS, protocol_by_name
+    from stereo_jobs.evaluate.protocols import level_by_name, protocol_by_name
     from stereo_jobs.report.terminal import evaluation_display
     from stereo_jobs.spec import spec_data
 
     options = Options(
         data=tuple(data or ()),
+        photos=photos,
         toyscapes=toyscapes,
-        protocols=tuple(protocol_by_name(name) for name in protocol or PROTOCOLS),
+        levels=tuple(level_by_name(name) for name in level or ("plain", "structured")),
+        protocols=tuple(map(protocol_by_name, protocol or ())),
         tables=tuple(table or (["methods"] if not sweep else ())),
         methods=tuple(method or ()),
         sweeps=tuple(sweep or ()),

@@ -14,7 +14,7 @@ from stereo_jobs.cli.options import AsJson, Endpoint, Set, Target
 # Copies of the choices of toyscapes, because `--help` imports nothing heavy; a test compares them.
 ToyScapesMode = Literal["text", "depth", "image"]
 ToyScapesSplit = Literal["train", "test"]
-ToyScapesLevel = Literal["plain", "structured", "crowded"]
+ToyScapesLevel = Literal["plain", "structured", "crowded", "hard"]
 
 
 def spec(
@@ -93,7 +93,9 @@ def manifest_toyscapes(
     rows: Annotated[int, typer.Option(help="Number of scenes.")] = 100,
     mode: Annotated[ToyScapesMode, typer.Option(help="Mode whose inputs the rows hold.")] = "image",
     split: Annotated[ToyScapesSplit, typer.Option(help="Split of the scenes; no caption is in both.")] = "test",
-    level: Annotated[ToyScapesLevel | None, typer.Option(help="Level of the scenes; default: a mix of all.")] = None,
+    level: Annotated[
+        ToyScapesLevel | None, typer.Option(help="Level of the scenes; default: a mix of all but hard.")
+    ] = None,
     start: Annotated[int, typer.Option(min=0, help="Seed of the first scene.")] = 0,
     size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the images.")] = "128x128",
     with_disparity: Annotated[

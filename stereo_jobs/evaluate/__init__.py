@@ -4,7 +4,9 @@
 |---|---|
 | `evaluation` | runs all methods on all data sets; writes tables and pictures |
 | `methods` | the catalogue of compared methods, and sweeps of a switch |
-| `datasets` | reads Middlebury, KITTI and ToyScapes as scenes of one form |
+| `protocols` | how a scene is framed and its disparity chosen, so that figures compare with published ones |
+| `datasets` | reads Middlebury, KITTI, photos and ToyScapes as scenes of one form |
+| `cycle` | makes a scene with truth of a photo and its disparity |
 | `scenes` | writes scenes as manifests |
 | `experiments` | one method on one data set as a job, read back as scores |
 | `model_cache` | keeps models loaded from one job to the next |

@@ -5,14 +5,14 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from stereo_jobs.data.images import InputError, decode_rgb
+from stereo_jobs.data.images import IMAGE_SUFFIXES, InputError, decode_rgb
 from stereo_jobs.data.maps import decode_disparity_px
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.pixels import Image
@@ -22,6 +22,9 @@ from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Level, draw_scene
 
 F32 = NDArray[np.float32]
+Frame = Literal["crop", "squash", "cycle", "photo"]
+"""How a scene is brought to its size: the centre square; the whole scene as a square; as it is, which protocol `cycle`
+has made of a photo; the right view alone as a photo, its longer side at most the size."""
 _MAX_PIXELS = 200_000_000
 _FLOATS = DisparityEncoding()
 _KITTI = DisparityEncoding(scale=256)
@@ -54,13 +57,13 @@ class TruthScene:
 
 @dataclass(frozen=True)
 class PreparedScene:
-    """A scene as the methods are given it: square, all of one size, with a complete disparity in its pixels.
+    """A scene as the methods are given it: at its size, with a complete disparity in its pixels.
 
     Attributes:
         id: its name, unique in the data set.
-        left: left view, S,S,3 uint8.
-        right: right view, S,S,3 uint8.
-        disparity: S,S float32 pixels of the left view, gaps filled.
+        left: left view, H,W,3 uint8.
+        right: right view, H,W,3 uint8.
+        disparity: H,W float32 pixels of the left view, gaps filled.
         true_disparity: the same disparity, NaN where it is unknown.
         level: level of a ToyScape; None for photos.
     """
@@ -89,20 +92,23 @@ class Dataset:
         ids: ids of all scenes, in order.
         read: reads a scene by its id; raises DatasetError if it cannot be used.
         identity: texts that differ if the scenes differ.
+        has_truth: whether its scenes have a true right view and disparity. Photos have one view, which is both the
+            left and the right one, and no disparity.
     """
 
     name: str
     ids: tuple[str, ...]
     read: Callable[[str], TruthScene]
     identity: tuple[str, ...]
+    has_truth: bool = True
 
-    def prepared(self, ids: Sequence[str], size: int) -> Iterator[PreparedScene | Problem]:
+    def prepared(self, ids: Sequence[str], size: int, frame: Frame = "crop") -> Iterator[PreparedScene | Problem]:
         """Scenes at one size; a scene that cannot be used yields its problem instead."""
         for name in ids:
             try:
                 if not valid_id(name):
                     raise DatasetError(f"its name must be {ID_RULE}; rename it")
-                yield prepare(self.read(name), size)
+                yield prepare(self.read(name), size, frame)
             except (DatasetError, InputError) as error:
                 yield Problem(name, str(error))
 
@@ -149,10 +155,28 @@ def kitti(folder: Path) -> Dataset:
     return _of_files("kitti", files, _KITTI)
 
 
-def toyscapes(count: int, size: int) -> Dataset:
-    """Held-out ToyScapes (docs/toyscapes.md), alternately plain and structured, rendered at `size` x `size` pixels."""
-    levels: tuple[Level, Level] = ("plain", "structured")
-    drawn = [(i // 2, levels[i % 2]) for i in range(count)]
+def photos(folder: Path) -> Dataset:
+    """Photos: all images in a folder, of any size; each is named by its file's name without the ending.
+
+    Raises DatasetError for a folder without any image.
+    """
+    found = [path for path in sorted(folder.glob("[!.]*")) if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()]
+    if not found:
+        raise DatasetError(f"{folder}: no image in it; --photos takes a folder with images {', '.join(IMAGE_SUFFIXES)}")
+    stems = [path.stem for path in found]
+    files = {path.stem if stems.count(path.stem) == 1 else path.name: path for path in found}
+
+    def read(name: str) -> TruthScene:
+        photo = decode_rgb(files[name].read_bytes(), _MAX_PIXELS, files[name].name)
+        return TruthScene(name, photo, photo, np.full(photo.shape[:2], np.nan, np.float32))
+
+    sizes = tuple(f"{path.name} {path.stat().st_size}" for path in found)
+    return Dataset("photos", tuple(files), read, sizes, has_truth=False)
+
+
+def toyscapes(count: int, size: int, levels: tuple[Level, ...] = ("plain", "structured")) -> Dataset:
+    """Held-out ToyScapes (docs/toyscapes.md), of each level in turn, rendered at `size` x `size` pixels."""
+    drawn = [(i // len(levels), levels[i % len(levels)]) for i in range(count)]
     names = {f"{level}-{seed:04d}": (seed, level) for seed, level in drawn}
 
     def read(name: str) -> TruthScene:
@@ -160,41 +184,63 @@ def toyscapes(count: int, size: int) -> Dataset:
         view = render(draw_scene(seed, "test", level), size, size)
         return TruthScene(name, view.left, view.right, view.disparity, level)
 
-    return Dataset("toyscapes", tuple(names), read, (str(count),))
+    return Dataset(
+        "toyscapes", tuple(names), read, (str(count), *(levels if levels != ("plain", "structured") else ()))
+    )
 
 
-def prepare(scene: TruthScene, size: int) -> PreparedScene:
-    """The centre square crop of a scene, resized (bilinear) to `size`, as published comparisons do.
+def prepare(scene: TruthScene, size: int, frame: Frame = "crop") -> PreparedScene:
+    """A scene at its size.
 
-    Gaps of the disparity are first filled from the left neighbour in their row. Then the disparity is resized by the
-    nearest pixel, and its values are scaled with the width. The recipe's geometry turns it into the disparity of a
-    protocol (docs/benchmarks.md).
+    With frame `crop` that is the centre square, with `squash` the whole scene, resized (bilinear) to `size` x `size`,
+    as published comparisons do. Gaps of the disparity are first filled from the left neighbour in their row. Then the
+    disparity is resized by the nearest pixel, and its values are scaled with the width. The recipe's geometry turns it
+    into the disparity of a protocol (docs/benchmarks.md). Scenes of `cycle` have their size already; a `photo` is made
+    smaller (by area) if its longer side is above `size`.
 
     Raises:
-        DatasetError: no disparity is known inside the crop.
+        DatasetError: no disparity is known inside the frame.
     """
-    side = min(scene.left.shape[:2])
-    top, start = (scene.left.shape[0] - side) // 2, (scene.left.shape[1] - side) // 2
-    window = np.s_[top : top + side, start : start + side]
-    full = fill_sparse(torch.from_numpy(scene.disparity[window].copy())[None])[0].numpy()
+    if frame == "photo":
+        photo = _at_most(scene.right, size)
+        unknown = np.zeros(photo.shape[:2], np.float32)
+        return PreparedScene(scene.id, photo, photo, unknown, unknown, scene.level)
+    height, width = scene.left.shape[:2]
+    side = min(height, width)
+    top, start = (height - side) // 2, (width - side) // 2
+    window = np.s_[top : top + side, start : start + side] if frame == "crop" else np.s_[:, :]
+    disparity = scene.disparity[window]
+    full = fill_sparse(torch.from_numpy(disparity.copy())[None])[0].numpy()
     if not np.isfinite(full).all():
-        raise DatasetError("its disparity has no valid pixel inside the centre crop")
+        raise DatasetError(f"its disparity has no valid pixel{' inside the centre crop' if frame == 'crop' else ''}")
+    if frame == "cycle":
+        return PreparedScene(scene.id, scene.left, scene.right, full, disparity, scene.level)
     left, right = (
         cv2.resize(view[window], (size, size), interpolation=cv2.INTER_LINEAR) for view in (scene.left, scene.right)
     )
-    scale = np.float32(size / side)
+    scale = np.float32(size / disparity.shape[1])
     return PreparedScene(
         scene.id,
         left.astype(np.uint8),
         right.astype(np.uint8),
         _nearest(full, size) * scale,
-        _nearest(scene.disparity[window], size) * scale,
+        _nearest(disparity, size) * scale,
         scene.level,
     )
 
 
 def _nearest(values: F32, size: int) -> F32:
     return np.asarray(cv2.resize(values, (size, size), interpolation=cv2.INTER_NEAREST), np.float32)
+
+
+def _at_most(photo: Image, size: int) -> Image:
+    """A photo whose longer side is at most `size`."""
+    height, width = photo.shape[:2]
+    if max(height, width) <= size:
+        return photo
+    factor = size / max(height, width)
+    shape = max(1, round(width * factor)), max(1, round(height * factor))
+    return np.asarray(cv2.resize(photo, shape, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _of_files(name: str, files: dict[str, tuple[Path, ...]], meaning: DisparityEncoding = _FLOATS) -> Dataset:

@@ -7,11 +7,14 @@ from numpy.typing import NDArray
 
 from stereo_jobs.baselines import stretch
 from stereo_jobs.evaluate.datasets import F32
-from stereo_jobs.pixels import Image
-from stereo_jobs.quality.matcher import match
-from stereo_jobs.quality.truth import hidden
+from stereo_jobs.pixels import Bools, Image
+from stereo_jobs.quality.matcher import Match, match
+from stereo_jobs.quality.truth import hidden, score
 from stereo_jobs.stereo.fill import fill_sparse
 from stereo_jobs.stereo.warp import forward_warp
+
+_LARGEST_SHARE = 0.2
+"""Largest disparity that is looked for where none is known, as a share of the width."""
 
 
 def score_details(left: Image, right: Image, true_right: Image, true_disparity: F32) -> dict[str, float]:
@@ -41,6 +44,24 @@ def score_details(left: Image, right: Image, true_right: Image, true_disparity: 
     over = warp.visible[0].numpy() & found.valid & np.isfinite(true_disparity)
     bad = (np.abs(found.disparity - true_disparity)[over] > 1).mean() if over.any() else np.nan
     return {"sharpness": float(sharpness), "change": float(change), "bad_1": float(bad)}
+
+
+def score_masked(filled: Image, photo: Image, mask: Bools) -> dict[str, float]:
+    """`psnr_occ`, `ssim_occ` and `lpips_occ` of a filled photo over its mask; images H,W,3 uint8, mask H,W bool."""
+    scores = score(filled, photo, mask)
+    return {name: getattr(scores, name) for name in ("psnr_occ", "ssim_occ", "lpips_occ")}
+
+
+def matched(left: Image, right: Image) -> Match:
+    """What a stereo matcher finds in a pair, H,W,3 uint8, of which no disparity is known."""
+    return match(left, right, _LARGEST_SHARE * left.shape[1])
+
+
+def disparity_rmse(found: Match, true: Match) -> float:
+    """Root mean squared difference, in pixels, over the pixels that are matched in both; infinite if there are none."""
+    over = found.valid & true.valid
+    difference = found.disparity[over].astype(np.float64) - true.disparity[over]
+    return float(np.sqrt((difference**2).mean())) if over.any() else np.inf
 
 
 def _laplacian(image: Image) -> NDArray[np.float64]:

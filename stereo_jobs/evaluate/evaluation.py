@@ -17,18 +17,28 @@ from typing import Any, NamedTuple
 
 from stereo_jobs.data.storage import Storage
 from stereo_jobs.errors import SpecError
-from stereo_jobs.evaluate.datasets import Dataset, Problem, open_dataset, toyscapes
-from stereo_jobs.evaluate.experiments import Case, ExperimentRunner, Rows, RunJob, case_key, slug
-from stereo_jobs.evaluate.methods import BEST, TABLES, Method, Protocol, by_name, chosen, folders, sweep
-from stereo_jobs.evaluate.tables import cost, depth
+from stereo_jobs.evaluate.datasets import Dataset, Problem, open_dataset, photos, toyscapes
+from stereo_jobs.evaluate.experiments import (
+    ExperimentRunner,
+    Rows,
+    RunJob,
+    case_key,
+    photo_case_key,
+    slug,
+)
+from stereo_jobs.evaluate.methods import BEST, TABLES, Method, by_name, chosen, folders, sweep
+from stereo_jobs.evaluate.protocols import PROTOCOLS, Protocol, ProtocolName
+from stereo_jobs.evaluate.tables import cost, depth, inpaint
 from stereo_jobs.evaluate.tables.compare import parts_tables, scores_table, worst_mean_best_sheet
 from stereo_jobs.evaluate.tables.cost import cost_table
 from stereo_jobs.evaluate.tables.depth import depth_table
 from stereo_jobs.evaluate.tables.formats import FORMATS, Table, markdown
+from stereo_jobs.evaluate.tables.inpaint import inpaint_table
 from stereo_jobs.run import driver
+from stereo_jobs.toyscapes.scenes import Level
 
-_WITHOUT_DATASET = {"depth", "cost"}
-"""Tables that render their own ToyScapes, in modes that have no true right view."""
+_WITHOUT_PROTOCOL = {"depth", "cost", "inpaint"}
+"""Tables of other modes than photos to pairs: the first two render their own ToyScapes, the last one masks photos."""
 _PHOTO_SIZE, _TOYSCAPES_SIZE = 512, 128
 
 
@@ -38,21 +48,25 @@ class Options:
 
     Attributes:
         data: folders of Middlebury or KITTI, recognised by their layout.
+        photos: folder of photos, for protocol `cycle` alone.
         toyscapes: number of rendered scenes.
-        protocols: protocols, each a geometry of the disparity.
+        levels: levels of the rendered scenes, in turn.
+        protocols: names of protocols; empty for `paper` and `metric`, and `cycle` for photos.
         tables: names of `TABLES`.
         methods: names of methods; empty for all methods of the tables.
         sweeps: switches with the values to compare, `FIELD=VALUE,...`.
         folders: right views of other programs, `NAME=DIR`.
-        size: width and height of the images; None for 512, and 128 for ToyScapes.
+        size: width and height of the images, and the longest side of photos; None for 512, and 128 for ToyScapes.
         slow_scenes: number of scenes that slow methods run on.
         cost_pairs: number of pairs for each cell of the table `cost`.
         depth_model: depth-conditioned Stable Diffusion for the tables `cost` and `depth`; None for that of the base.
     """
 
     data: tuple[Path, ...] = ()
+    photos: Path | None = None
     toyscapes: int = 0
-    protocols: tuple[Protocol, ...] = ("paper", "metric")
+    levels: tuple[Level, ...] = ("plain", "structured")
+    protocols: tuple[ProtocolName, ...] = ()
     tables: tuple[str, ...] = ("methods",)
     methods: tuple[str, ...] = ()
     sweeps: tuple[str, ...] = ()
@@ -125,6 +139,12 @@ def evaluate(
     keys += _keys(options, datasets)
     for comparison, protocol in _protocols(options):
         _compare(runner, writer, datasets, comparison, protocol)
+    if "inpaint" in options.tables:
+        for dataset, size in datasets:
+            table, picture = inpaint_table(runner, dataset, size, chosen("inpaint", options.methods))
+            writer.table(table)
+            if picture:
+                writer.put(f"pictures/{table.name}.png", picture)
     size = options.size or _TOYSCAPES_SIZE
     if "depth" in options.tables:
         methods = chosen("depth", options.methods)
@@ -174,20 +194,23 @@ def _compare(
 ) -> None:
     """Run the cases of one comparison under one protocol; write their tables, and pictures of each data set."""
     name = comparison.name
-    cases = _cases(runner, datasets, protocol, comparison.methods)
+    cases = [
+        runner.case(dataset, size, protocol, method)
+        for dataset, size, method in _within(datasets, comparison, protocol)
+    ]
     if not cases:
         return
     scores = {case.key: runner.scores(case) for case in cases}
     writer.table(scores_table(name, protocol, cases, scores))
-    for dataset, _ in datasets:
-        own = [case for case in cases if case.dataset == dataset.name]
+    for dataset in dict.fromkeys(case.dataset for case in cases):
+        own = [case for case in cases if case.dataset == dataset]
         own_scores: dict[str, Rows] = {case.key: scores[case.key] for case in own}
         details = {case.key: runner.details(case) for case in own} if name == "switches" else None
         for table in parts_tables(name, protocol, own, own_scores, details):
             writer.part(table)
-        picture = worst_mean_best_sheet(own, own_scores, runner)
+        picture = worst_mean_best_sheet(name, own, own_scores, runner)
         if picture:
-            writer.put(f"pictures/{slug(f'{name} {protocol} {dataset.name}')}.png", picture)
+            writer.put(f"pictures/{slug(f'{name} {protocol.name} {dataset}')}.png", picture)
 
 
 def _check(options: Options) -> None:
@@ -197,8 +220,11 @@ def _check(options: Options) -> None:
             raise SpecError(f"table {name!r}: not known; there are: {', '.join(TABLES)}")
     for name in options.methods:
         by_name(name)
-    if not (options.data or options.toyscapes) and (options.sweeps or set(options.tables) - {"cost"}):
-        raise SpecError("nothing to evaluate on: give --data DIR or --toyscapes N")
+    some = options.data or options.toyscapes or options.photos
+    if not some and (options.sweeps or set(options.tables) - {"cost"}):
+        raise SpecError("nothing to evaluate on: give --data DIR, --photos DIR or --toyscapes N")
+    if options.photos and options.protocols and "cycle" not in options.protocols:
+        raise SpecError("--photos: photos have no true right view, which these protocols need; add --protocol cycle")
     if "depth" in options.tables and not options.toyscapes:
         raise SpecError("table 'depth': its depth maps and prompts are those of ToyScapes; give --toyscapes N")
     _check_names(options)
@@ -219,9 +245,11 @@ def _check_names(options: Options) -> None:
 
 def _datasets(options: Options) -> list[SizedDataset]:
     found = [SizedDataset(open_dataset(folder), options.size or _PHOTO_SIZE) for folder in options.data]
+    if options.photos:
+        found.append(SizedDataset(photos(options.photos), options.size or _PHOTO_SIZE))
     if options.toyscapes:
         size = options.size or _TOYSCAPES_SIZE
-        found.append(SizedDataset(toyscapes(options.toyscapes, size), size))
+        found.append(SizedDataset(toyscapes(options.toyscapes, size, options.levels), size))
     names = [dataset.name for dataset, _ in found]
     if len(set(names)) < len(names):
         raise SpecError(
@@ -236,7 +264,7 @@ def _comparisons(options: Options) -> list[Comparison]:
     found = [
         Comparison(name, [*chosen(name, options.methods), *(given if name == "methods" else [])])
         for name in options.tables
-        if name not in _WITHOUT_DATASET
+        if name not in _WITHOUT_PROTOCOL
     ]
     for text in options.sweeps:
         for base in [by_name(name) for name in options.methods] or [BEST]:
@@ -244,37 +272,38 @@ def _comparisons(options: Options) -> list[Comparison]:
     return found
 
 
-def _cases(
-    runner: ExperimentRunner, datasets: Sequence[SizedDataset], protocol: Protocol, methods: Sequence[Method]
-) -> list[Case]:
-    """All methods that the protocol can measure, on all data sets."""
-    return [
-        runner.case(dataset, size, protocol, method)
-        for dataset, size in datasets
-        for method in _measurable(methods, protocol)
-    ]
-
-
-def _measurable(methods: Sequence[Method], protocol: Protocol) -> list[Method]:
-    """Methods that a protocol can measure. Estimated disparity is not in true pixels, which `metric` needs."""
-    return [method for method in methods if protocol == "paper" or method.disparity == "true"]
+def _within(
+    datasets: Sequence[SizedDataset], comparison: Comparison, protocol: Protocol
+) -> Iterator[tuple[Dataset, int, Method]]:
+    """Everything that a protocol can measure of a comparison: data set, size and method of each case."""
+    for dataset, size in datasets:
+        for method in protocol.measurable(comparison.methods) if protocol.applies_to(dataset) else ():
+            yield dataset, size, method
 
 
 def _protocols(options: Options) -> Iterator[tuple[Comparison, Protocol]]:
     """All tables of scores with each of their protocols."""
+    usual: tuple[ProtocolName, ...] = ("paper", "metric", *(("cycle",) if options.photos else ()))
     for comparison in _comparisons(options):
-        for protocol in ("paper",) if comparison.name == "techniques" else options.protocols:
-            yield comparison, protocol
+        for name in ("paper",) if comparison.name == "techniques" else options.protocols or usual:
+            yield comparison, PROTOCOLS[name]
 
 
 def _keys(options: Options, datasets: Sequence[SizedDataset]) -> list[str]:
     """Keys of all cases, in the order in which they are run; those that several tables share stand once."""
-    keys = [
-        case_key(dataset, protocol, method)
-        for comparison, protocol in _protocols(options)
-        for dataset, _ in datasets
-        for method in _measurable(comparison.methods, protocol)
-    ]
+    keys: list[str] = []
+    for comparison, protocol in _protocols(options):
+        within = list(_within(datasets, comparison, protocol))
+        if protocol.frame == "cycle":
+            keys += [photo_case_key(dataset) for dataset, _, _ in within]
+        keys += [case_key(dataset, protocol, method) for dataset, _, method in within]
+    if "inpaint" in options.tables:
+        keys += [
+            inpaint.case_key(dataset, method, share)
+            for dataset, _ in datasets
+            for method in chosen("inpaint", options.methods)
+            for share in inpaint.SHARES
+        ]
     if "depth" in options.tables:
         keys += map(depth.case_key, chosen("depth", options.methods))
     if "cost" in options.tables:

@@ -1,11 +1,12 @@
 """Runs cases as jobs and reads their scores. A case is one method on one data set under one protocol."""
 
+import itertools
 import json
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ import pyarrow.compute as pc
 
 from stereo_jobs.data.images import decode_rgb
 from stereo_jobs.data.manifest_files import split_uri
-from stereo_jobs.data.maps import decode_disparity_px
+from stereo_jobs.data.maps import decode_disparity_px, decode_mask
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import NotFoundError, open_storage
-from stereo_jobs.evaluate.datasets import Dataset, Problem
-from stereo_jobs.evaluate.details import score_details
-from stereo_jobs.evaluate.methods import GEOMETRY, Method, Protocol
+from stereo_jobs.evaluate.cycle import cycle_scene
+from stereo_jobs.evaluate.datasets import Dataset, DatasetError, Problem, TruthScene
+from stereo_jobs.evaluate.details import disparity_rmse, matched, score_details, score_masked
+from stereo_jobs.evaluate.methods import Method
+from stereo_jobs.evaluate.protocols import CYCLE_SCALE, Protocol
 from stereo_jobs.evaluate.scenes import Manifests, write_manifests
 from stereo_jobs.pixels import Image
 from stereo_jobs.records import QUALITY_PREFIX
@@ -91,27 +94,56 @@ class ExperimentRunner:
 
     def case(self, dataset: Dataset, size: int, protocol: Protocol, method: Method) -> Case:
         """The case of a method on a data set, whose scenes are written as manifests first."""
-        manifests = self._write_scenes(dataset, size, method)
+        manifests = self._write_scenes(dataset, size, protocol, method)
         self.problems[dataset.name] = list(manifests.problems)
-        recipe = {"mode": "image", "size": {"width": size, "height": size}}
-        switches = {**method.switches, "geometry": GEOMETRY[protocol]}
+        recipe: dict[str, Any] = {"mode": "image", "size": {"width": size, "height": size}}
+        if protocol.scales:
+            recipe["variants"] = {"seeds": 1, "scale_percent": list(protocol.scales)}
+        switches = {**method.switches, "geometry": protocol.geometry}
         uris = manifests.first if method.slow else manifests.all
         key = case_key(dataset, protocol, method)
         return Case(key, dataset.name, method, self.spec(key, uris, recipe, switches))
 
-    def _write_scenes(self, dataset: Dataset, size: int, method: Method) -> Manifests:
+    def _write_scenes(self, dataset: Dataset, size: int, protocol: Protocol, method: Method) -> Manifests:
         """Manifests with the inputs of a method; written once for all methods with the same inputs."""
-        kind = (dataset.name, method.disparity, method.folder or "")
+        with_disparity = protocol.gives_disparity(method)
+        kind = (dataset.name, protocol.frame, str(with_disparity), method.folder or "")
         if kind not in self._manifests:
             self._manifests[kind] = write_manifests(
                 self.storage,
-                dataset,
+                self._cycled(dataset, size) if protocol.frame == "cycle" else dataset,
                 size=size,
                 slow_scenes=self.slow_scenes,
-                with_disparity=method.disparity == "true",
+                frame=protocol.frame,
+                with_disparity=with_disparity,
                 given=(slug(method.name), Path(method.folder)) if method.folder else None,
             )
         return self._manifests[kind]
+
+    def _cycled(self, dataset: Dataset, size: int) -> Dataset:
+        """The scenes that protocol `cycle` makes of photos; their job is run when the first of them is read."""
+
+        def read(name: str) -> TruthScene:
+            case = self.photo_case(dataset, size)
+            row = self.scores(case).get(name)
+            if row is None:
+                said = {problem.id: problem.message for problem in self.problems[case.key]}
+                raise DatasetError(said.get(name, "no disparity was estimated for it"))
+            place = [(row[SHARD], row[POSITION])]
+            [pair] = read_rows(open_storage(case.spec.output, self.settings), place, ("left", "disparity"))
+            # The second view lies on the other side, so that the label is negative.
+            disparity = -decode_disparity_px(pair["disparity"]["bytes"])
+            return cycle_scene(name, decode(pair["left"]["bytes"]), disparity)
+
+        return replace(dataset, read=read)
+
+    def photo_case(self, dataset: Dataset, size: int) -> Case:
+        """The job that finds the disparity of photos for protocol `cycle`, and shows them as right views."""
+        manifests = write_manifests(self.storage, dataset, size=size, slow_scenes=self.slow_scenes, frame="photo")
+        recipe = {"mode": "image", "size": {"width": size, "height": size}, "scale_percent": -CYCLE_SCALE}
+        key = photo_case_key(dataset)
+        method = Method(key, {"right_view": "stretch", "geometry": "relative"}, "estimated")
+        return Case(key, dataset.name, method, self.spec(key, manifests.all, recipe, method.switches))
 
     def spec(
         self, key: str, manifests: Sequence[str], recipe: Mapping[str, Any], switches: Mapping[str, Any]
@@ -137,46 +169,108 @@ class ExperimentRunner:
         return parse_spec({**merged, "manifest": list(manifests), "output": self.storage.locate(key)})
 
     def scores(self, case: Case) -> Rows:
-        """The scores of a case; runs its job first. Failed scenes are added to `problems`."""
+        """The scores of a case; runs its job first. Failed scenes are added to `problems`.
+
+        Where a scene has pairs at several scales, the best one counts.
+        """
         if case.key not in self._rows:
             self.begin(case.key)
             self.run(case.spec)
             storage = open_storage(case.spec.output, self.settings)
             rows = {row["id"]: _scores(row) for row in read_scalars(storage).to_pylist()}
-            self._rows[case.key] = rows
             failed = [Problem(error.id, error.error_message) for error in read_errors(storage)]
             self.problems[case.key] = [problem for problem in failed if problem.id not in rows]
+            several = bool(case.spec.recipe.variants.scale_percent)
+            self._rows[case.key] = self._at_best_scale(case, rows) if several else rows
         return self._rows[case.key]
 
-    def details(self, case: Case) -> dict[str, dict[str, float]]:
-        """`score_details` of each pair of a case, by scene; read from a file, which missing pairs are added to."""
-        name = f"details/{case.key}.json"
-        known: dict[str, dict[str, float]] = {}
-        with suppress(NotFoundError):
-            known = json.loads(self.storage.read(name))
+    def _at_best_scale(self, case: Case, rows: Rows) -> Rows:
+        """Choose for each scene the pair whose matched disparity is nearest to the true pair's, under the scene's id.
+
+        The distances are kept in a file, which missing pairs are added to.
+        """
+        name = f"scales/{case.key}.json"
+        rmse = self._kept(name)
+        missing = [pair for pair in rows if pair not in rmse]
+        if missing:
+            truths = self.truths(case, sorted({_scene_of(pair) for pair in missing}))
+            for scene, pairs in itertools.groupby(missing, _scene_of):
+                true = matched(decode(truths[scene]["image"]), decode(truths[scene]["true_right"]))
+                for pair, left, right in self._views(case, list(pairs), rows):
+                    rmse[pair] = disparity_rmse(matched(left, right), true)
+            self.storage.replace(name, json.dumps(rmse).encode())
+        best: dict[str, str] = {}
+        for pair in sorted(rows, key=lambda pair: (rmse[pair], rows[pair]["scale_percent"])):
+            best.setdefault(_scene_of(pair), pair)
+        return {scene: rows[pair] for scene, pair in best.items()}
+
+    def details(self, case: Case) -> Rows:
+        """`score_details` of each pair of a case, by scene."""
+
+        def scored(left: Image, right: Image, truth: Mapping[str, Any]) -> dict[str, float]:
+            return score_details(left, right, decode(truth["true_right"]), decode_disparity_px(truth["true_disparity"]))
+
+        return self._scored("details", case, scored, ("id", "true_right", "true_disparity"))
+
+    def masked(self, case: Case) -> Rows:
+        """`score_masked` of the filled photos of a case of mode inpaint, by scene."""
+
+        def scored(left: Image, right: Image, truth: Mapping[str, Any]) -> dict[str, float]:
+            return score_masked(left, decode(truth["image"]), decode_mask(truth["mask"]))
+
+        return self._scored("masked", case, scored, ("id", "image", "mask"))
+
+    def _scored(
+        self,
+        folder: str,
+        case: Case,
+        score: Callable[[Image, Image, Mapping[str, Any]], dict[str, float]],
+        columns: Sequence[str],
+    ) -> Rows:
+        """Scores of each pair of a case, by scene; read from a file, which missing pairs are added to.
+
+        Args:
+            folder: folder of the file.
+            case: the case.
+            score: scores a left and a right view by their manifest row.
+            columns: columns of that row.
+        """
+        name = f"{folder}/{case.key}.json"
+        known: Rows = self._kept(name)
         missing = [scene for scene in self.scores(case) if scene not in known]
         if missing:
-            truths = self.truths(case, missing)
+            truths = self.truths(case, missing, columns)
             for scene, left, right in self.pictures(case, missing):
-                true_right, disparity = truths[scene]["true_right"], truths[scene]["true_disparity"]
-                known[scene] = score_details(left, right, decode(true_right), decode_disparity_px(disparity))
+                known[scene] = score(left, right, truths[scene])
             self.storage.replace(name, json.dumps(known).encode())
         return known
 
+    def _kept(self, name: str) -> dict[str, Any]:
+        """What a JSON file of the evaluation holds; nothing where there is none yet."""
+        with suppress(NotFoundError):
+            kept: dict[str, Any] = json.loads(self.storage.read(name))
+            return kept
+        return {}
+
     def pictures(self, case: Case, scenes: Sequence[str]) -> Iterator[tuple[str, Image, Image]]:
         """Scene id, left and right view of the chosen pairs of a case."""
-        rows = self.scores(case)
-        places = [(rows[scene][SHARD], rows[scene][POSITION]) for scene in scenes]
-        for pair in read_rows(open_storage(case.spec.output, self.settings), places, ("id", "left", "right")):
-            yield pair["id"], decode(pair["left"]["bytes"]), decode(pair["right"]["bytes"])
+        yield from self._views(case, scenes, self.scores(case))
 
-    def truths(self, case: Case, scenes: Sequence[str]) -> dict[str, dict[str, Any]]:
-        """Manifest rows of scenes, by id: `image`, `true_right` and `true_disparity`, each encoded."""
+    def _views(self, case: Case, names: Sequence[str], rows: Rows) -> Iterator[tuple[str, Image, Image]]:
+        """Name, left and right view of pairs, which `rows` says the places of."""
+        places = [(rows[name][SHARD], rows[name][POSITION]) for name in names]
+        pairs = read_rows(open_storage(case.spec.output, self.settings), places, ("left", "right"))
+        for name, pair in zip(names, pairs, strict=True):
+            yield name, decode(pair["left"]["bytes"]), decode(pair["right"]["bytes"])
+
+    def truths(
+        self, case: Case, scenes: Sequence[str], columns: Sequence[str] = ("id", "image", "true_right")
+    ) -> dict[str, dict[str, Any]]:
+        """Manifest rows of scenes, by id; images and maps are encoded."""
         found: dict[str, dict[str, Any]] = {}
         for uri in case.spec.manifests:
             storage, name = split_uri(uri, self.settings)
-            columns = ["id", "image", "true_right", "true_disparity"]
-            table = read_table(storage.read(name), columns)
+            table = read_table(storage.read(name), list(columns))
             rows = table.filter(pc.is_in(table["id"], pa.array(scenes))).to_pylist()
             found |= {row["id"]: row for row in rows}
         return found
@@ -189,7 +283,17 @@ def decode(data: bytes) -> Image:
 
 def case_key(dataset: Dataset, protocol: Protocol, method: Method) -> str:
     """Folder of the case of a method on a data set, below the evaluation."""
-    return f"{dataset.name}/{protocol}/{slug(method.name)}"
+    return f"{dataset.name}/{protocol.name}/{slug(method.name)}"
+
+
+def photo_case_key(dataset: Dataset) -> str:
+    """Folder of the job that finds the disparity of photos, below the evaluation."""
+    return f"{dataset.name}/cycle-disparity"
+
+
+def _scene_of(pair: str) -> str:
+    """The id of the scene that a pair `<scene>~<k>` shows."""
+    return pair.rpartition("~")[0]
 
 
 def slug(name: str) -> str:
@@ -215,6 +319,7 @@ def _scores(row: Mapping[str, Any]) -> dict[str, Any]:
         "left_psnr": row["left_psnr"],
         "evaluations": row["unet_evaluations"],
         "seconds": row["run_seconds"],
+        "scale_percent": row["scale_percent"],
         "level": row.get("src_level"),
         SHARD: row[SHARD],
         POSITION: row[POSITION],

@@ -2,18 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
 from stereo_jobs import plain_data
 from stereo_jobs.errors import SpecError
 from stereo_jobs.stereo.config import MethodConfig
-
-Protocol = Literal["paper", "metric"]
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
-GEOMETRY = {"paper": "relative", "metric": "metric"}
-"""The geometry of each protocol: min-max normalised disparity times 8 % of the width, or disparity in true pixels."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +21,7 @@ class Method:
         disparity: whether it is given the true disparity or estimates its own.
         slow: whether a pair takes hundreds of U-Net evaluations or more; slow methods run on fewer scenes.
         folder: folder of another program's right views; None for our own methods.
+        prompts: in the table of costs, whether photos come with their captions; else with empty prompts.
     """
 
     name: str
@@ -33,6 +29,7 @@ class Method:
     disparity: Literal["true", "estimated"] = "true"
     slow: bool = False
     folder: str | None = None
+    prompts: bool = True
 
     def variant(self, name: str, **switches: Any) -> "Method":
         """This method with other switches, named `<this name>, <name>`."""
@@ -44,13 +41,15 @@ class Method:
         return Method(f"{self.name}, estimated disparity", self.switches, "estimated", self.slow)
 
 
-_WHOLE_PIXELS = {"edge_px": 0, "warp": "integer"}
+_WHOLE_PIXELS = {"refine_edges": False, "warp": "integer"}
 _BASELINES = {
     name: Method(name, {**_WHOLE_PIXELS, "right_view": name})
     for name in ("identity", "leave_blank", "stretch", "layered")
 }
-REPAINT = Method("repaint", {**_WHOLE_PIXELS, "right_view": "repaint", "composite": False}, slow=True)
+_DDIM = {"scheduler": "ddim", "steps": 50}
+REPAINT = Method("repaint", {**_WHOLE_PIXELS, **_DDIM, "right_view": "repaint", "composite": False}, slow=True)
 PAPER = Method("stereodiffusion", {"preset": "official"}, slow=True)
+PAPER_EMPTY = Method("stereodiffusion, empty prompt", {"preset": "official"}, slow=True, prompts=False)
 BEST = Method("best")
 
 METHODS = (*_BASELINES.values(), REPAINT, PAPER, PAPER.estimated(), BEST, BEST.estimated())
@@ -88,7 +87,7 @@ SWITCHES = (
     _OFFICIAL.variant("pixel", warp="pixel"),
     _OFFICIAL.variant("background", fill="background"),
     _OFFICIAL.variant("composite", composite=True),
-    _OFFICIAL.variant("dpm++ 20", scheduler="dpm++", steps=20),
+    _OFFICIAL.variant("dpm++ 20", scheduler="dpm++_karras", steps=20),
     # Our preset, then each of its choices alone undone.
     BEST,
     BEST.estimated(),
@@ -99,15 +98,15 @@ SWITCHES = (
     BEST.variant("integer", warp="integer"),
     BEST.variant("background", fill="background"),
     BEST.variant("noise", fill="noise"),
-    BEST.variant("no grain", grain=0.0),
-    BEST.variant("as drawn", trusted_loss=None),
     BEST.variant("no composite", composite=False),
     BEST.variant("shift at 0.2", shift_step=0.2),
     BEST.variant("shift at 0.6", shift_step=0.6),
     BEST.variant("shift at 0.8", shift_step=0.8),
-    BEST.variant("strength 0", shift_step=0.96),  # a single denoising step: shows what the start contributes
-    BEST.estimated().variant("edges 0", edge_px=0),
-    BEST.variant("dpm++ 20", scheduler="dpm++", steps=20),
+    BEST.variant("strength 0", shift_step=0.9),  # a single denoising step: shows what the start contributes
+    BEST.estimated().variant("edges as estimated", refine_edges=False),
+    BEST.variant("ddim 50", **_DDIM),
+    BEST.variant("renoise", inversion="renoise"),
+    BEST.variant("both views", keep_left=False),
 )
 """Ablations: our switches, one at a time."""
 
@@ -118,20 +117,26 @@ DEPTH = (
     _TWO_PASS,
     _TWO_PASS.variant("one condition", warp_condition=False),
     BEST.variant("attention off", attention="off"),
+    BEST.variant("guided pair", pair_guidance_scale=None),
+    BEST.variant("ddim 50", **_DDIM),
     _OFFICIAL,
     _OFFICIAL.variant("warped condition", warp_condition=True),
     _OFFICIAL.variant("two pass", two_pass=True),
 )
 """Switches that only depth mode has (the paper's Fig. 7), and attention."""
 
-COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, BEST)
+COST = (_BASELINES["leave_blank"], _BASELINES["stretch"], _BASELINES["layered"], REPAINT, PAPER, PAPER_EMPTY, BEST)
 """Table 3."""
+
+INPAINT = (BEST, _OFFICIAL)
+"""Inpainting over masked shares (the paper's Fig. 8)."""
 
 TABLES: dict[str, tuple[Method, ...]] = {
     "methods": METHODS,
     "techniques": tuple(method for method, _ in TECHNIQUES.values()),
     "switches": SWITCHES,
     "depth": DEPTH,
+    "inpaint": INPAINT,
     "cost": COST,
 }
 
@@ -177,11 +182,3 @@ def by_name(name: str) -> Method:
     if name not in known:
         raise SpecError(f"method {name!r}: not known; there are: {'; '.join(known)}")
     return known[name]
-
-
-def protocol_by_name(name: str) -> Protocol:
-    """The protocol of this name. Raises SpecError."""
-    for protocol in PROTOCOLS:
-        if protocol == name:
-            return protocol
-    raise SpecError(f"protocol {name!r}: not known; there are: {', '.join(PROTOCOLS)}")

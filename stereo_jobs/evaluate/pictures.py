@@ -29,26 +29,32 @@ def sheet(rows: Sequence[tuple[str, Sequence[tuple[str, Image]]]]) -> bytes:
     """A sheet of captioned pictures, as PNG.
 
     Args:
-        rows: heading of each row, and its captions with pictures H,W,3 uint8; all pictures have one size.
+        rows: heading of each row, and its captions with pictures H,W,3 uint8, which may differ in size from row to row.
     """
-    height, width = rows[0][1][0][1].shape[:2]
-    scale = min(2.0 if 2 * max(height, width) <= _SIDE else 1.0, _SIDE / max(height, width))
-    width, height = round(width * scale), round(height * scale)
-    below = height + (2 + _CAPTION_LINES) * _LINE
+    sizes = [_shown(cells[0][1]) for _, cells in rows]
+    widest = max(width for width, _ in sizes)
+    belows = [height + (2 + _CAPTION_LINES) * _LINE for _, height in sizes]
     columns = max(len(cells) for _, cells in rows)
-    page = PillowImage.new("RGB", (columns * (width + _GAP) + _GAP, len(rows) * below + _GAP), "white")
+    page = PillowImage.new("RGB", (columns * (widest + _GAP) + _GAP, sum(belows) + _GAP), "white")
     draw, font = ImageDraw.Draw(page), ImageFont.load_default(11)
-    for r, (heading, cells) in enumerate(rows):
-        top = _GAP + r * below
+    for r, ((heading, cells), (width, height)) in enumerate(zip(rows, sizes, strict=True)):
+        top = _GAP + sum(belows[:r])
         draw.text((_GAP, top), heading, "black", font)
         for c, (caption, picture) in enumerate(cells):
-            left, at = _GAP + c * (width + _GAP), top + _LINE + 4
+            left, at = _GAP + c * (widest + _GAP), top + _LINE + 4
             page.paste(
                 PillowImage.fromarray(picture).resize((width, height), PillowImage.Resampling.LANCZOS), (left, at)
             )
-            lines = textwrap.wrap(caption, max(8, width // _LETTER))[:_CAPTION_LINES]
+            lines = textwrap.wrap(caption, max(8, widest // _LETTER))[:_CAPTION_LINES]
             for n, line in enumerate(lines):
                 draw.text((left, at + height + 2 + n * _LINE), line, "black", font)
     buffer = io.BytesIO()
     page.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+def _shown(picture: Image) -> tuple[int, int]:
+    """Width and height of a picture on a sheet."""
+    height, width = picture.shape[:2]
+    scale = min(2.0 if 2 * max(height, width) <= _SIDE else 1.0, _SIDE / max(height, width))
+    return round(width * scale), round(height * scale)

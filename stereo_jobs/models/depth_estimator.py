@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 from transformers import AutoImageProcessor, AutoModelForDepthEstimation
 
 from stereo_jobs.errors import ModelError
@@ -56,7 +55,7 @@ class DepthEstimator:
             images: H,W,3 uint8 each, of any sizes.
 
         Returns:
-            For each image H,W float32 at its own size, larger is nearer, in the estimator's own unit. Images that are
+            For each image h,w float32 at the estimator's own size, larger is nearer, in its own unit. Images that are
             one object, as in a padded batch, share their map.
         """
         # No padding: the border that some processors (ZoeDepth's) add would be taken for a part of the picture.
@@ -68,13 +67,11 @@ class DepthEstimator:
         results: list[Tensor] = []
         for pixels in inputs:
             predicted = self.network(pixels.to(self.device, self.network.dtype)).predicted_depth.float()
-            # Invert before resizing: resizing overshoots at steep edges, and the inverse of a depth near 0 is huge.
+            # Inverted before it is resized: that overshoots at steep edges, and the inverse of a depth near 0 is huge.
             for inverse in predicted if self.polarity == "inverse" else 1.0 / predicted.clamp_min(1e-6):
                 image = images[len(results)]
                 if results and image is images[len(results) - 1]:
                     results.append(results[-1])
                     continue
-                size = image.shape[:2]
-                full = functional.interpolate(inverse[None, None], size=size, mode="bicubic", align_corners=False)
-                results.append(full[0, 0])
+                results.append(inverse)
         return results

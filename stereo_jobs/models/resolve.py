@@ -19,6 +19,7 @@ from stereo_jobs.models.files import (
     weighty,
 )
 from stereo_jobs.spec import DEMO, ClipSpec, DepthSpec, Recipe, Size, StableDiffusionSpec
+from stereo_jobs.stereo.timesteps import sampler_for, timesteps_of
 
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _CONVERT = "convert it with diffusers' or transformers' save_pretrained"
@@ -27,6 +28,7 @@ PLAIN_EXAMPLE = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 DEPTH_EXAMPLE = "sd2-community/stable-diffusion-2-depth"
 CLIP_EXAMPLE = "openai/clip-vit-large-patch14"
 DEPTH_FAMILY = "StableDiffusionDepth2ImgPipeline"
+SCHEDULER = "scheduler/scheduler_config.json"
 ESTIMATOR_EXAMPLE = "depth-anything/Depth-Anything-V2-Small-hf"
 
 POLARITY = {
@@ -55,7 +57,7 @@ class SDFacts(NamedTuple):
 
 
 def resolve_recipe(recipe: Recipe) -> Recipe:
-    """Return the recipe with every model pinned and the image size filled in.
+    """Return the recipe with every model pinned, and with the sampler and the image size that suit the checkpoint.
 
     Raises:
         ModelError: a model cannot be used; the message says what to do.
@@ -66,6 +68,12 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
     facts = check_stable_diffusion(sd.path, sd_files.config, recipe.mode)
     _check_sd_files(sd, sd_files.names, wants_safety)
     _check_choice(recipe)
+    scheduler = sd_files.config(SCHEDULER)
+    method = recipe.method.model_copy(update={"scheduler": sampler_for(scheduler, recipe.method.scheduler)})
+    try:
+        timesteps_of(scheduler, method.steps, method.scheduler)
+    except ValueError as error:
+        raise ModelError(f"recipe.method.{error} (checkpoint {sd.path})") from None
     depth_files = find(depth)
     polarity = depth_polarity(depth, depth_files.config("config.json"))
     _check_weights(depth.path, "", depth_files.names, DEPTH_WEIGHTS)
@@ -83,7 +91,7 @@ def resolve_recipe(recipe: Recipe) -> Recipe:
             "clip": recipe.models.clip and resolve_clip(recipe.models.clip),
         }
     )
-    return recipe.model_copy(update={"models": models, "size": size})
+    return recipe.model_copy(update={"models": models, "method": method, "size": size})
 
 
 def _check_choice(recipe: Recipe) -> None:
@@ -95,11 +103,10 @@ def _check_choice(recipe: Recipe) -> None:
             f"recipe.models.depth: must be given for {sd.path}, for example {{path: {ESTIMATOR_EXAMPLE}}}; the "
             "embedded estimator was trained on rendered toy rooms only (write {path: demo} to use it nevertheless)"
         )
-    inverts = recipe.mode in ("image", "inpaint") or method.two_pass
-    if sd.dtype == "bfloat16" and inverts and method.diffuses_pair and method.inversion == "null_text":
+    if sd.dtype == "bfloat16" and recipe.inverts and method.inversion == "null_text":
         raise ModelError(
             "recipe.method.inversion: null_text needs finer gradients than recipe.models.stable_diffusion.dtype "
-            "bfloat16 gives; set the dtype to float16 or float32, or the inversion to direct"
+            "bfloat16 gives; set the dtype to float16 or float32, or the inversion to renoise"
         )
 
 
@@ -133,7 +140,7 @@ def check_stable_diffusion(path: str, config: Callable[[str], dict[str, Any]], m
             f"model {path}: its U-Net reads text embeddings of width {width} and its text encoder makes {given}; "
             "the parts come from different checkpoints; take all of them from one"
         )
-    _check_scheduler(path, config("scheduler/scheduler_config.json"))
+    _check_scheduler(path, config(SCHEDULER))
     for name, part, keys in (
         ("unet", unet, ("sample_size", "block_out_channels")),
         ("vae", vae, ("block_out_channels",)),
@@ -169,6 +176,7 @@ def _check_scheduler(path: str, scheduler: dict[str, Any]) -> None:
         ("beta_schedule", "scaled_linear", ("scaled_linear", "linear")),
         ("rescale_betas_zero_snr", False, (False, None)),
         ("trained_betas", None, (None,)),
+        ("timestep_spacing", None, (None, "leading", "linspace", "trailing")),
     ):
         value = scheduler.get(key, default)
         if value not in known:

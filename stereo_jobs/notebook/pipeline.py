@@ -76,7 +76,8 @@ class StereoPipeline:
                 `stable_diffusion` than `demo`.
             dtype: precision of Stable Diffusion's networks; None for float32.
             device: `auto`, `cuda` or `cpu`.
-            mode: mode whose checkpoint is loaded first; the calls load others when they need them.
+            mode: mode whose checkpoint is loaded first; None: text, or image for a method that prompts do not fit. The
+                calls load others when they need them.
             method: switches of the method, such as `{"preset": "official"}` or `{"steps": 20}`.
             scale_percent: shift of the nearest point in percent of the width, where a call names none.
             size: `{"width": ..., "height": ...}` of generated images.
@@ -90,6 +91,8 @@ class StereoPipeline:
             SpecError: a field or an argument is wrong.
             ModelError: a model cannot be used.
         """
+        if mode is None and _refuses_prompts(method or {}):
+            mode = "image"
         fields: dict[str, Any] = {"mode": mode, "method": method, "scale_percent": scale_percent, "size": size}
         fields |= {"negative_prompt": negative_prompt, "quality": quality}
         named = _models(stable_diffusion, depth, dtype, models)
@@ -106,6 +109,7 @@ class StereoPipeline:
         """Return a pipeline of the same recipe in another mode; it is loaded when it is first used.
 
         Raises:
+            SpecError: the method cannot be used in this mode.
             ModelError: the model cannot be used in this mode.
         """
         if mode == self.recipe.mode:
@@ -115,7 +119,9 @@ class StereoPipeline:
             if sd.path == DEMO:  # which has a checkpoint of its own for depth
                 sd = sd.model_copy(update={"revision": None})
             models = self.recipe.models.model_copy(update={"stable_diffusion": sd})
-            recipe = resolve_recipe(self.recipe.model_copy(update={"mode": mode, "models": models}))
+            recipe = self.recipe.model_copy(update={"mode": mode, "models": models})
+            parse_recipe(recipe.model_dump())  # refuses a method that this mode cannot use
+            recipe = resolve_recipe(recipe)
             generator = self.generator
             if "depth" in (mode, self.recipe.mode):
                 other = generator.load(recipe, generator.sd.device, generator.batch_size)
@@ -322,6 +328,11 @@ def _models(
         elif own and own != {"path": DEMO}:
             raise SpecError(f"models: names {field}, which another argument names, too; leave one of them out")
     return named
+
+
+def _refuses_prompts(method: Mapping[str, Any]) -> bool:
+    """Whether the method needs what a prompt does not have: known disparities, or a right view that is given."""
+    return method.get("geometry") == "metric" or method.get("right_view") == "given"
 
 
 def _device(name: str) -> str:

@@ -31,6 +31,7 @@ def bar_of_steps(generator: PairGenerator, pairs: int, shown: bool | None) -> It
 def _calls(generator: PairGenerator) -> int:
     """How often the U-Net is called for a pair; less where photos need an inversion by optimisation."""
     method, photo = generator.method, generator.recipe.mode in ("image", "inpaint")
-    left = 0 if photo and not method.diffuses_pair else method.steps
-    filled = 2 * method.steps if generator.recipe.mode == "inpaint" else 0
+    inverted = 0 if method.inversion == "renoise" else method.steps
+    left = method.steps if not photo else inverted if method.diffuses_pair else 0
+    filled = inverted + method.steps if generator.recipe.mode == "inpaint" else 0
     return left + filled + (method.steps - 1 - int(method.shift_step) if method.diffuses_pair else 0)

@@ -395,8 +395,15 @@ def retry_plan(spec: JobSpec, job: Job, failed: dict[int, list[int]]) -> Plan | 
 
 
 def refuse_drift(job: Job, recipe: Recipe) -> None:
-    """Check that the recipe is the one the output was started with. Raises DriftError with the changed fields."""
+    """Check that recipe and method are those that the output was started with. Raises DriftError with the changes."""
     old, new = job.plans[0].recipe, recipe.canonical()
+    begun, present = (kept.get("method_version") for kept in (old, new))
+    if begun != present:
+        raise DriftError(
+            f"this output was started by a version of stereo-jobs with method_version {begun}, and this one makes "
+            f"other pixels (method_version {present}); finish the output with the version that started it, or choose a "
+            "new output"
+        )
     if "disparity_scale" not in old and new["disparity_scale"] in _UNDECLARED:
         del new["disparity_scale"]
     changed = list(_differences(old, new, Recipe().canonical(), "recipe"))

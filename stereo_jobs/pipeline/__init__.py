@@ -11,6 +11,8 @@
 | `right_view` | makes the right view by diffusion, and its labels |
 | `baseline_view` | makes the right view by a baseline instead |
 | `compositing` | puts warped pixels of the left view over diffused ones |
+| `hole_detail` | draws the holes of large photos again, at the photo's own resolution |
+| `windows` | windows over holes, and the resolutions at which these are drawn again |
 | `pair` | joins views and labels into a pair |
 | `scoring` | measures, judges and compares a finished pair |
 | `threads` | how many threads of a CPU single pairs are computed on |

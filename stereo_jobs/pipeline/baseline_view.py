@@ -10,9 +10,9 @@ from torch.nn import functional
 from stereo_jobs.baselines import FILLS, image_warp, leave_blank
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
+from stereo_jobs.pipeline.compositing import composites
 from stereo_jobs.pipeline.inputs import DecodedRow, PhotoPair
-from stereo_jobs.pipeline.left_view import LeftViews, decode, grid_of, stack
+from stereo_jobs.pipeline.left_view import LeftViews, Stream, decode, grid_of, noise_generator, stack
 from stereo_jobs.pipeline.pair import FinishedViews, Labels, requested_disparity, scale_sign
 from stereo_jobs.pixels import F32, Image
 from stereo_jobs.records import Row
@@ -62,7 +62,7 @@ class BaselineViewMaker:
             lefts: the left view of each row, and more of them where the batch is padded.
             guidance: guidance scale of `repaint`.
         """
-        asked = [self._shift(lefts.maps[i].cpu(), row) for i, row in enumerate(rows)]
+        asked = [self._shift(lefts.refined[i].cpu(), row) for i, row in enumerate(rows)]
         shifts = padded(asked, len(lefts.images))
         labels = [Labels(shift.applied, shift.warp.masks) for shift in asked]
         if self.method.right_view != "repaint":
@@ -75,7 +75,7 @@ class BaselineViewMaker:
 
     def _shift(self, values: Tensor, row: Row) -> _ImageShift:
         """Shift one image; in published comparisons by whole pixels, relative shifts truncated, known ones rounded."""
-        full = requested_disparity(values, row, self.method, edge_px=self.method.edge_px)
+        full = requested_disparity(values, row, self.method)
         if not self.subpixel and self.method.geometry == "relative":
             full = np.trunc(full)
         sign = scale_sign(row, self.method)
@@ -95,13 +95,11 @@ class BaselineViewMaker:
         """Put the known pixels of the warped left views over the first `count` repainted right views."""
         warps = [shift.warp for shift in shifts]
         return composites(
-            self.sd,
             lefts.decoded,
             warps[:count],
             lefts=lefts.images,
-            given=continued_at_working_size(self.sd, lefts.decoded, warps, lefts.images),
             diffused=diffused,
-            method=self.method,
+            latent_factor=self.sd.latent_factor,
         )
 
     def _repaint(self, lefts: LeftViews, shifts: list[_ImageShift], guidance: float) -> tuple[list[Image], Tensor, int]:
@@ -122,7 +120,7 @@ class BaselineViewMaker:
         mask = functional.adaptive_max_pool2d(stack(self.sd, holes), grid_of(self.sd, decoded)) > 0
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
         solver = Solver.of(self.sd.scheduler_config, self.method.steps, self.method.scheduler)
-        streams = [torch.Generator().manual_seed((one.row.seed + 2) % 2**63) for one in decoded]
+        streams = [noise_generator(one.row.seed, Stream.REPAINT) for one in decoded]
 
         def noise() -> Tensor:
             shape = (1, *known.shape[1:])

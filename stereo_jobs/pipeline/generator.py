@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
@@ -19,7 +18,7 @@ from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.baseline_view import BaselineViewMaker
 from stereo_jobs.pipeline.batching import batches, left_of, padded
 from stereo_jobs.pipeline.inputs import DecodedRow, decode_row, size_of
-from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViewMaker, LeftViews
+from stereo_jobs.pipeline.left_view import DiffusedLeftViews, Guidance, LeftViewMaker, LeftViews
 from stereo_jobs.pipeline.pair import FinishedViews, labelled_pairs
 from stereo_jobs.pipeline.resizing import Size
 from stereo_jobs.pipeline.right_view import RightViewMaker
@@ -28,13 +27,6 @@ from stereo_jobs.records import Row, RowError, StereoPair, find_weight
 from stereo_jobs.spec import Recipe
 
 log = logging.getLogger(__name__)
-
-
-class _Guidance(NamedTuple):
-    """Guidance scales of one row: of its views, and of what its mask is filled with. 1: no second half of a batch."""
-
-    views: float
-    mask: float
 
 
 class PairGenerator:
@@ -116,7 +108,7 @@ class PairGenerator:
         results: dict[str, StereoPair | RowError] = {}
         decoded: dict[str, DecodedRow] = {}
         # A network call has one size, and runs one or both halves of the guidance for all of its rows.
-        groups: dict[tuple[Size, _Guidance], list[Row]] = {}
+        groups: dict[tuple[Size, Guidance], list[Row]] = {}
         cut: set[str] = set()
         for row in rows:
             if row.error:
@@ -140,19 +132,19 @@ class PairGenerator:
                         results[result.id] = result
         return [results[row.id] for row in rows]
 
-    def _generate(self, decoded: list[DecodedRow], guidance: _Guidance) -> list[StereoPair | RowError]:
+    def _generate(self, decoded: list[DecodedRow], guidance: Guidance) -> list[StereoPair | RowError]:
         """Make the pairs of a batch: at most `batch_size` left views, each with the right views of all its rows."""
         unique = list({left_of(one.row): one for one in decoded}.values())
         index = {left_of(one.row): i for i, one in enumerate(unique)}
         maker = LeftViewMaker(self.sd, self.depth, self.recipe)
-        lefts = maker.make(padded(unique, self.batch_size), guidance.views, guidance.mask)
+        lefts = maker.make(padded(unique, self.batch_size), guidance)
         judged = self.recipe.quality.enabled
         scorer = ModelScorer(self.depth if judged else None, self.clip if judged else None, self.safety)
         results: list[StereoPair | RowError] = []
         for start in range(0, len(decoded), self.batch_size):
             rows = [one.row for one in decoded[start : start + self.batch_size]]
             chosen = lefts.take(padded([index[left_of(row)] for row in rows], self.batch_size))
-            views = self._finished_views(rows, chosen, guidance.views)
+            views = self._finished_views(rows, chosen, guidance.pair)
             made = labelled_pairs(rows, chosen, views, self.method)
             results += scorer.score(made, rows, self.batch_size)
         return results
@@ -163,16 +155,26 @@ class PairGenerator:
             return RightViewMaker(self.sd, self.recipe).make(rows, lefts, guidance)
         return BaselineViewMaker(self.sd, self.recipe).make(rows, lefts, guidance)
 
-    def _guidance(self, row: Row) -> _Guidance:
+    def _guidance(self, row: Row) -> Guidance:
         """Choose the guidance scales of one row.
 
-        With equal prompts both halves of the guidance are equal, so that one is enough, unless one is optimised.
+        A pair that starts from an inversion takes the inversion's guidance: with any other, its latents do not lead
+        back to the left view. With equal prompts both halves of the guidance are equal, so that one is enough, unless
+        one is optimised.
         """
-        method, photo, equal = self.method, self.recipe.mode in ("image", "inpaint"), row.prompt == row.negative_prompt
-        views = method.photo_guidance_scale if photo else method.guidance_scale
-        optimised = photo and method.diffuses_pair and method.inversion == "null_text"
-        mask = method.guidance_scale if self.recipe.mode == "inpaint" else 1.0
-        return _Guidance(1.0 if equal and not optimised else views, 1.0 if equal else mask)
+        method, photo = self.method, self.recipe.mode in ("image", "inpaint")
+        optimised = self.recipe.inverts and method.inversion == "null_text"
+        left = mask = pair = method.guidance_scale
+        if photo or optimised:
+            pair = method.photo_guidance_scale
+        elif self.recipe.inverts:
+            pair = 1.0
+        elif method.pair_guidance_scale is not None:
+            pair = method.pair_guidance_scale
+        if row.prompt == row.negative_prompt:
+            left, pair, mask = 1.0, pair if optimised else 1.0, 1.0
+        # What a row does not use is 1, so that it does not keep rows out of one batch.
+        return Guidance(1.0 if photo else left, pair, mask if self.recipe.mode == "inpaint" else 1.0)
 
     def _cut(self, row: Row) -> bool:
         """Whether the text encoder reads only the beginning of the row's prompt or negative prompt."""

@@ -14,7 +14,7 @@ from stereo_jobs.pixels import F32, Image
 from stereo_jobs.quality.truth import psnr
 from stereo_jobs.records import Row, RowError, StereoPair
 from stereo_jobs.stereo.config import MethodConfig
-from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity, sharpen_edges
+from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity
 from stereo_jobs.stereo.image_warp import Masks
 
 
@@ -106,17 +106,16 @@ def scale_sign(row: Row, method: MethodConfig) -> Literal[1, -1]:
     return -1 if method.geometry == "relative" and row.scale_percent < 0 else 1
 
 
-def requested_disparity(values: Tensor, row: Row, method: MethodConfig, *, edge_px: int = 0) -> F32:
+def requested_disparity(values: Tensor, row: Row, method: MethodConfig) -> F32:
     """Disparity of the left view before it is quantised or clipped (Eq. 2 and 3): H,W pixels.
 
     Args:
         values: H,W, disparity for geometry metric, else anything that grows towards the viewer.
         row: gives the scale.
         method: gives the geometry.
-        edge_px: how far edges of the map are made sharp, pixels.
     """
     maps = values[None]
     if method.geometry == "relative":
         scale = torch.tensor([row.scale_percent], dtype=torch.float64)
-        maps = scaled_disparity(relative_disparity(sharpen_edges(maps, edge_px), of=maps), scale)
+        maps = scaled_disparity(relative_disparity(maps), scale)
     return np.asarray(maps[0].cpu().numpy(), np.float32)

@@ -70,14 +70,22 @@ class Letterbox:
 
         The scaling is separable: every band is scaled along its rows as it comes, and all of them together across.
         """
-        narrow, lows, highs = [], [], []
+        # In one tensor made beforehand: small ones that stay between large ones that go would hold their memory.
+        narrow: Tensor | None = None
+        low = high = torch.empty(0)
+        top = 0
         for part in parts:
-            lows.append(part.amin())
-            highs.append(part.amax())
-            narrow.append(_interpolate(part, (part.shape[-2], self.inner[1])))
-        scaled = _interpolate(torch.cat(narrow, -2), self.inner)
+            if narrow is None:
+                narrow = part.new_empty((*part.shape[:-2], self.size[0], self.inner[1]))
+                low, high = part.amin(), part.amax()
+            below = top + part.shape[-2]
+            narrow[..., top:below, :] = _interpolate(part, (part.shape[-2], self.inner[1]))
+            low, high, top = torch.minimum(low, part.amin()), torch.maximum(high, part.amax()), below
+        if narrow is None:
+            raise ValueError("an image without bands cannot be scaled; give at least one band of rows")
+        scaled = _interpolate(narrow, self.inner)
         if self.inner != self.size:
-            scaled = scaled.clamp(torch.stack(lows).amin(), torch.stack(highs).amax())
+            scaled = scaled.clamp(low, high)
         return _pad(scaled, self.working)
 
     def map_into(self, maps: Tensor) -> Tensor:

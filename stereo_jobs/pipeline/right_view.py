@@ -9,22 +9,21 @@ from torch.nn import functional
 
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.compositing import composites, continued_at_working_size
-from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, decode, finite, grid_of, stack_noise
+from stereo_jobs.pipeline.compositing import SURFACE_PX, composites, continued_at_working_size, with_rims
+from stereo_jobs.pipeline.hole_detail import HoleDetailer
+from stereo_jobs.pipeline.left_view import DiffusedLeftViews, LeftViews, Stream, decode, finite, grid_of, stack_noise
 from stereo_jobs.pipeline.pair import FinishedViews, Labels
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
-from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity, sharpen_edges
+from stereo_jobs.stereo.disparity import relative_disparity, resize, scaled_disparity
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
 from stereo_jobs.stereo.image_warp import ImageWarp, Masks
+from stereo_jobs.stereo.rims import find_rims
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise_pair
 from stereo_jobs.stereo.solver import Solver
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp, upsample
-
-SURFACE_PX = 1.0
-"""Disparity in image pixels by which a pixel may be nearer than a hole's edge and still count as its background."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +72,7 @@ class RightViewMaker:
         continued = self._continued(lefts, shifts, lefts.images)
         to_right = self._view_shift(lefts, shifts, continued)
         model = GuidedUNet(self.sd.unet, lefts.conditional, lefts.unconditional, guidance)
+        conditions = self._conditions(lefts, shifts)
         latents = denoise_pair(
             model,
             solver,
@@ -80,33 +80,29 @@ class RightViewMaker:
             method=method,
             to_right=to_right,
             to_left=self._view_shift(lefts, back, self._continued(lefts, back, lefts.images)) if back else None,
-            conditions=self._conditions(lefts, shifts),
+            conditions=conditions,
         )
         left, left_finite = lefts.images, lefts.usable
         if method.changes_left:
             left, left_finite = decode(self.sd, latents.left, lefts.decoded)
         right, right_finite = decode(self.sd, latents.right, lefts.decoded)
+        usable, evaluations = lefts.usable & left_finite & right_finite, lefts.evaluations + latents.evaluations
         finished = right
         if method.composite:
-            same = not method.changes_left and method.warp == "pixel"
-            given = self._continued(lefts, shifts, left) if method.changes_left else continued
-            finished = composites(
-                self.sd,
-                lefts.decoded,
-                _image_warps(shifts)[: len(rows)],
-                lefts=left,
-                given=_given(given),
-                diffused=right,
-                method=method,
-                encoded=to_right.clean if same else None,
-            )
+            warps, factor = _image_warps(shifts)[: len(rows)], self.sd.latent_factor
+            finished = composites(lefts.decoded, warps, lefts=left, diffused=right, latent_factor=factor)
+            if method.hole_detail:
+                detail = HoleDetailer(self.sd, method, lefts, None if conditions is None else conditions[1])
+                detail_finite, spent = detail.draw(finished, warps)
+                usable, evaluations = usable & detail_finite, evaluations + spent
+            finished = [with_rims(*one) for one in zip(finished, warps, left, strict=False)]
         return FinishedViews(
             left,
             finished,
             right if method.composite else None,
             [self._labels(lefts.decoded[i].letterbox, shifts[i]) for i in range(len(rows))],
-            lefts.usable & left_finite & right_finite & finite(latents.left) & finite(latents.right),
-            lefts.evaluations + latents.evaluations,
+            usable & finite(latents.left) & finite(latents.right),
+            evaluations,
         )
 
     # --- The shift ---
@@ -118,19 +114,20 @@ class RightViewMaker:
     def _continued(self, lefts: LeftViews, shifts: list[_LatentShift], images: list[Image]) -> Tensor | None:
         """Warp left images and continue their holes: B,3,h,w at the working size; None where no image is warped."""
         warps = _image_warps(shifts)
-        return continued_at_working_size(self.sd, lefts.decoded, warps, images) if warps else None
+        if not warps:
+            return None
+        return continued_at_working_size(self.sd, lefts.decoded, warps, images, rims=not self.method.composite)
 
     def _shift(self, lefts: LeftViews, i: int, row: Row, share: float) -> _LatentShift:
         """Shift the left view at place `i` of the batch by `share` of the whole way (Sec. 3.1, Eq. 3)."""
         method, letterbox, factor = self.method, lefts.decoded[i].letterbox, self.sd.latent_factor
         grid = grid_of(self.sd, lefts.decoded)
-        values = lefts.maps[i][None]
+        values = lefts.refined[i][None]
         if method.geometry == "relative":
             sign = torch.tensor([row.scale_percent * share], dtype=torch.float64)
-            sharp = sharpen_edges(values, method.edge_px)
-            full = scaled_disparity(relative_disparity(sharp, of=values), sign)
+            full = scaled_disparity(relative_disparity(values), sign)
             # The published order: resize, normalise, scale. A padded image is narrower than its latents.
-            relative = relative_disparity(resize(letterbox.map_into(sharp), grid))
+            relative = relative_disparity(resize(letterbox.map_into(values), grid))
             on_grid = scaled_disparity(relative, sign * (letterbox.inner[1] / letterbox.working[1]))
         else:
             sign = torch.tensor([share])
@@ -144,7 +141,10 @@ class RightViewMaker:
         if method.warp != "pixel" and not method.composite:
             applied = letterbox.map_back(upsample(on_grid * factor, factor)) / letterbox.zoom
             return _LatentShift(latents, columns, None, applied / share)
-        image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None)
+        rims = None
+        if method.rims and not method.changes_left:
+            rims = find_rims(torch.from_numpy(lefts.images[i]).permute(2, 0, 1)[None].to(full.device), full, sign)
+        image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None, rims=rims)
         return _LatentShift(latents, columns, image, full if share == 1 else full / share)
 
     def _columns(self, warp: ForwardWarp, disparity: Tensor, sign: Tensor, step: float) -> Tensor:
@@ -167,7 +167,7 @@ class RightViewMaker:
             filled = functional.adaptive_avg_pool2d(torch.cat(seen), grid_of(self.sd, decoded)) > 0.999
         elif method.warp == "subpixel" or method.fill in ("background", "mirror"):
             clean = extend_background(warp(lefts.trajectory.final), columns)
-        noise = stack_noise(self.sd, decoded, stream=1)
+        noise = stack_noise(self.sd, decoded, Stream.HOLES)
         return ViewShift(warp, filled, clean, noise, split=method.warp != "integer")
 
     def _conditions(self, lefts: LeftViews, shifts: list[_LatentShift]) -> Tensor | None:

@@ -11,12 +11,12 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.pipeline.batching import padded
+from stereo_jobs.pipeline.left_view import at_size_of
 from stereo_jobs.pixels import F32, Image
 from stereo_jobs.quality import truth
 from stereo_jobs.quality.config import QualityConfig
@@ -79,16 +79,12 @@ class ModelScorer:
         """Estimate the depth of the left views and of their mirror images."""
         if self.depth is None:
             return [None] * len(batch)
-        plain = self._working(self.depth.inverse_depth([pair.left for pair in batch]))
+        plain = _working_depths(self.depth, [pair.left for pair in batch])
         flipped: dict[int, Image] = {}  # pairs that pad the batch share their image
         for pair in batch:
             flipped.setdefault(id(pair), np.ascontiguousarray(pair.left[:, ::-1]))
-        mirrored = self._working(self.depth.inverse_depth([flipped[id(pair)] for pair in batch]))
+        mirrored = _working_depths(self.depth, [flipped[id(pair)] for pair in batch])
         return [LeftDepth(*both) for both in zip(plain, mirrored, strict=True)]
-
-    def _working(self, maps: list[Tensor]) -> list[F32]:
-        """Bring depth maps to the size at which their pairs are scored, so that a waiting pair needs less memory."""
-        return [WorkingSize.of(*values.shape).values(np.asarray(values.cpu().numpy(), np.float32)) for values in maps]
 
     def _clips(self, batch: list[StereoPair], rows: Sequence[Row]) -> list[ClipScores | None]:
         """Compare both views with the prompt; None for a row without one."""
@@ -104,6 +100,13 @@ class ModelScorer:
 
     def _unsafe(self, pair: StereoPair) -> bool | None:
         return None if self.safety is None else any(self.safety.flags(np.stack([pair.left, pair.right])))
+
+
+def _working_depths(estimator: DepthEstimator, images: list[Image]) -> list[F32]:
+    """Estimate depth at the size at which pairs are scored, so that a waiting pair needs less memory: h,w each."""
+    found = zip(estimator.inverse_depth(images), images, strict=True)
+    whole = (np.asarray(at_size_of(values, image).cpu().numpy(), np.float32) for values, image in found)
+    return [WorkingSize.of(*values.shape).values(values) for values in whole]
 
 
 # --- By metrics, on the CPU ---

@@ -9,6 +9,7 @@
 | `labelled_pair` | a pair with its disparity label, as the metrics read it |
 | `geometry` | do the views lie where the label says? |
 | `appearance` | do the views look alike, and do the holes look like their surroundings? |
+| `ghosts` | does anything of an object stay behind beside a hole? |
 | `depth_agreement` | does the label agree with a depth estimator? |
 | `matcher` | the stereo matcher (SGBM), and how a label agrees with it |
 | `truth` | PSNR, SSIM and LPIPS against a true right view |

@@ -99,6 +99,20 @@ class QualityConfig(BaseModel):
         gt=0,
         description="`blurred_holes`: smallest ratio of the Laplacian's variance in the holes to that beside them.",
     )
+    max_ghost: float | None = Field(
+        0.1,
+        ge=0,
+        lt=1,
+        description="`ghost`: largest share of the boundary between holes and background that carries colour of the "
+        "object in front.",
+    )
+    max_speckle: float | None = Field(
+        0.02,
+        ge=0,
+        lt=1,
+        description="`speckle`: largest share of the holes' pixels that stand out of their surroundings, beyond the "
+        "same share of the background beside them.",
+    )
     max_depth_confidence: float | None = Field(
         None,
         gt=0,

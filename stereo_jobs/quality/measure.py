@@ -37,6 +37,8 @@ class Metrics:
     hole_share: float | None
     hole_sharpness: float | None
     seam: float | None
+    ghost: float | None
+    speckle: float | None
     clip_left: float | None
     clip_right: float | None
     depth_confidence: float | None

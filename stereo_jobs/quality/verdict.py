@@ -41,6 +41,8 @@ def _rules(m: Metrics, c: QualityConfig) -> Iterator[tuple[str, bool]]:
     yield "empty_holes", _over(m.seam, c.max_empty_seam)
     yield "blurred_holes", _under(m.hole_sharpness, c.min_hole_sharpness)
     yield "seam", _over(m.seam, c.max_seam)
+    yield "ghost", _over(m.ghost, c.max_ghost)
+    yield "speckle", _over(m.speckle, c.max_speckle)
     yield "depth_doubt", _over(m.depth_confidence, c.max_depth_confidence)
     yield "prompt_mismatch", _under(m.clip_left, c.min_clip) or _under(m.clip_right, c.min_clip)
 

@@ -1,57 +1,48 @@
 """Self-attention across the two views (StereoDiffusion, Sec. 3.3, Alg. 1)."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+Context = Callable[[str, Tensor], Tensor | None]
+"""What a self-attention layer attends to, from its name and its input, batch,N,C; None: to the input itself."""
 
-class PairAttention:
-    """Edit(M, M') of Alg. 1 (StereoDiffusion, Sec. 3.3), as a diffusers attention processor that wraps another.
 
-    The dimensions of the batch are, from the outside in: the halves of classifier-free guidance, the views (left,
-    right), the pairs.
+class ContextAttention:
+    """Attention whose keys and values are made of a context, as a diffusers attention processor that wraps another.
 
     Args:
         inner: the processor that was installed before; it computes the attention.
-        mode: with `uni`, the queries of both views attend to the LEFT view only, so that the left is unchanged; with
-            `bi`, both views attend to left and right together, so that the left changes, too.
-        pairs: B, the number of pairs in the batch.
+        layer: name of the layer.
+        context: gives the context.
     """
 
-    def __init__(self, inner: Callable[..., Tensor], mode: Literal["uni", "bi"], pairs: int) -> None:
+    def __init__(self, inner: Callable[..., Tensor], layer: str, context: Context) -> None:
         self.inner = inner
-        self.mode = mode
-        self.pairs = pairs
+        self.layer = layer
+        self.context = context
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the inner processor with keys and values from both views: halves*2*B,N,C -> halves*2*B,N,C."""
-        tokens = hidden_states.shape[1:]
-        views = hidden_states.reshape(-1, 2, self.pairs, *tokens)  # halves*2*B,N,C -> halves,2,B,N,C
-        left, right = views.unbind(1)
-        context = left if self.mode == "uni" else torch.cat([left, right], dim=-2)
-        context = torch.stack([context, context], dim=1).flatten(0, 2)  # halves*2*B,N or 2N,C
-        kwargs["encoder_hidden_states"] = context
+        """Run the inner processor with keys and values from the context: batch,N,C -> batch,N,C."""
+        kwargs["encoder_hidden_states"] = self.context(self.layer, hidden_states)
         return self.inner(attn, hidden_states, **kwargs)
 
 
 @contextmanager
-def pair_attention(unet: nn.Module, mode: Literal["off", "uni", "bi"], pairs: int) -> Iterator[None]:
-    """Install the attention of Alg. 1 in every self-attention layer; the old one is restored even after an error.
+def self_attention(unet: nn.Module, context: Context) -> Iterator[None]:
+    """Give every self-attention layer a context; the old processors are restored even after an error.
 
     Args:
         unet: a diffusers U-Net; its self-attention layers are found by their name, `attn1`.
-        mode: `uni` or `bi`, see `PairAttention`; `off` installs nothing.
-        pairs: B, the number of pairs in each batch that the U-Net is given.
+        context: gives the context of each layer at each call.
     """
-    if mode == "off":
-        yield
-        return
     before: dict[str, Any] = dict(unet.attn_processors)  # type: ignore[arg-type]
     during = {
-        name: PairAttention(inner, mode, pairs) if name.endswith("attn1.processor") else inner
+        name: ContextAttention(inner, name, context) if name.endswith("attn1.processor") else inner
         for name, inner in before.items()
     }
     unet.set_attn_processor(dict(during))  # type: ignore[operator]
@@ -59,3 +50,99 @@ def pair_attention(unet: nn.Module, mode: Literal["off", "uni", "bi"], pairs: in
         yield
     finally:
         unet.set_attn_processor(before)  # type: ignore[operator]
+
+
+def pair_context(mode: Literal["uni", "bi"], pairs: int) -> Context:
+    """Edit(M, M') of Alg. 1 (StereoDiffusion, Sec. 3.3), for a U-Net that is given both views.
+
+    The dimensions of the batch are, from the outside in: the halves of classifier-free guidance, the views (left,
+    right), the pairs.
+
+    Args:
+        mode: with `uni`, the queries of both views attend to the LEFT view only, so that the left is unchanged; with
+            `bi`, both views attend to left and right together, so that the left changes, too.
+        pairs: B, the number of pairs in the batch.
+    """
+
+    def context(layer: str, hidden_states: Tensor) -> Tensor:
+        tokens = hidden_states.shape[1:]
+        views = hidden_states.reshape(-1, 2, pairs, *tokens)  # halves*2*B,N,C -> halves,2,B,N,C
+        left, right = views.unbind(1)
+        seen = left if mode == "uni" else torch.cat([left, right], dim=-2)
+        return torch.stack([seen, seen], dim=1).flatten(0, 2)  # halves*2*B,N or 2N,C
+
+    return context
+
+
+@dataclass(frozen=True)
+class KeptInputs:
+    """What the self-attention layers were given when the left view was denoised alone.
+
+    With `uni` this is all that the right view needs of the left one (StereoDiffusion, Sec. 3.3).
+
+    Attributes:
+        steps: the halves,B,N,C input of each layer, by step and by name of the layer, in the precision of the U-Net.
+        rows: indices of B, the samples that are asked for. Inputs are selected when they are used: a copy of all
+            steps would need their memory twice.
+    """
+
+    steps: Mapping[int, Mapping[str, Tensor]]
+    rows: Tensor
+
+    def take(self, rows: Tensor) -> "KeptInputs":
+        """Those of some samples of the batch, by their indices."""
+        return replace(self, rows=self.rows[rows])
+
+    def at(self, i: int) -> dict[str, Tensor]:
+        """The input of each layer in step i: halves*B,N,C."""
+        return {layer: inputs[:, self.rows].flatten(0, 1) for layer, inputs in self.steps[i].items()}
+
+
+class Keep(NamedTuple):
+    """Which inputs of self-attention to keep of the left view.
+
+    Attributes:
+        first: index of the first step.
+        halves: how many halves of classifier-free guidance the pair will use: 2, or 1 at guidance 1.
+    """
+
+    first: int
+    halves: int
+
+
+class InputRecorder:
+    """A context that leaves attention as it is, and keeps what the layers are given.
+
+    Args:
+        samples: B int64, the indices of the samples in the batch.
+        keep: what to keep; None: nothing.
+
+    Attributes:
+        step: index of the present step, set before the U-Net is called.
+    """
+
+    def __init__(self, samples: Tensor, keep: Keep | None) -> None:
+        self.samples = samples
+        self.keep = keep
+        self.step = 0
+        self._steps: dict[int, dict[str, Tensor]] = {}
+
+    def installed(self, unet: nn.Module) -> AbstractContextManager[None]:
+        """Record what the layers of a U-Net are given."""
+        return self_attention(unet, self) if self.keep else nullcontext()
+
+    def __call__(self, layer: str, hidden_states: Tensor) -> None:
+        """Keep the input of one layer: halves*B,N,C."""
+        if self.keep is None or self.step < self.keep.first:
+            return
+        given = hidden_states.reshape(-1, len(self.samples), *hidden_states.shape[1:])  # halves*B,N,C -> halves,B,N,C
+        if len(given) < self.keep.halves:
+            raise ValueError(f"{self.keep.halves} halves of guidance cannot be kept: only {len(given)} is run")
+        # The half with the prompt is the last. A part is copied, so that it does not hold the memory of the whole.
+        kept = given if len(given) == self.keep.halves else given[-self.keep.halves :].clone()
+        self._steps.setdefault(self.step, {})[layer] = kept
+
+    @property
+    def kept(self) -> KeptInputs | None:
+        """What was kept; None where nothing was asked for."""
+        return KeptInputs(self._steps, self.samples) if self.keep else None

@@ -4,79 +4,69 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from stereo_jobs.stereo.fill import extend_background
+from stereo_jobs.stereo.membrane import membrane
+
+TRUSTED_LEVELS = 5.0
+"""Error of a whole latent's colour, in levels of 255, up to which diffused pixels are taken as they are.
+
+A VAE that knows a kind of picture loses its detail, but hardly the mean colour of a latent.
+"""
 
 
-def composite(
-    continued: Tensor,
-    filled: Tensor,
-    diffused: Tensor,
-    columns: Tensor,
-    *,
-    reach_px: float,
-    returned: Tensor,
-    grain: float,
-    plain: Tensor | None,
-    share: Tensor,
-) -> Tensor:
-    """Combine warped pixels, where the warp is filled, with diffused pixels in the holes, without a seam or blur.
+def composite(warped: Tensor, filled: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
+    """Combine warped pixels, where the warp is filled, with drawn pixels in the holes, without a seam.
 
-    This is not in the paper. A VAE never returns exactly the picture that it was given, so pixels in the holes are
-    corrected in three ways; pixels outside the holes are not changed:
-
-    - Colour: the VAE's colour error just outside a hole, on the background's side, is subtracted inside the hole. The
-      correction fades with the distance.
-    - Grain: the fine grain that the VAE loses in the continued background is added back in part, because what
-      diffusion drew in the hole is not all background.
-    - Trust: where the VAE reproduces a picture badly, the holes are a mixture of diffused and plain pixels.
+    This is not in the paper. A VAE never returns exactly the picture that it was given. Its error at the rim of a hole,
+    on the background's side, is carried into the hole as a membrane (Perez et al. 2003, "Poisson image editing").
+    Pixels outside the holes are not changed.
 
     Args:
-        continued: B,3,H,W in [0, 1], the left view warped at full resolution, its holes continued from the background.
-        filled: B,H,W bool, where `continued` comes from the warp.
-        diffused: B,3,H,W in [0, 1], the decoded right view.
-        columns: B,H,W, from `background_columns` or `mirrored_columns`.
-        reach_px: distance of a pixel to its column at which the correction of its colour has faded to 1/e.
-        returned: B,3,H,W in [0, 1], `continued`, encoded and decoded.
-        grain: share of the lost grain that is added back, in [0, 1].
-        plain: B,3,H,W in [0, 1], the warped view with its holes filled without diffusion; None where each `share` is 1.
-        share: B in [0, 1], from `trusted_share`: weight of the diffused pixels in the holes; the rest is `plain`.
+        warped: B,3,H,W in [0, 1], the left view warped at full resolution; only filled pixels are read.
+        filled: B,H,W bool.
+        drawn: B,3,H,W in [0, 1], the right view as drawn.
+        background: B,H,W bool, the filled pixels whose error is carried into holes, see `background_beside`.
 
     Returns:
         B,3,H,W in [0, 1].
     """
-    known = filled[:, None].to(continued.dtype)
-    missed = _blur((continued - diffused) * known, 5) / _blur(known, 5).clamp_min(1e-3)
-    distance = (columns - torch.arange(columns.shape[-1], device=columns.device)).abs()
-    fade = torch.exp(-distance / reach_px)[:, None].to(continued.dtype)
-    hole = diffused + extend_background(missed, columns) * fade
-    lost = continued - returned
-    hole = hole + grain * (lost - _blur(lost, 3))
-    if plain is not None:
-        hole = torch.lerp(plain, hole, share.to(hole)[:, None, None, None])
-    return torch.where(filled[:, None], continued, hole).clamp(0, 1)
+    missed = membrane(warped - drawn, background)
+    return torch.where(filled[:, None], warped, drawn + missed).clamp(0, 1)
 
 
-HALO = 2
-"""Rows above and below a pixel that `composite` looks at."""
+def trusted_share(given: Tensor, returned: Tensor, seen: Tensor, factor: int) -> Tensor:
+    """Weight of diffused pixels in the holes, from how well the VAE returns the picture around each.
 
-
-def trusted_share(given: Tensor, returned: Tensor, trusted_loss: float | None) -> Tensor:
-    """Weight of diffused pixels in the holes of each picture, from how well the VAE reproduces it: B in [0, 1].
-
-    A VAE that loses much of a picture was trained on other pictures, and so was the U-Net of the same checkpoint.
+    Errors are those of the mean colours of latents: a VAE that only loses detail and noise is trusted, one
+    that cannot even return the colour of a latent was trained on other pictures, and so was its U-Net.
 
     Args:
-        given: B,3,h,w in [0, 1].
-        returned: B,3,h,w in [0, 1], `given`, encoded and decoded.
-        trusted_loss: largest RMS difference of both, in levels of 255, at which the weight is 1; above, the weight is
-            (trusted_loss / difference)^2. None: always 1.
+        given: B,3,h,w in [0, 1], what was encoded.
+        returned: B,3,h,w in [0, 1], what was decoded.
+        seen: B,h,w bool, the pixels outside of holes.
+        factor: width of a latent in pixels; divides h and w.
+
+    Returns:
+        B,1,h,w in [0, 1]: 1 up to an RMS error of `TRUSTED_LEVELS`; above, (TRUSTED_LEVELS / error)^2.
     """
-    if trusted_loss is None:
-        return torch.ones(len(given), device=given.device)
-    loss = 255 * (returned - given).square().mean((1, 2, 3)).sqrt()
-    return (trusted_loss / loss.clamp_min(1e-6)).square().clamp(max=1)
+    known = seen[:, None].to(given.dtype)
+    part = functional.avg_pool2d(known, factor)  # share of each latent that is seen: B,1,h/factor,w/factor
+    error = functional.avg_pool2d((given - returned) * known, factor) / part.clamp_min(1e-6)
+    counted = (part >= 0.5).to(given.dtype)
+    near = functional.avg_pool2d(counted, 3, stride=1, padding=1)
+    squared = error.square().mean(1, keepdim=True) * counted
+    loss = functional.avg_pool2d(squared, 3, stride=1, padding=1) / near.clamp_min(1e-6)
+    loss = membrane(loss, (near > 0)[:, 0])
+    share = (TRUSTED_LEVELS**2 / (255**2 * loss).clamp_min(1e-6)).clamp(max=1)
+    return functional.interpolate(share, given.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _blur(x: Tensor, pixels: int) -> Tensor:
-    """Mean over a square of pixels; the noise of a single pixel would become a streak in the hole."""
-    return functional.avg_pool2d(x, pixels, stride=1, padding=pixels // 2, count_include_pad=False)
+def hole_depth(seen: Tensor, factor: int) -> Tensor:
+    """Distance of each pixel from what is seen, in latents, up to 1: B,h,w bool -> B,1,h,w.
+
+    Less than a latent away, diffused pixels mix with what is in front: their latent has to show both.
+    """
+    depth, near = torch.zeros_like(seen[:, None], dtype=torch.float32), seen[:, None].float()
+    for _ in range(factor):
+        depth = depth + (1 - near)
+        near = functional.max_pool2d(near, 3, stride=1, padding=1)
+    return depth / factor

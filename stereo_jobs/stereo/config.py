@@ -4,6 +4,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from stereo_jobs.stereo.timesteps import SamplerChoice
+
 # A preset is only a set of values for `MethodConfig`; no code asks for its name.
 PRESETS: dict[str, dict[str, Any]] = {
     # The arithmetic of the published code: shift after 20 % of 50 DDIM steps, whole latent pixels.
@@ -11,11 +13,13 @@ PRESETS: dict[str, dict[str, Any]] = {
         "scheduler": "ddim",
         "steps": 50,
         "guidance_scale": 9.0,
+        "pair_guidance_scale": None,
         "photo_guidance_scale": 7.5,
         "inversion": "null_text",
         "geometry": "relative",
-        "edge_px": 0,
+        "refine_edges": False,
         "warp": "integer",
+        "rims": False,
         "fill": "zero",
         "shift_step": 0.2,
         "shift_both": False,
@@ -24,18 +28,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": False,
-        "grain": 0.0,
+        "hole_detail": False,
     },
     # Exact left view and exact geometry; diffusion draws only the holes, starting from the background beside them.
     "best": {
-        "scheduler": "ddim",
-        "steps": 50,
+        "scheduler": "auto",
+        "steps": 20,
         "guidance_scale": 7.5,
+        "pair_guidance_scale": 1.0,
         "photo_guidance_scale": 1.0,
         "inversion": "direct",
         "geometry": "relative",
-        "edge_px": 2,
+        "refine_edges": True,
         "warp": "pixel",
+        "rims": True,
         "fill": "mirror",
         "shift_step": 0.4,
         "shift_both": False,
@@ -44,7 +50,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "attention": "uni",
         "attention_step": 0.2,
         "composite": True,
-        "grain": 0.7,
+        "hole_detail": False,
     },
 }
 
@@ -71,29 +77,39 @@ class MethodConfig(BaseModel):
     right_view: RightView = Field(
         "stereodiffusion",
         description="What makes the right view: this method, or a baseline of Table 1 on the same left view and "
-        "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, edge_px, warp (integer: whole "
-        "pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
+        "disparity (docs/benchmarks.md). Baselines use only these switches: geometry, refine_edges, warp (integer: "
+        "whole pixels) and, for repaint, steps, guidance and composite. given: the row's own `given_right`.",
     )
-    scheduler: Literal["ddim", "dpm++"] = Field(
-        "ddim",
-        description="Sampler. ddim: DDIM (Eq. 1, eta 0). dpm++: DPM-Solver++(2M) on Karras noise levels, made for 20 "
-        "to 25 steps.",
+    scheduler: SamplerChoice = Field(
+        "auto",
+        description="Sampler. auto: dpm++_karras, or dpm++ for a checkpoint of timestep_spacing trailing. ddim: DDIM "
+        "(Eq. 1, eta 0). dpm++: DPM-Solver++(2M). Both run at the checkpoint's own `timestep_spacing`. dpm++_karras: "
+        "DPM-Solver++(2M) on Karras noise levels, the most exact for 20 to 25 steps; not for checkpoints made for few "
+        "steps (spacing trailing).",
     )
-    steps: int = Field(50, ge=2, le=1000, description="Number of denoising steps.")
+    steps: int = Field(20, ge=2, le=1000, description="Number of denoising steps.")
     guidance_scale: float = Field(
         7.5,
         ge=1,
         le=30,
         description="Scale of classifier-free guidance in modes text and depth; 1 halves the U-Net evaluations.",
     )
+    pair_guidance_scale: float | None = Field(
+        1.0,
+        ge=1,
+        le=30,
+        description="Modes text and depth: scale of guidance in the steps after the shift, which draw the right view's "
+        "holes. null: that of guidance_scale.",
+    )
     photo_guidance_scale: float = Field(
         1.0, ge=1, le=30, description="Scale of classifier-free guidance for photos; 1 halves the U-Net evaluations."
     )
-    inversion: Literal["ddim", "null_text", "direct"] = Field(
+    inversion: Literal["ddim", "null_text", "direct", "renoise"] = Field(
         "direct",
         description="How the latents of a photo are found (Sec. 3.4). ddim: DDIM inversion, then denoised again. "
         "null_text: the same with optimised unconditional embeddings (Eq. 9-10). direct: the inverted latents "
-        "themselves, so that the left view is exactly the photo.",
+        "themselves, so that the left view is exactly the photo. renoise: the photo with noise at each step's level, "
+        "without any U-Net evaluation, for holes a little worse; the left view is the photo, too.",
     )
     null_text_iterations: int = Field(
         10, ge=1, le=1000, description="Inversion null_text: maximum optimisation steps per denoising step."
@@ -104,17 +120,23 @@ class MethodConfig(BaseModel):
         "sets the range. metric: the row's disparity in pixels, or Eq. 2 from its metric depth, focal_px, baseline and "
         "doffs_px.",
     )
-    edge_px: int = Field(
-        2,
-        ge=0,
-        le=16,
-        description="Width in pixels of blurred depth edges, which are made sharp before the shift. 0 leaves them as "
-        "they are; disparity in known pixels (geometry: metric) is never changed.",
+    refine_edges: bool = Field(
+        True,
+        description="Put the edges of depth maps, which estimators blur, on the edges of the picture before the "
+        "shift, and give objects the tips and outlines that estimators lose. Disparity in known pixels (geometry: "
+        "metric) is never changed.",
     )
     warp: Literal["integer", "subpixel", "pixel"] = Field(
         "pixel",
         description="How the latent is shifted (Stereo Pixel Shift). integer: by whole latent pixels. subpixel: x_0 by "
         "fractions of a latent pixel, its noise by whole ones. pixel: x_0 is warped as an image and encoded again.",
+    )
+    rims: bool = Field(
+        True,
+        description="Take the soft outlines of objects apart: the object's share of each mixed pixel (alpha) moves "
+        "with the object and is laid over what is behind it; other traces of its colour beside holes are taken away. "
+        "Only where pixels of the left image are moved (warp: pixel, or composite) and the left view is not denoised "
+        "again (attention: bi, shift_both).",
     )
     fill: Literal["zero", "noise", "background", "mirror"] = Field(
         "mirror",
@@ -147,25 +169,24 @@ class MethodConfig(BaseModel):
         "view. bi: both attend to both, which changes the left view, too.",
     )
     attention_step: Fraction = Field(0.2, ge=0, description="First step with self-attention across the views.")
+    keep_left: bool = Field(
+        True,
+        description="Attention uni: keep what the right view attends to from the left view's own denoising or direct "
+        "inversion, so that the pair's steps run for the right view alone. Takes about 0.25 GB of the device's memory "
+        "per pair for Stable Diffusion 1.5 at 512x512 in float16 (preset official: 1.8 GB). false: run both views.",
+    )
     composite: bool = Field(
         True,
         description="Wherever the right view shows pixels of the left image, take them, warped at full resolution; "
         "only the holes are diffused. False: the right image is the decoded latent.",
     )
-    grain: float = Field(
-        0.7,
-        ge=0,
-        le=1,
-        description="Composite: share of the fine grain lost in the VAE that is added back to the holes, measured on "
-        "the background continued into them. 0 leaves diffused pixels as they are.",
-    )
-    trusted_loss: float | None = Field(
-        9.0,
-        gt=0,
-        le=255,
-        description="Composite: largest loss of the VAE on a picture (RMS, in levels of 255) at which its holes are "
-        "entirely diffused. For a larger loss, the weight of diffused pixels is (trusted_loss / loss)^2; the rest is "
-        "the background's pixel beside the hole, smoothed across rows. Null: always entirely diffused.",
+
+    hole_detail: bool = Field(
+        False,
+        description="Composite: draw the holes of a photo larger than the working size again at the photo's own "
+        "resolution, through windows of the working size. Holes become sharper; each window costs up to half of the "
+        "steps, with at most 64 windows and a few coarser ones. Off in both presets: with the embedded models the "
+        "holes are sharper, but farther from the truth.",
     )
 
     @model_validator(mode="before")
@@ -218,9 +239,29 @@ class MethodConfig(BaseModel):
         return within and step % self.recopy_interval == 0
 
     @property
+    def refines_edges(self) -> bool:
+        """Whether depth edges are moved to those of the picture; known disparity is never changed."""
+        return self.refine_edges and self.geometry == "relative"
+
+    @property
     def diffuses_pair(self) -> bool:
         """Whether diffusion makes the right view; the left view's latents of every step are then needed."""
         return self.right_view == "stereodiffusion"
+
+    @property
+    def attention_start(self) -> int:
+        """Index of the pair's first step with self-attention across the views."""
+        return max(self.first_pair_step, int(self.attention_step))
+
+    @property
+    def keeps_left(self) -> bool:
+        """Whether the pair's steps can do without the left view, if what it was attended to in them was kept."""
+        return self.keep_left and self.diffuses_pair and self.attention == "uni" and not self.shift_both
+
+    @property
+    def samples_photo(self) -> bool:
+        """Whether the left view of a photo is denoised from its inversion, so that it differs from the photo."""
+        return self.inversion in ("ddim", "null_text")
 
     @property
     def changes_left(self) -> bool:

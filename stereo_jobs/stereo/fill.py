@@ -1,12 +1,11 @@
-"""Continuing the background into the holes of a warped view, row by row."""
+"""Where the background of a warped view goes on into its holes, and continuing it row by row."""
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from stereo_jobs.stereo.bands import in_bands
-
-MEDIANS = 2**16
-"""Pixels of holes that are smoothed together."""
+from stereo_jobs.stereo.disparity import nearness
 
 
 def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) -> Tensor:
@@ -24,9 +23,9 @@ def background_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor) ->
     column = torch.arange(width, device=filled.device).expand(filled.shape)
     before = torch.where(filled, column, -1).cummax(-1).values  # -1: none on this side
     after = torch.where(filled, column, width).flip(-1).cummin(-1).values.flip(-1)
-    nearness = _nearness(disparity, scale_sign)
-    far_before = nearness.gather(-1, before.clamp(min=0)).masked_fill(before < 0, torch.inf)
-    far_after = nearness.gather(-1, after.clamp(max=width - 1)).masked_fill(after >= width, torch.inf)
+    near = nearness(disparity, scale_sign)
+    far_before = near.gather(-1, before.clamp(min=0)).masked_fill(before < 0, torch.inf)
+    far_after = near.gather(-1, after.clamp(max=width - 1)).masked_fill(after >= width, torch.inf)
     chosen = torch.where(far_after <= far_before, after, before)
     return torch.where((chosen < 0) | (chosen >= width), column, chosen)
 
@@ -50,14 +49,31 @@ def mirrored_columns(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step
     width = filled.shape[-1]
     mirrored = 2 * edges - torch.arange(width, device=filled.device)
     inside = mirrored.clamp(0, width - 1)
-    nearness = _nearness(disparity, scale_sign)
-    nearer = nearness.gather(-1, inside) - nearness.gather(-1, edges)
+    near = nearness(disparity, scale_sign)
+    nearer = near.gather(-1, inside) - near.gather(-1, edges)
     return torch.where((mirrored == inside) & filled.gather(-1, inside) & (nearer <= step), inside, edges)
 
 
-def _nearness(disparity: Tensor, scale_sign: Tensor) -> Tensor:
-    """Disparity with its sign turned so that larger is nearer: B,h,w -> B,h,w."""
-    return disparity * torch.where(scale_sign < 0, -1.0, 1.0).to(disparity)[:, None, None]
+def background_beside(filled: Tensor, disparity: Tensor, scale_sign: Tensor, step: float) -> Tensor:
+    """Find the filled pixels at the rim of holes that belong to the background: what holes are continued from.
+
+    A pixel counts if it touches a hole, beside, above, below or at a corner, and is not nearer than the background that
+    `background_columns` finds for that hole.
+
+    Args:
+        filled: B,h,w bool, the mask of the warped view.
+        disparity: B,h,w, disparity of the warped view; only filled pixels are read.
+        scale_sign: B; where negative, the larger disparity is the farther one.
+        step: disparity by which a pixel may be nearer and still be background.
+
+    Returns:
+        B,h,w bool.
+    """
+    near = nearness(disparity, scale_sign)
+    behind = near.gather(-1, background_columns(filled, disparity, scale_sign))
+    behind = torch.where(filled.any(-1, keepdim=True), behind, torch.inf)  # a row of a hole alone: all is background
+    around = functional.max_pool2d(behind.masked_fill(filled, -torch.inf)[:, None], 3, stride=1, padding=1)[:, 0]
+    return filled & (near <= around + step)
 
 
 def extend_background(image: Tensor, columns: Tensor) -> Tensor:
@@ -68,26 +84,6 @@ def extend_background(image: Tensor, columns: Tensor) -> Tensor:
         columns: B,h,w, from `background_columns` or `mirrored_columns`.
     """
     return image.gather(-1, columns[:, None].expand(-1, image.shape[1], -1, -1))
-
-
-def smooth_across_rows(image: Tensor, holes: Tensor, reach: int) -> Tensor:
-    """Replace hole pixels by the median over the rows above and below, so that no single pixel becomes a streak.
-
-    Only the pixels of holes are looked at. Far from the top and the bottom, a pixel's column has 2 * reach + 1 values.
-
-    Args:
-        image: B,C,h,w, its holes continued from the background row by row.
-        holes: B,h,w bool.
-        reach: number of rows above, and of rows below.
-    """
-    smooth = image.clone()
-    around = torch.arange(-reach, reach + 1, device=image.device)
-    for sample, row, column in (part.unbind(1) for part in torch.split(holes.nonzero(), MEDIANS)):
-        rows = (row[:, None] + around).clamp(0, image.shape[-2] - 1)  # n,2*reach+1; the frame's edge is repeated
-        for channel in range(image.shape[1]):
-            values = image[sample[:, None], channel, rows, column[:, None]]
-            smooth[sample, channel, row, column] = values.median(-1).values
-    return smooth
 
 
 def fill_sparse(maps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from stereo_jobs.stereo.bands import bands
 from stereo_jobs.stereo.fill import background_columns, extend_background, mirrored_columns
+from stereo_jobs.stereo.rims import Rims
 from stereo_jobs.stereo.warp import ForwardWarp, border_holes, forward_warp
 
 
@@ -35,15 +36,30 @@ class WarpedRows:
         warp: warp of their pixels.
         edges: column of the background beside each hole.
         columns: column from which each pixel of a hole continues the background.
+        rims: soft rims of these rows, and the warp that moves them with their objects; None: pixels move as a whole.
+        moved: disparity of each warped pixel, 1,rows,W; 0 in holes.
     """
 
     warp: ForwardWarp
     edges: Tensor
     columns: Tensor
+    rims: tuple[Rims, ForwardWarp] | None
+    moved: Tensor
+
+    def seen(self, pixels: Tensor) -> Tensor:
+        """Warp the pixels of these rows, without the soft rims of objects: 1,3,rows,W; 0 in holes."""
+        return self.warp(pixels if self.rims is None else self.rims[0].without_objects(pixels))
 
     def continued(self, pixels: Tensor) -> Tensor:
-        """Warp the pixels of these rows and continue the background into their holes: 1,C,rows,W."""
-        return extend_background(self.warp(pixels), self.columns)
+        """Warp as `seen`, and continue the background into the holes: 1,3,rows,W."""
+        return extend_background(self.seen(pixels), self.columns)
+
+    def with_rims(self, view: Tensor, pixels: Tensor) -> Tensor:
+        """Lay the soft rims of objects over a view of these rows, whose holes are filled: 1,3,rows,W in [0, 1] both."""
+        if self.rims is None:
+            return view
+        rims, warp = self.rims
+        return rims.over(view, pixels, warp)
 
 
 class ImageWarp:
@@ -56,6 +72,7 @@ class ImageWarp:
         nearness: 1,H,W, a disparity that says which background is farther; None: `disparity` itself.
         mirror: continue the background by its mirror image, over surfaces whose disparity changes by at most so many
             pixels; None: by the pixel at its edge.
+        rims: soft rims of the image, to be moved apart from the rest; None: every pixel moves as a whole.
     """
 
     def __init__(
@@ -66,9 +83,11 @@ class ImageWarp:
         subpixel: bool = True,
         nearness: Tensor | None = None,
         mirror: float | None = None,
+        rims: Rims | None = None,
     ) -> None:
         self.disparity = disparity
         self.sign = sign
+        self.rims = rims
         self._subpixel = subpixel
         self._nearness = disparity if nearness is None else nearness
         self._mirror = mirror
@@ -89,10 +108,15 @@ class ImageWarp:
         nearness = self._nearness[:, rows]
         warp = forward_warp(self.disparity[:, rows], self.sign, subpixel=self._subpixel)
         moved = warp(nearness[:, None])[:, 0]
-        edges = background_columns(warp.filled, moved, self.sign)
-        if self._mirror is None:
-            return WarpedRows(warp, edges, edges)
-        return WarpedRows(warp, edges, mirrored_columns(warp.filled, moved, self.sign, self._mirror))
+        columns = edges = background_columns(warp.filled, moved, self.sign)
+        if self._mirror is not None:
+            columns = mirrored_columns(warp.filled, moved, self.sign, self._mirror)
+        rims = None
+        if self.rims is not None:
+            own = self.rims.of_rows(rows)
+            moved_along = forward_warp(own.with_objects(self.disparity[:, rows]), self.sign, subpixel=self._subpixel)
+            rims = own, moved_along
+        return WarpedRows(warp, edges, columns, rims, moved)
 
     def continued(self, values: Tensor) -> Tensor:
         """Warp an image or map 1,C,H,W and continue the background into its holes."""
@@ -100,7 +124,7 @@ class ImageWarp:
 
     @cached_property
     def masks(self) -> Masks:
-        """What the warp says of both views."""
+        """What the applied disparity says of both views."""
         parts = []
         for rows in self.bands():
             warp = self.rows(rows).warp

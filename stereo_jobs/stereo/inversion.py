@@ -1,10 +1,11 @@
-"""From a photo to latents that lead back to it (StereoDiffusion, Sec. 3.4, Eq. 9-10)."""
+"""From a photo to its latents at every noise level (StereoDiffusion, Sec. 3.4, Eq. 9-10)."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from stereo_jobs.stereo.attention import InputRecorder, Keep
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory
 from stereo_jobs.stereo.solver import Solver
 
@@ -12,7 +13,25 @@ _LOSS_SCALE = 2.0**16
 """Loss scaling (Micikevicius et al. 2018, Sec. 3.2): gradients of a photo's loss are too small for float16."""
 
 
-def ddim_inversion(model: GuidedUNet, solver: Solver, x_0: Tensor, condition: Tensor | None = None) -> Trajectory:
+def renoised(solver: Solver, x_0: Tensor, noise: Tensor) -> Trajectory:
+    """The forward process (Ho et al. 2020, Eq. 4) in place of an inversion: x_0 with one noise at every level.
+
+    Sampling from these latents does not lead back to x_0. They serve where the left view is set to them at every step,
+    is x_0 in the end, and only the right view is denoised. No U-Net is evaluated.
+
+    Args:
+        solver: the noise levels.
+        x_0: B,4,h,w.
+        noise: B,4,h,w unit noise.
+    """
+    latents = [solver.renoise(x_0, noise, i) for i in range(solver.steps)]
+    evaluations = torch.zeros(len(x_0), dtype=torch.int64)
+    return Trajectory(torch.stack([*latents, x_0]), x_0.expand(solver.steps, *x_0.shape), evaluations)
+
+
+def ddim_inversion(
+    model: GuidedUNet, solver: Solver, x_0: Tensor, condition: Tensor | None = None, *, keep: Keep | None = None
+) -> Trajectory:
     """DDIM inversion (Song et al. 2021; StereoDiffusion, Eq. 9): latents of a given x_0 with more and more noise.
 
     Eq. 9 as printed lacks a root and has its "-1" outside the root; this is the x_0 / noise form that it stands for.
@@ -22,17 +41,22 @@ def ddim_inversion(model: GuidedUNet, solver: Solver, x_0: Tensor, condition: Te
         solver: the steps, taken backwards.
         x_0: B,4,h,w.
         condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net.
+        keep: which inputs of self-attention to keep; None: none. Those of step i are of the latent after the step, one
+            level less noisy than what enters it.
 
     Returns:
         The latents in sampling order, from noise to x_0. Setting the left view to them at every step is `direct`
         inversion, which is exact and optimises nothing.
     """
     latents = [x_0]
-    for i in reversed(range(solver.steps)):
-        output = model(latents[-1][None], i, solver.timesteps[i], None if condition is None else condition[None])[0]
-        latents.append(solver.invert(i, latents[-1], output))
+    recorder = InputRecorder(torch.arange(len(x_0), device=x_0.device), keep)
+    with recorder.installed(model.unet):
+        for i in reversed(range(solver.steps)):
+            recorder.step = i
+            output = model(latents[-1][None], i, solver.timesteps[i], None if condition is None else condition[None])[0]
+            latents.append(solver.invert(i, latents[-1], output))
     evaluations = torch.full((len(x_0),), solver.steps * model.evaluations_per_view)
-    return Trajectory(torch.stack(latents[::-1]), x_0.expand(solver.steps, *x_0.shape), evaluations)
+    return Trajectory(torch.stack(latents[::-1]), x_0.expand(solver.steps, *x_0.shape), evaluations, recorder.kept)
 
 
 @dataclass(frozen=True)

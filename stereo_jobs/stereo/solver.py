@@ -11,7 +11,8 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor
 
-Sampler = Literal["ddim", "dpm++"]
+from stereo_jobs.stereo.timesteps import Sampler, SamplerChoice, sampler_for, timesteps_of, training_steps
+
 Prediction = Literal["epsilon", "v_prediction"]
 
 
@@ -20,7 +21,7 @@ class Solver:
     """The denoising steps of one run: DDIM (Song et al. 2021) or DPM-Solver++(2M) (Lu et al. 2022).
 
     Attributes:
-        sampler: `ddim` (eta 0) or `dpm++` (on the noise levels of Karras et al. 2022).
+        sampler: `ddim` (eta 0), `dpm++`, or `dpm++_karras` (on the noise levels of Karras et al. 2022).
         timesteps: int64 on the CPU, the steps' timesteps as the U-Net counts, from noise to image.
         alphas: steps+1 float64 on the CPU, the noise levels.
         prediction: what the U-Net predicts, `epsilon` or `v_prediction`.
@@ -32,32 +33,27 @@ class Solver:
     prediction: Prediction
 
     @classmethod
-    def of(cls, config: dict[str, Any], steps: int, sampler: Sampler) -> Self:
+    def of(cls, config: dict[str, Any], steps: int, sampler: SamplerChoice) -> Self:
         """Make the solver from a checkpoint's scheduler configuration.
 
         Args:
-            config: the content of scheduler_config.json: betas, number of training steps, `steps_offset`,
-                `prediction_type`.
-            steps: number of denoising steps, at most the number of training steps.
-            sampler: `ddim` or `dpm++`.
+            config: the content of scheduler_config.json: betas, number of training steps, `timestep_spacing`,
+                `steps_offset`, `prediction_type`.
+            steps: number of denoising steps.
+            sampler: `ddim`, `dpm++`, `dpm++_karras` or `auto`.
 
         Raises:
-            ValueError: the sampler or the checkpoint's `beta_schedule` is not supported.
+            ValueError: the checkpoint's `beta_schedule` is not supported, or `timesteps_of` refuses the steps.
         """
-        trained = int(config.get("num_train_timesteps", 1000))
-        alphas = torch.cumprod(1 - _betas(config, trained), 0)
-        if sampler == "ddim":
-            # "Leading" spacing, as in the published code: 981, 961, ..., 1 for 50 of 1000 steps and an offset of 1.
-            offset = int(config.get("steps_offset", 0))
-            timesteps = (torch.arange(steps) * (trained // steps) + offset).flip(0).clamp(max=trained - 1)
-            # `set_alpha_to_one: false`: the result has the noise level of the least noisy latent, not zero noise.
-            levels = torch.cat([alphas[timesteps], alphas[:1]])
-        elif sampler == "dpm++":
+        sampler = sampler_for(config, sampler)
+        alphas = torch.cumprod(1 - _betas(config, training_steps(config)), 0)
+        timesteps = torch.tensor(timesteps_of(config, steps, sampler))
+        # `set_alpha_to_one: false`: the result has the noise level of the least noisy latent, not zero noise.
+        levels = torch.cat([alphas[timesteps], alphas[:1]])
+        if sampler == "dpm++_karras":
             levels = _karras(alphas, steps)
             # Each level gets the timestep that was trained with the nearest level.
             timesteps = (_log_snr(alphas) - _log_snr(levels[:-1])[:, None]).abs().argmin(1)
-        else:
-            raise ValueError(f"sampler: must be ddim or dpm++, got {sampler!r}")
         return cls(sampler, timesteps, levels, config.get("prediction_type", "epsilon"))
 
     @property
@@ -79,7 +75,7 @@ class Solver:
             i: index of the step.
             x: ...,4,h,w latent at level i.
             output: ...,4,h,w, the U-Net's output for `x`.
-            clean_before: x_0 as step i - 1 predicted it; `dpm++` needs it for its second order.
+            clean_before: x_0 as step i - 1 predicted it; DPM-Solver++ needs it for its second order.
 
         Returns:
             The latent at level i + 1, and x_0 as this step predicts it.

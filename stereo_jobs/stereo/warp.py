@@ -6,12 +6,15 @@ land on one target, the nearer one wins.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+SURFACE_PX = 1.001
+"""Largest difference of disparity within a surface, from column to column: a pixel, and what rounding may add to it."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class ForwardWarp:
     def nearest(self, x: Tensor, into: Tensor | float = 0.0) -> Tensor:
         """Warp `x` by whole pixels: each value goes to one target at most, so white noise stays white.
 
-        A closed crack would repeat its neighbour's value; it takes the value of `into` instead.
+        Where a surface is stretched, a target would repeat its neighbour's value; it takes that of `into` instead.
         """
         again = self.filled & self.filled.roll(1, -1) & (self.source == self.source.roll(1, -1))
         again[..., 0] = False  # `roll` wraps around: the neighbour is at the opposite edge
@@ -57,6 +60,14 @@ class ForwardWarp:
             for name, values in vars(self).items()
         }
         return ForwardWarp(**padded)
+
+    def mirrored(self) -> "ForwardWarp":
+        """The same warp of the mirrored view: column x becomes w - 1 - x."""
+        last = self.source.shape[-1] - 1
+        source = torch.where(self.filled, last - self.source, 0).flip(-1)
+        beside = None if self.beside is None else torch.where(self.filled, last - self.beside, 0).flip(-1)
+        share = None if self.share is None else self.share.flip(-1)
+        return ForwardWarp(source, self.filled.flip(-1), self.visible.flip(-1), beside, share)
 
     @classmethod
     def cat(cls, warps: Sequence["ForwardWarp"]) -> "ForwardWarp":
@@ -75,98 +86,88 @@ class ForwardWarp:
 
 
 def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = False) -> ForwardWarp:
-    """Stereo Pixel Shift (StereoDiffusion, Sec. 3.1, Eq. 3): a scatter in which the nearest source wins.
+    """Stereo Pixel Shift (StereoDiffusion, Sec. 3.1, Eq. 3): a forward warp in which the nearest source wins.
 
     Args:
         disparity: B,h,w float, in pixels of this grid; content moves left by it.
         scale_sign: B, the sign of the scale that turned depth into `disparity`. Where it is negative (the new view is
             on the other side), the smallest disparity is the nearest point.
-        subpixel: False truncates to whole pixels, as the published code does. True keeps the fraction: a target
-            blends the two columns it lies between, if both belong to one surface (disparities within half a pixel);
-            at the edge of a surface it takes the nearer column alone. Gaps of one column that a receding surface
-            leaves are closed, even where something behind the surface shows through them.
+        subpixel: False truncates to whole pixels, as the published code does. True keeps the fraction, and draws each
+            surface as one piece: between neighbouring columns of a surface the targets are interpolated, at its ends it
+            reaches half a pixel farther. A surface is a run of columns in a row, each of whose disparities differs from
+            the one before by at most a pixel. Its columns land in their own order, so that it never hides itself.
 
     Returns:
         The warp; applying it costs one gather, or two if `subpixel`.
     """
-    column = torch.arange(disparity.shape[-1], device=disparity.device).expand(disparity.shape)
-    if not subpixel:
-        return _scatter(column - disparity.trunc().long(), column, scale_sign)
-    landing = column - disparity
-    target = (landing + 0.5).floor().long()
-    warp = _see_narrowed(_scatter(target, column, scale_sign), disparity, target)
-    return _blend(_close_cracks(warp, disparity, target, scale_sign), disparity, landing)
-
-
-def _scatter(target: Tensor, column: Tensor, scale_sign: Tensor) -> ForwardWarp:
-    """Send every source column to its target column; where several meet, the nearest wins."""
-    width = column.shape[-1]
-    inside = (target >= 0) & (target < width)
-    # Two sources on one target have x1 - d1 = x2 - d2 (to less than a pixel): the one with the larger d is also the
-    # one further right. Therefore "nearest wins" is "largest column wins", mirrored where the scale is negative.
-    mirrored = (scale_sign < 0)[:, None, None].to(column.device)
-    rank = torch.where(mirrored, width - 1 - column, column)
-    slot = torch.where(inside, target, width)  # one spare column collects what leaves the frame
-    winner = torch.full((*column.shape[:-1], width + 1), -1, dtype=torch.int64, device=column.device)
-    winner = winner.scatter_reduce(-1, slot, rank, reduce="amax")
-    visible = inside & (winner.gather(-1, slot) == rank)
-    winner = winner[..., :width]
-    filled = winner >= 0
-    source = torch.where(mirrored, width - 1 - winner, winner)
-    return ForwardWarp(source=torch.where(filled, source, 0), filled=filled, visible=visible)
-
-
-def _see_narrowed(warp: ForwardWarp, disparity: Tensor, target: Tensor) -> ForwardWarp:
-    """Mark neighbours of one surface that share a target as visible: a slanted surface does not hide itself."""
-    width = disparity.shape[-1]
-    inside = (target >= 0) & (target < width)
-    shown = warp.source.gather(-1, target.clamp(0, width - 1))
-    neighbour = (shown - torch.arange(width, device=shown.device)).abs() == 1
-    shared = inside & neighbour & _one_surface(disparity.gather(-1, shown), disparity)
-    return replace(warp, visible=warp.visible | shared)
-
-
-def _close_cracks(warp: ForwardWarp, disparity: Tensor, target: Tensor, scale_sign: Tensor) -> ForwardWarp:
-    """Fill gaps of one column inside a surface from the neighbour that is nearer (`_blend` then interpolates).
-
-    Either nothing landed in such a gap, or something behind the surface shows through it. A gap lies inside a surface
-    if the columns on both sides, and the source column between them, belong to the surface.
-    """
     mirrored = (scale_sign < 0)[:, None, None].to(disparity.device)
-    before, after = warp.source.roll(1, -1), warp.source.roll(-1, -1)
-    here, first, last, between = (disparity.gather(-1, c) for c in (warp.source, before, after, (before + after) // 2))
-    beside = warp.filled.roll(1, -1) & warp.filled.roll(-1, -1) & ((first - last).abs() <= 1)
-    beside[..., 0] = beside[..., -1] = False  # `roll` wraps around: the neighbours are at the opposite edge
-    farther = torch.where(mirrored, here - torch.maximum(first, last), torch.minimum(first, last) - here) > 1
-    whole = ((before - after).abs() <= 2) & ((between - first).abs() <= 1) & ((between - last).abs() <= 1)
-    shown = warp.filled & beside & farther & whole
-    crack = (~warp.filled & beside) | shown
-    nearer = torch.where(mirrored, after, before)
-    hidden = shown.gather(-1, target.clamp(0, disparity.shape[-1] - 1))
-    return replace(
-        warp,
-        source=torch.where(crack, nearer, warp.source),
-        filled=warp.filled | crack,
-        visible=warp.visible & ~hidden,
+    # The view from the other side is the mirror image of the view from this side of the mirrored scene.
+    warp = (_draw_surfaces if subpixel else _move_pixels)(torch.where(mirrored, -disparity.flip(-1), disparity))
+    turned = warp.mirrored()
+    made: dict[str, Any] = {
+        name: None if values is None else torch.where(mirrored, vars(turned)[name], values)
+        for name, values in vars(warp).items()
+    }
+    return ForwardWarp(**made)
+
+
+def _move_pixels(disparity: Tensor) -> ForwardWarp:
+    """Send every column to the whole column at which its truncated disparity puts it."""
+    width = disparity.shape[-1]
+    column = torch.arange(width, device=disparity.device).expand(disparity.shape)
+    target = column - disparity.trunc().long()
+    winner = _nearest_sources([target], column)
+    inside = (target >= 0) & (target < width)
+    visible = inside & (winner.gather(-1, target.clamp(0, width - 1)) == column)
+    return ForwardWarp(source=winner.clamp(min=0), filled=winner >= 0, visible=visible)
+
+
+def _draw_surfaces(disparity: Tensor) -> ForwardWarp:
+    """Draw every surface between the places at which its columns land."""
+    width = disparity.shape[-1]
+    column = torch.arange(width, device=disparity.device).expand(disparity.shape)
+    landing = column - disparity
+    joined = (disparity[..., 1:] - disparity[..., :-1]).abs() <= SURFACE_PX  # B,h,w-1: with the next column
+    goes_on, went_on = functional.pad(joined, (0, 1)), functional.pad(joined, (1, 0))
+    # A column covers the targets beyond its own place up to the next column's: two at most, three at a surface's start.
+    low = torch.where(went_on, landing, landing - 0.5).floor().long()
+    high = torch.where(goes_on, landing.roll(-1, -1), landing + 0.5).floor().long()
+    winner = _nearest_sources([torch.where(low + n <= high, low + n, width) for n in (1, 2, 3)], column)
+    filled, source = winner >= 0, winner.clamp(min=0)
+
+    here = landing.gather(-1, source)
+    between = filled & goes_on.gather(-1, source) & (here < column)
+    after = torch.where(between, source + 1, source)
+    span = torch.where(between, landing.gather(-1, after) - here, 1.0)
+    share = torch.where(between, (column - here) / span, 0.0)
+    second = share > 0.5  # the column that lies nearer to the target is its source
+
+    surface = (~went_on).cumsum(-1)
+    target = (landing + 0.5).floor().long()
+    shown = source.gather(-1, target.clamp(0, width - 1))
+    return ForwardWarp(
+        source=torch.where(second, after, source),
+        filled=filled,
+        visible=(target >= 0) & (target < width) & (surface.gather(-1, shown) == surface),
+        beside=torch.where(second, source, after),
+        share=torch.where(second, 1 - share, share),
     )
 
 
-def _blend(warp: ForwardWarp, disparity: Tensor, landing: Tensor) -> ForwardWarp:
-    """Find the two source columns between which each target lies, and the weight of the second."""
-    width = disparity.shape[-1]
-    target = torch.arange(width, device=disparity.device).expand(disparity.shape)
-    here = landing.gather(-1, warp.source)
-    beside = (warp.source + torch.where(here < target, 1, -1)).clamp(0, width - 1)
-    one_surface = _one_surface(disparity.gather(-1, beside), disparity.gather(-1, warp.source))
-    span = landing.gather(-1, beside) - here
-    usable = one_surface & (span != 0)
-    share = torch.where(usable, (target - here) / torch.where(usable, span, 1.0), 0.0).clamp(0, 1)
-    return replace(warp, beside=beside, share=share)
+def _nearest_sources(targets: Sequence[Tensor], column: Tensor) -> Tensor:
+    """For each target, the nearest column that is sent to it, -1 for none: B,h,w int64.
 
-
-def _one_surface(disparity: Tensor, beside: Tensor) -> Tensor:
-    """Where neighbouring columns belong to one surface: their disparities differ by at most half a pixel."""
-    return (disparity - beside).abs() <= 0.5
+    Args:
+        targets: B,h,w int64 each, targets of every column; those outside the frame are ignored.
+        column: B,h,w int64, the columns themselves.
+    """
+    width = column.shape[-1]
+    winner = torch.full((*column.shape[:-1], width + 1), -1, dtype=torch.int64, device=column.device)
+    for target in targets:
+        # Two columns on one target have x1 - d1 = x2 - d2: the one with the larger d is also the one further right.
+        slot = torch.where((target >= 0) & (target < width), target, width)  # a spare column for what leaves the frame
+        winner = winner.scatter_reduce(-1, slot, column, reduce="amax")
+    return winner[..., :width]
 
 
 def _columns(x: Tensor, column: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -9,7 +10,8 @@ from typing import Annotated
 import typer
 from torch import nn
 
-from stereo_jobs.toyscapes import depth, diffusion, judge, vae
+from stereo_jobs.models.files import DEMO_FOLDER
+from stereo_jobs.toyscapes import decoder, depth, diffusion, judge, vae
 from stereo_jobs.toyscapes.training import Lesson, Machine, Schedule, averaged, train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Train the demo models, part by part.")
@@ -27,6 +29,22 @@ def train_vae(work: Work = WORK, processes: Processes = 2, device: Device = "cpu
     """Train the VAE; needs no other part."""
     networks = _train(vae.VaeLesson, vae.SCHEDULE, steps, work / "vae", Machine(device, processes))
     vae.export(networks, work / "models/sd/vae")
+
+
+@app.command("decoder")
+def train_decoder(work: Work = WORK, processes: Processes = 2, device: Device = "cpu", steps: Steps = None) -> None:
+    """Train the decoder of the VAE further; the encoder stays, so that latents mean what they meant.
+
+    Without any models in the work folder, a copy of the embedded ones is put there and trained further.
+    """
+    folder = work / "models/sd/vae"
+    if not (work / "models").exists():
+        shutil.copytree(DEMO_FOLDER, work / "models")
+    if not folder.is_dir():
+        why = "no VAE in it yet; train one with the part `vae` and the same --work"
+        raise typer.BadParameter(why, param_hint="--work")
+    networks = _train(decoder.lesson(folder), decoder.SCHEDULE, steps, work / "decoder", Machine(device, processes))
+    decoder.export(networks, folder)
 
 
 @app.command("latents")
@@ -87,8 +105,8 @@ def evaluate(
 
 @app.command("all")
 def train_all(work: Work = WORK, processes: Processes = 2, device: Device = "cpu") -> None:
-    """Train all parts in order, then evaluate; about three hours on two CPU cores."""
-    for part in (train_vae, cache_latents, train_unet, train_depth, train_judge):
+    """Train all parts in order, then evaluate; about four hours on two CPU cores."""
+    for part in (train_vae, train_decoder, cache_latents, train_unet, train_depth, train_judge):
         part(work, processes, device)
     evaluate(work)
 

@@ -14,8 +14,9 @@ from transformers import (
     DPTImageProcessorPil,
 )
 
+from stereo_jobs.pixels import F32, Bools
 from stereo_jobs.stereo.disparity import relative_disparity
-from stereo_jobs.toyscapes.render import F32, Bools, ToyScape, render
+from stereo_jobs.toyscapes.render import ToyScape, render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from stereo_jobs.toyscapes.training import Batch, Schedule
 

@@ -13,11 +13,11 @@ from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.inputs import DecodedRow
-from stereo_jobs.pipeline.left_view import LeftViewMaker
+from stereo_jobs.pipeline.left_view import Guidance, LeftViewMaker
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe, Size
-from stereo_jobs.toyscapes import judge, vae
+from stereo_jobs.toyscapes import decoder, judge
 from stereo_jobs.toyscapes.depth import errors, normalised
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import Scene, draw_scene
@@ -68,8 +68,8 @@ def measure(models: DemoModels, work: Path, scenes: int = 200) -> Iterator[tuple
     """
     drawn = [draw_scene(seed, "test") for seed in range(scenes)]
     rendered = [render(scene) for scene in drawn]
-    psnr = vae.reconstruction_psnr(models.stable_diffusion().vae, np.stack([scene.left for scene in rendered]))
-    yield "vae", {"psnr": float(np.mean(psnr)), "worst_psnr": float(np.min(psnr))}
+    yield "vae", decoder.score(models.stable_diffusion().vae, rendered)
+    yield "vae, grain alone", {"ringing": decoder.ringing_of_grain(max(1, scenes // 4))}
 
     found = models.depth().inverse_depth([scene.left for scene in rendered])
     everywhere, at_edges = errors(np.stack([depth.numpy() for depth in found]), rendered)
@@ -109,7 +109,7 @@ def _from_text(lefts: LeftViewMaker, scenes: Sequence[Scene]) -> Iterator[np.nda
             for seed, scene in enumerate(scenes[start : start + BATCH], start)
         ]
         with torch.no_grad():
-            yield from lefts.make(part, GUIDANCE).images
+            yield from lefts.make(part, Guidance(GUIDANCE, GUIDANCE, 1.0)).images
 
 
 def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) -> list[float]:
@@ -125,7 +125,7 @@ def _depth_mode_errors(models: DemoModels, scenes: Sequence[Scene], work: Path) 
             for (seed, scene), values in zip(part, maps, strict=True)
         ]
         with torch.no_grad():
-            images = lefts.make(inputs, GUIDANCE).images
+            images = lefts.make(inputs, Guidance(GUIDANCE, GUIDANCE, 1.0)).images
             estimated = lefts.depth.inverse_depth(images)
         results += [
             float(np.abs(normalised(e.numpy()) - normalised(given)).mean())

@@ -29,6 +29,7 @@ def write_manifest(
     start: int = 0,
     size: tuple[int, int] = (128, 128),
     with_disparity: bool = False,
+    with_prompt: bool = True,
 ) -> None:
     """Write the scenes of seeds `start` to `start + rows - 1` as a manifest.
 
@@ -37,11 +38,12 @@ def write_manifest(
         settings: access settings of the storage.
         rows: number of scenes, at most 20,000; write more scenes to several files with different `start`.
         split: split of the scenes; no caption is in both.
-        mode: the mode whose inputs are written; all modes have `prompt`.
+        mode: the mode whose inputs are written.
         level: level of the scenes; None for a mix of all.
         start: seed of the first scene.
         size: width and height of the images in pixels.
         with_disparity: whether to give the true disparity to the method, too, in the column `disparity`.
+        with_prompt: whether the column `prompt` has the captions; else it is empty.
 
     Raises:
         ManifestError: too many rows, a disparity for a mode that takes none, or the target exists.
@@ -55,9 +57,10 @@ def write_manifest(
             f"with-disparity: only mode image takes a disparity, not mode {mode}; leave it out, or use --mode image"
         )
     scenes = (draw_scene(seed, split, level) for seed in range(start, start + rows))
+    told = {} if with_prompt else {"prompt": ""}
     table = pa.Table.from_pylist(
         [
-            {"id": f"toyscapes-{split}-{level or 'mixed'}-{seed:06d}", **_row(scene, mode, size, with_disparity)}
+            {"id": f"toyscapes-{split}-{level or 'mixed'}-{seed:06d}"} | _row(scene, mode, size, with_disparity) | told
             for seed, scene in enumerate(scenes, start)
         ]
     )

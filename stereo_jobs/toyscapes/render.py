@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stereo_jobs.toyscapes.scenes import COLOURS, FLOOR_COLOURS, WALL_COLOURS, Billboard, Pattern, Scene, Shape
+from stereo_jobs.toyscapes.structures import F32, INKS, box, coverage, line
 
-F32 = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 
@@ -151,13 +151,13 @@ class _Room:
             shifted = x + offset + (j & 1) * wide / 2
             i = np.floor(shifted / wide).astype(np.int32)
             wall = wall * (0.86 + 0.16 * self.tone(i, j, 2))[..., None]
-            joint = np.maximum(_line(shifted, wide, 1.1 * u), _line(y, high, 1.1 * u))
+            joint = np.maximum(line(shifted, wide, 1.1 * u), line(y, high, 1.1 * u))
             wall = _mix(wall, colour * 0.55 + 0.40, joint)
         elif scene.wall == "panelled":
             wide = 18 * u
             i = np.floor((x + offset) / wide).astype(np.int32)
             wall = wall * (0.90 + 0.14 * self.tone(i, np.zeros_like(i), 3))[..., None]
-            wall = _mix(wall, colour * 0.45, _line(x + offset, wide, 1.0 * u))
+            wall = _mix(wall, colour * 0.45, line(x + offset, wide, 1.0 * u))
         elif scene.wall == "tiled":
             side = 20 * u
             i, j = np.floor((x + offset) / side).astype(np.int32), np.floor(y / side).astype(np.int32)
@@ -166,6 +166,9 @@ class _Room:
             wall = self._frames(wall, x, y, offset, pane=True)
         elif scene.wall == "pictures":
             wall = self._frames(wall, x, y, offset, pane=False)
+        if scene.structure:
+            ink = _rgb(INKS[scene.texture % len(INKS)]) * self.grain(x, y, 12)
+            wall = _mix(wall, ink, coverage(scene.structure, x, y, u, scene.texture))
         skirting = np.clip(y - (self.horizon - 3 * u) + 0.5, 0, 1)
         return _mix(wall, colour * 0.5, np.broadcast_to(skirting, x.shape))
 
@@ -175,7 +178,7 @@ class _Room:
         half_wide, half_high = (16 * u, 20 * u) if pane else (15 * u, 15 * u)
         i = np.floor((x + offset) / period).astype(np.int32)
         dx, dy = np.mod(x + offset, period) - period / 2, y - self.horizon * 0.56
-        inside = _box(dx, dy, half_wide, half_high)
+        inside = box(dx, dy, half_wide, half_high)
         frame = _rgb((0.95, 0.95, 0.93)) if pane else _rgb((0.30, 0.20, 0.12))
         wall = _mix(wall, frame, np.clip(0.5 - inside, 0, 1))
         glass = np.clip(0.5 - (inside + 2.5 * u), 0, 1)
@@ -206,7 +209,7 @@ class _Room:
             side = 26 * u
             i = np.floor(along / side).astype(np.int32)
             floor = floor * (0.90 + 0.16 * self.tone(i, np.zeros_like(i), 21))[..., None]
-            gap = _line(along, side, 0.9 * u, 1 / zoom)
+            gap = line(along, side, 0.9 * u, 1 / zoom)
             floor = _mix(floor, colour * 0.45, gap)
         for board in self.boards:
             far = ((x - board.x) / (0.9 * board.radius)) ** 2 + ((y - board.foot) / (0.22 * board.radius)) ** 2
@@ -243,9 +246,9 @@ class _Board:
         if self.shape == "circle":
             return np.asarray(np.hypot(dx, dy) - r, np.float32)
         if self.shape == "square":
-            return _box(dx, dy + 0.06 * r, 0.94 * r, 0.94 * r)
+            return box(dx, dy + 0.06 * r, 0.94 * r, 0.94 * r)
         if self.shape == "cross":
-            return np.minimum(_box(dx, dy, r, 0.38 * r), _box(dx, dy, 0.38 * r, r))
+            return np.minimum(box(dx, dy, r, 0.38 * r), box(dx, dy, 0.38 * r, r))
         if self.shape == "triangle":
             # Two slanted sides meet at the top; the third side is the bottom.
             slant = (np.abs(dx) * 2 - (dy + r)) / np.sqrt(5.0)
@@ -289,24 +292,6 @@ def _star(dx: F32, dy: F32, r: float) -> F32:
     if normal @ -tip > 0:
         normal = -normal
     return np.asarray((px - tip[0]) * normal[0] + (py - tip[1]) * normal[1], np.float32)
-
-
-def _box(dx: F32, dy: F32, half_wide: float, half_high: float) -> F32:
-    """Signed distance to a box; not exact outside its corners."""
-    return np.asarray(np.maximum(np.abs(dx) - half_wide, np.abs(dy) - half_high), np.float32)
-
-
-def _line(x: F32, period: float, half: float, footprint: F32 | float = 1.0) -> F32:
-    """Coverage of each pixel, in [0, 1], by lines of width 2 * half at all multiples of the period.
-
-    Args:
-        x: coordinates across the lines.
-        period: distance of two lines.
-        half: half the width of a line.
-        footprint: width of a pixel in the units of x.
-    """
-    distance = period / 2 - np.abs(np.mod(x, period) - period / 2)
-    return np.asarray(np.clip(0.5 + (half - distance) / footprint, 0, 1), np.float32)
 
 
 def _rgb(colour: tuple[float, float, float]) -> F32:

@@ -11,12 +11,13 @@ from typing import Literal, TypeVar, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-Level = Literal["plain", "structured", "crowded"]
+Level = Literal["plain", "structured", "crowded", "hard"]
 Split = Literal["train", "test"]
 Shape = Literal["circle", "square", "triangle", "star", "cross"]
 Pattern = Literal["plain", "striped", "dotted"]
 Floor = Literal["plain", "tiled", "plank"]
 Wall = Literal["plain", "brick", "panelled", "tiled", "windows", "pictures"]
+Structure = Literal["beams", "arcs", "checks", "letters"]
 Position = Literal["left", "middle", "right"]
 
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -104,6 +105,8 @@ class Scene:
         billboards: its objects, from far to near.
         overlapping: whether the nearer of two objects covers the other; the caption then says `in front of`.
         texture: seed of all details that the caption does not name.
+        structure: what is painted on the wall that no single row can continue (level `hard`); the caption does not
+            name it.
     """
 
     level: Level
@@ -117,6 +120,7 @@ class Scene:
     billboards: tuple[Billboard, ...]
     overlapping: bool
     texture: int
+    structure: Structure | None = None
 
     @property
     def caption(self) -> str:
@@ -159,7 +163,7 @@ def draw_scene(seed: int, split: Split = "train", level: Level | None = None) ->
     Args:
         seed: seed of the scene, >= 0; the same seed in another split or level gives an unrelated scene.
         split: `test` for measuring, `train` for everything else.
-        level: level of the scene; None draws one: 45 % plain, 40 % structured, 15 % crowded.
+        level: level of the scene; None draws one: 45 % plain, 40 % structured, 15 % crowded, never hard.
     """
     kind = LEVELS.index(level) + 1 if level else 0
     rng = np.random.default_rng([SPLITS.index(split), kind, seed])
@@ -180,40 +184,45 @@ def _placed(billboard: Billboard) -> str:
 
 def _draw(rng: np.random.Generator, level: Level) -> Scene:
     wall_colour = _pick(rng, tuple(WALL_COLOURS))
-    walls: tuple[Wall, ...] = ("plain",) if level == "plain" else get_args(Wall)[1:]
-    floors: tuple[Floor, ...] = ("plain",) if level == "plain" else get_args(Floor)
+    walls: tuple[Wall, ...] = ("plain",) if level in ("plain", "hard") else get_args(Wall)[1:]
+    floors: tuple[Floor, ...] = ("plain",) if level in ("plain", "hard") else get_args(Floor)
     overlapping, billboards = _draw_billboards(rng, level, wall_colour)
-    near = rng.uniform(0.06, 0.09) if level == "plain" else rng.uniform(0.08, 0.12)
+    nearest = {"plain": (0.06, 0.09), "hard": (0.105, 0.12)}.get(level, (0.08, 0.12))
+    near = rng.uniform(*nearest)
     return Scene(
         level=level,
         floor=_pick(rng, floors),
         floor_colour=_pick(rng, tuple(FLOOR_COLOURS)),
         wall=_pick(rng, walls),
         wall_colour=wall_colour,
-        horizon=rng.uniform(0.52, 0.62),
-        far=near * rng.uniform(0.15, 0.3),
+        horizon=rng.uniform(*((0.66, 0.74) if level == "hard" else (0.52, 0.62))),
+        far=near * rng.uniform(*((0.08, 0.15) if level == "hard" else (0.15, 0.3))),
         near=near,
         billboards=billboards,
         overlapping=overlapping,
         texture=int(rng.integers(2**32)),
+        structure=_pick(rng, get_args(Structure)) if level == "hard" else None,
     )
 
 
 def _draw_billboards(rng: np.random.Generator, level: Level, wall_colour: str) -> tuple[bool, tuple[Billboard, ...]]:
-    count = int(rng.integers(2, 4)) if level == "crowded" else int(rng.choice([1, 2], p=[0.75, 0.25]))
-    overlapping = count == 2 and rng.random() < 0.5
+    one, two = (0.5, 0.5) if level == "hard" else (0.75, 0.25)
+    count = int(rng.integers(2, 4)) if level == "crowded" else int(rng.choice([1, 2], p=[one, two]))
+    overlapping = count == 2 and (level == "hard" or rng.random() < 0.5)
     # Objects of the same colour, or of the wall's colour, would be hard to tell apart.
     colours = [name for name in COLOURS if name != wall_colour]
     chosen = [str(name) for name in rng.choice(colours, count, replace=False)]
     if overlapping:
         side = rng.choice([-1.0, 1.0])
         centre = rng.uniform(0.4, 0.6)
-        places = [(centre + side * 0.11, rng.uniform(0.1, 0.35)), (centre - side * 0.11, rng.uniform(0.65, 0.95))]
+        far = (0.3, 0.45) if level == "hard" else (0.1, 0.35)
+        places = [(centre + side * 0.11, rng.uniform(*far)), (centre - side * 0.11, rng.uniform(0.65, 0.95))]
         sizes = [rng.uniform(0.19, 0.22), rng.uniform(0.17, 0.21)]
     else:
         slots = [str(name) for name in rng.choice(POSITIONS, count, replace=False)]
         jitter = 0.05 if count < 3 else 0.02
-        places = [(_CENTRES[slot] + rng.uniform(-jitter, jitter), rng.uniform(0.25, 0.95)) for slot in slots]  # type: ignore[index]
+        bases = (0.5, 0.95) if level == "hard" else (0.25, 0.95)
+        places = [(_CENTRES[slot] + rng.uniform(-jitter, jitter), rng.uniform(*bases)) for slot in slots]  # type: ignore[index]
         sizes = [rng.uniform(*((0.18, 0.23) if count == 1 else (0.15, 0.19) if count == 2 else (0.125, 0.145)))] * count
     billboards = [
         Billboard(_pick(rng, SHAPES), colour, PATTERNS[rng.choice(3, p=[0.5, 0.25, 0.25])], float(x), float(base), size)

@@ -108,10 +108,15 @@ def encode(vae: AutoencoderKL, images: NDArray[np.uint8], batch: int = 8) -> Ten
 
 
 @torch.inference_mode()
-def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> list[float]:
-    """PSNR in dB of each image after encoding and decoding, rounded to 8 bits like the output of a job."""
+def reconstruct(vae: AutoencoderKL, images: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Images B,H,W,3 uint8 after encoding and decoding, rounded to 8 bits like the output of a job."""
     decoded = (vae.decode(encode(vae, image[None])).sample.float() / 2 + 0.5 for image in images)  # [-1,1] -> [0,1]
-    return [psnr(to_image(pixels), image) for pixels, image in zip(decoded, images, strict=True)]
+    return np.stack([to_image(pixels) for pixels in decoded])
+
+
+def reconstruction_psnr(vae: AutoencoderKL, images: NDArray[np.uint8]) -> list[float]:
+    """PSNR in dB of each image after encoding and decoding."""
+    return [psnr(found, image) for found, image in zip(reconstruct(vae, images), images, strict=True)]
 
 
 @torch.no_grad()

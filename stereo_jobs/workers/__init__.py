@@ -4,6 +4,7 @@
 |---|---|
 | `task` | what the driver and its workers exchange, and what the driver asks of a pool |
 | `worker` | how a worker makes and commits one shard |
+| `batch_size` | how many left images are generated together, where GPU memory is short |
 | `timed_threads` | what reads, scores and encodes rows, and which row missed its deadline |
 | `local_pool` | the one worker of a run in this process |
 | `ray` | workers as Ray actors |

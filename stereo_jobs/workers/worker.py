@@ -49,6 +49,7 @@ from stereo_jobs.records import (
 )
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
+from stereo_jobs.workers.batch_size import BatchSize
 from stereo_jobs.workers.prometheus import Stage
 from stereo_jobs.workers.task import GENERATE, IN_FLIGHT, ShardTask
 from stereo_jobs.workers.timed_threads import TimedThreads
@@ -179,6 +180,7 @@ class ShardWorker:
         loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
         load_codecs()
         self.generator = loading.result()
+        self._batch_size = BatchSize(self.generator.batch_size)
 
     def run(self, task: ShardTask) -> ShardRecord:
         """Make and commit one shard. If another attempt has committed it meanwhile, return the record of that one.
@@ -368,13 +370,21 @@ class ShardWorker:
             failure = type(error).__name__, hide_passwords(str(error)[:2000])
         if failure:
             return self._attempt_again(batch, tries, *failure)
-        seconds = (time.monotonic() - started) / len(batch)
+        seconds, size = (time.monotonic() - started) / len(batch), self.generator.batch_size
+        self._batch_size.succeeded()
+        self._follow_batch_size()
         return [
             dataclasses.replace(result, attempts=tries)
             if isinstance(result, RowError)
-            else GeneratedPair(result, seconds, tries, self.generator.batch_size)
+            else GeneratedPair(result, seconds, tries, size)
             for result in made
         ]
+
+    def _follow_batch_size(self) -> None:
+        """Let the generator have the batch size of the moment."""
+        if self.generator.batch_size != self._batch_size.now:
+            self.generator.batch_size = self._batch_size.now
+            log.warning("GPU memory: continuing with batches of %d", self.generator.batch_size)
 
     def _attempt_again(
         self, batch: Sequence[Row], tries: int, kind: str, message: str
@@ -395,8 +405,8 @@ class ShardWorker:
         if kind == "OutOfMemoryError":
             _free_gpu_memory()
             if self.generator.batch_size > 1:
-                self.generator.batch_size //= 2
-                log.warning("out of GPU memory: continuing with batches of %d", self.generator.batch_size)
+                self._batch_size.ran_out_of_memory()
+                self._follow_batch_size()
                 parts = batches(batch, self.generator.batch_size)
                 return [result for part in parts for result in self._attempt(part, tries)]
         if len(batch) > 1:

@@ -33,7 +33,7 @@ width height seed scale_percent focal_px baseline doffs_px prompt negative_promp
 depth_model depth_model_revision unet_evaluations left_psnr unsafe accepted reject_reason
 qc_epe qc_bad_2 qc_d1 qc_density qc_fit_a qc_fit_b qc_lr_consistency qc_backwarp_psnr qc_backwarp_ssim
 qc_backwarp_lpips qc_siou qc_identity qc_vertical_px qc_color_delta qc_hole_share qc_hole_sharpness qc_seam
-qc_clip_left qc_clip_right qc_depth_confidence qc_depth_rank qc_control_bad_2
+qc_ghost qc_speckle qc_clip_left qc_clip_right qc_depth_confidence qc_depth_rank qc_control_bad_2
 qc_raw_epe qc_raw_bad_2 qc_raw_backwarp_lpips
 true_psnr true_psnr_nonocc true_psnr_occ true_ssim true_ssim_nonocc true_ssim_occ true_lpips true_lpips_nonocc
 true_lpips_occ run_seconds run_attempt run_batch run_version run_device

@@ -163,3 +163,24 @@ def test_gaps_take_their_left_neighbour_and_stay_unknown_as_truth(view):
     assert np.isfinite(ready.disparity).all()
     assert np.isnan(ready.true_disparity[:, 28:32]).all()
     np.testing.assert_array_equal(ready.disparity[:, 28:32], np.repeat(ready.disparity[:, 27:28], 4, 1))
+
+
+def test_a_squashed_scene_is_whole_and_its_disparity_scaled_with_the_width(view):
+    ready = prepare(TruthScene("x", view.left, view.right, view.disparity), 80, "squash")
+    assert ready.left.shape == ready.right.shape == (80, 80, 3)
+    # 160 x 96 pixels become 80 x 80: half of the width, and of the disparity.
+    np.testing.assert_array_equal(ready.true_disparity[0], view.disparity[0, ::2] / 2)
+    averages = view.left[0].astype(float).reshape(80, 2, 3).mean(1)  # halving linearly takes the mean of two columns
+    assert np.abs(ready.left[0] - averages).mean() < 3
+
+
+def test_a_scene_without_any_disparity_is_not_squashed(view):
+    unknown = np.full_like(view.disparity, np.nan)
+    with pytest.raises(DatasetError, match=r"its disparity has no valid pixel$"):
+        prepare(TruthScene("x", view.left, view.right, unknown), 64, "squash")
+
+
+def test_levels_of_toyscapes_are_drawn_in_turn_and_told_apart():
+    assert toyscapes(3, 64, ("hard", "crowded")).ids == ("hard-0000", "crowded-0000", "hard-0001")
+    assert toyscapes(3, 64).identity == ("3",)  # as in evaluations that were begun before there was a choice
+    assert toyscapes(3, 64, ("hard",)).identity != toyscapes(3, 64).identity

@@ -17,20 +17,24 @@ from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import SpecError
-from stereo_jobs.evaluate.datasets import DatasetError, toyscapes
+from stereo_jobs.evaluate.datasets import DatasetError, photos, toyscapes
 from stereo_jobs.evaluate.evaluation import Options, evaluate
+from stereo_jobs.evaluate.experiments import decode
 from stereo_jobs.evaluate.model_cache import ModelCache
 from stereo_jobs.evaluate.pictures import worst_mean_best
+from stereo_jobs.evaluate.protocols import SCALES
 from stereo_jobs.evaluate.scenes import write_manifests
-from stereo_jobs.evaluate.tables import cost
+from stereo_jobs.evaluate.tables import cost, inpaint
 from stereo_jobs.models.files import DEMO_FOLDER
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.verify import verify
+from stereo_jobs.quality.matcher import match
 from stereo_jobs.quality.truth import score
-from stereo_jobs.report.columns import read_scalars
+from stereo_jobs.report.columns import read_rows, read_scalars
 from stereo_jobs.run import driver
 from stereo_jobs.spec import Recipe, StorageSpec
+from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.conftest import REPOSITORY
 from tests.evaluate.test_datasets import write_middlebury
@@ -100,7 +104,7 @@ def test_cases_are_counted_before_they_begin(tmp_path):
         protocols=("paper", "metric"),
         methods=("leave_blank",),
         tables=("methods", "switches", "cost"),
-        sweeps=("edge_px=0,2",),
+        sweeps=("refine_edges=false,true",),
         cost_pairs=1,
     )
     assert [(done, cases) for done, cases, _ in begun] == [(i, len(begun)) for i in range(len(begun))]
@@ -167,6 +171,121 @@ def test_switches_come_with_details(tmp_path):
     assert list((tmp_path / "details/toyscapes/metric").iterdir())
 
 
+# --- Protocols ---
+
+
+@pytest.fixture(scope="module")
+def end_to_end_output(tmp_path_factory, one_thread):
+    folder = tmp_path_factory.mktemp("end_to_end")
+    run(folder, toyscapes=2, protocols=("end_to_end",), methods=("identity", "stretch", "best, estimated disparity"))
+    return folder
+
+
+def test_end_to_end_takes_the_scale_whose_matched_disparity_is_nearest_to_the_true_pairs(end_to_end_output):
+    job = open_storage(str(end_to_end_output / "toyscapes/end_to_end/stretch"))
+    rows = read_scalars(job).to_pylist()
+    places = [(row["shard"], row["position"]) for row in rows]
+    dataset = toyscapes(2, SIZE)
+    best = {}
+    for scene in dataset.prepared(dataset.ids, SIZE):
+        true = match(scene.left, scene.right, 0.2 * SIZE)
+        for row, pair in zip(rows, read_rows(job, places, ("left", "right")), strict=True):
+            if row["id"].startswith(f"{scene.id}~"):
+                left, right = (decode(pair[name]["bytes"]) for name in ("left", "right"))
+                np.testing.assert_array_equal(left, scene.left)
+                found = match(left, right, 0.2 * SIZE)
+                both = true.valid & found.valid
+                rmse = np.sqrt(np.mean((true.disparity[both].astype(float) - found.disparity[both]) ** 2))
+                best[scene.id] = min(best.get(scene.id, (np.inf, None)), (rmse, row["scale_percent"]))
+    found = figures(end_to_end_output, "methods-end_to_end-toyscapes")
+    assert {row["scale_percent"] for row in rows} == set(SCALES)
+    assert found["stretch", "scale_percent"] == np.mean([scale for _, scale in best.values()])
+    chosen_rows = [row for row in rows if row["scale_percent"] == best[row["id"].partition("~")[0]][1]]
+    assert found["stretch", "psnr"] == pytest.approx(np.mean([row["true_psnr"] for row in chosen_rows]))
+    assert "2 scenes." in (end_to_end_output / "tables/methods-end_to_end.md").read_text()
+    assert Image.open(end_to_end_output / "pictures/methods-end_to_end-toyscapes.png").size[0] > 3 * SIZE
+
+
+def test_end_to_end_gives_no_method_the_true_disparity(end_to_end_output):
+    assert {path.name for path in (end_to_end_output / "toyscapes/scenes").iterdir()} == {"estimated"}
+    assert not (end_to_end_output / "toyscapes/end_to_end/best-estimated-disparity").exists()  # all methods estimate
+
+
+def test_end_to_end_chooses_once(end_to_end_output):
+    kept = {path: path.stat().st_mtime_ns for path in end_to_end_output.glob("scales/**/*.json")}
+    assert len(kept) == 2
+    run(end_to_end_output, toyscapes=2, protocols=("end_to_end",), methods=("identity", "stretch"))
+    assert {path: path.stat().st_mtime_ns for path in end_to_end_output.glob("scales/**/*.json")} == kept
+
+
+def write_photos(folder):
+    """Two photos of other sizes, and a file that is none."""
+    folder.mkdir()
+    for name, height, width in (("wide", 80, 160), ("tall", 96, 64)):
+        view = render(draw_scene(4, "test", "structured"), width, height)
+        (folder / f"{name}.png").write_bytes(encode_png(view.right))
+    (folder / "broken.png").write_bytes(b"no picture")
+    return folder
+
+
+def test_photos_are_scored_in_the_holes_of_their_way_to_the_left_and_back(tmp_path):
+    options = {"toyscapes": 0, "photos": write_photos(tmp_path / "photos"), "protocols": (), "size": 96}
+    begun = []
+    found = run(tmp_path / "out", begin=lambda *case: begun.append(case), **options)
+    assert [name for _, _, name in begun] == [
+        "photos/cycle-disparity",
+        "photos/cycle/leave_blank",
+        "photos/cycle/stretch",
+    ]
+    assert begun[-1][:2] == (2, 3)
+    assert [problem.id for problem in found.problems["photos"]] == ["broken"]
+    scores = figures(tmp_path / "out", "methods-cycle-photos")
+    assert scores["stretch", "psnr_occ"] > scores["leave_blank", "psnr_occ"] + 3
+    assert scores["stretch", "psnr_nonocc"] > 25
+    jobs = open_storage(str(tmp_path / "out/photos/cycle/stretch"))
+    [tall, wide] = sorted(read_scalars(jobs).to_pylist(), key=lambda row: row["id"])
+    assert (tall["id"], tall["width"], tall["height"]) == ("tall", 64, 96)
+    assert (wide["width"], wide["height"]) == (96, 48)
+    assert Image.open(tmp_path / "out/pictures/methods-cycle-photos.png").size[0] > 4 * 96
+    (tmp_path / "photos/wide.png").unlink()  # its scene is written: only what is read again would miss it
+    with pytest.raises(DatasetError, match="begun with other scenes"):
+        run(tmp_path / "out", **options)
+
+
+def test_photos_need_the_protocol_cycle(tmp_path):
+    with pytest.raises(SpecError, match="no true right view, which these protocols need; add --protocol cycle"):
+        run(tmp_path / "out", toyscapes=0, photos=write_photos(tmp_path / "photos"), protocols=("metric",))
+
+
+def test_inpainting_is_scored_by_the_masked_share(tmp_path, monkeypatch):
+    """Also of photos of different shapes; the table needs no protocol."""
+    monkeypatch.setattr(inpaint, "SHARES", (0.25, 0.5))
+    folder, out = write_photos(tmp_path / "photos"), tmp_path / "out"
+    options = {"tables": ("inpaint",), "methods": ("best",), "toyscapes": 0, "photos": folder, "protocols": ()}
+    found = run(out, size=64, **options)
+    assert found.tables[0].columns[::3] == [("25%", "psnr_occ"), ("50%", "psnr_occ")]
+    rows = list(csv.DictReader(io.StringIO((out / "tables/inpaint-photos.csv").read_text())))
+    [shown] = [float(row["mean"]) for row in rows if (row["of"], row["metric"]) == ("25%", "psnr_occ")]
+    case = open_storage(str(out / "photos/inpaint-25/best"))
+    rows = {row["id"]: row for row in read_scalars(case).to_pylist()}
+    expected = []
+    for scene in photos(folder).prepared(["tall", "wide"], 64, "photo"):
+        [pair] = read_rows(case, [(rows[scene.id]["shard"], rows[scene.id]["position"])], ("left",))
+        left, start = decode(pair["left"]["bytes"]), round(scene.left.shape[1] * 0.75)
+        np.testing.assert_array_equal(left[:, :start], scene.left[:, :start])
+        error = np.mean((left[:, start:].astype(float) - scene.left[:, start:]) ** 2)
+        expected.append(10 * np.log10(255**2 / error))
+    assert shown == pytest.approx(np.mean(expected))
+    assert Image.open(out / "pictures/inpaint-photos.png").size[0] > 5 * 64
+
+
+def test_scenes_of_a_level_can_be_asked_for(tmp_path):
+    run(tmp_path, toyscapes=1, levels=("hard",), methods=("stretch",), protocols=("squash",))
+    assert figures(tmp_path, "methods-squash-toyscapes-hard")["stretch", "psnr"] > 15
+    with pytest.raises(DatasetError, match="begun with other scenes"):
+        run(tmp_path, toyscapes=1, methods=("stretch",), protocols=("squash",))
+
+
 def test_slow_methods_see_fewer_scenes(tmp_path):
     storage, dataset = open_storage(str(tmp_path)), toyscapes(3, SIZE)
     found = write_manifests(storage, dataset, size=SIZE, slow_scenes=2)
@@ -225,11 +344,12 @@ def test_the_cost_is_counted_by_mode(tmp_path):
     found = evaluate(str(tmp_path), base, options, run_here)
     rows = list(csv.DictReader(io.StringIO((tmp_path / "tables/cost.csv").read_text())))
     evaluations = {(r["method"], r["of"]): r for r in rows if r["metric"] == "evaluations"}
-    # Text: three steps for the left view, then one for the right one beside the left's keys and values.
+    # Text: three steps for the left view, then one for the right one, which attends to what was kept of the left.
     assert float(evaluations["leave_blank", "text"]["mean"]) == 3
-    assert float(evaluations["best", "text"]["mean"]) == 3 + 2
-    assert float(evaluations["best", "text"]["beyond"]) == 2
+    assert float(evaluations["best", "text"]["mean"]) == 3 + 1
+    assert float(evaluations["best", "text"]["beyond"]) == 1
     assert float(evaluations["leave_blank", "image"]["mean"]) == 0
+    assert float(evaluations["best", "image"]["mean"]) == 3 + 1
     if ("best", "depth") not in evaluations:  # the embedded models may lack a depth-conditioned one
         assert "depth" in found.problems["cost/depth"][0].id
 
@@ -263,8 +383,8 @@ def test_depth_mode_has_figures_without_truth(depth_output):
     assert len(rows) == 3
     assert found["best", "accepted"] == np.mean([row["accepted"] for row in rows])
     assert found["best", "depth_rank"] == pytest.approx(np.mean([row["qc_depth_rank"] for row in rows]))
-    # Three steps with both halves of the guidance, then the pair's two; the inversion of two passes has one half.
-    assert found["best, two pass", "evaluations"] == found["best", "evaluations"] + 3
+    # Three steps with both halves of the guidance, an inversion without, then one step of the right view alone.
+    assert (found["best", "evaluations"], found["best, two pass", "evaluations"]) == (6 + 1, 6 + 3 + 1)
     page = (depth_output / "tables/depth.md").read_text()
     assert "best, two pass |" in page
     assert "±" in page
@@ -313,7 +433,7 @@ def test_models_are_loaded_again_only_for_another_checkpoint_or_mode():
         ({"toyscapes": 0}, "nothing to evaluate on"),
         ({"folders": ("Best!=somewhere",)}, "--folder 'Best!': 'best' has the folder best, too; choose another name"),
         ({"folders": ("A B=one", "a-b=two")}, "--folder 'a-b': 'A B' has the folder a-b, too"),
-        ({"folders": ("stretch, grain 0=x",), "sweeps": ("grain=0",)}, "has the folder stretch-grain-0, too"),
+        ({"folders": ("stretch, steps 9=x",), "sweeps": ("steps=9",)}, "has the folder stretch-steps-9, too"),
         ({"folders": ("???=somewhere",)}, "needs a letter or a digit"),
         ({"toyscapes": 0, "data": (Path("any"),), "tables": ("depth",)}, "table 'depth': .* give --toyscapes N"),
     ],

@@ -3,15 +3,17 @@
 import pytest
 
 from stereo_jobs.errors import SpecError
-from stereo_jobs.evaluate.experiments import slug
-from stereo_jobs.evaluate.methods import BEST, GEOMETRY, TABLES, TECHNIQUES, by_name, chosen, folders, sweep
+from stereo_jobs.evaluate.experiments import Case, slug
+from stereo_jobs.evaluate.methods import BEST, TABLES, TECHNIQUES, by_name, chosen, folders, sweep
+from stereo_jobs.evaluate.protocols import PROTOCOLS, level_by_name, protocol_by_name
 from stereo_jobs.evaluate.tables import paper
+from stereo_jobs.evaluate.tables.compare import _caption, scores_table
 from stereo_jobs.stereo.config import MethodConfig
 
 ALL = [method for methods in TABLES.values() for method in methods]
 
 
-@pytest.mark.parametrize("geometry", GEOMETRY.values())
+@pytest.mark.parametrize("geometry", ["relative", "metric"])
 def test_every_method_is_valid(geometry):
     for method in ALL:
         MethodConfig(**method.switches, geometry=geometry)
@@ -24,7 +26,7 @@ def test_a_name_and_a_folder_mean_one_method():
 
 
 def test_no_two_methods_are_the_same_one():
-    kinds = {(MethodConfig(**method.switches).model_dump_json(), method.disparity) for method in ALL}
+    kinds = {(MethodConfig(**method.switches).model_dump_json(), method.disparity, method.prompts) for method in ALL}
     assert len(kinds) == len({method.name for method in ALL})
 
 
@@ -35,6 +37,46 @@ def test_techniques_are_what_their_marks_say():
         assert config.recopy_interval == (10 if recopies else 0)
         assert config.fill == ("noise" if deblur else "zero")
         assert (config.inversion, method.slow) == ("null_text", True)
+
+
+def test_techniques_have_the_letters_of_fig_5_on_pictures():
+    letters = [_caption("techniques", name) for name in TECHNIQUES]
+    assert letters == ["P", "P S", "P A", "G AS", "G ASD", "P ASD", "P AS"]
+    assert _caption("methods", "stereodiffusion") == "stereodiffusion"
+
+
+def test_published_figures_are_of_protocols_and_of_methods_or_named_programs():
+    assert set(paper.PUBLISHED) <= set(PROTOCOLS)
+    assert set(paper.IN_BRACKETS) == set(paper.PUBLISHED)
+    for published in paper.PUBLISHED.values():
+        assert set(published) <= {method.name for method in ALL} | set(paper.OTHER_PROGRAMS)
+
+
+def test_figures_of_other_programs_stand_below_a_table_that_lacks_them():
+    case = Case("x", "middlebury", by_name("stereodiffusion"), None)
+    scores = {"x": {"scene": {"psnr": 17.0, "ssim": 0.5, "lpips": 0.3}}}
+    table = scores_table("methods", PROTOCOLS["end_to_end"], [case], scores)
+    assert [table.cells[0, j].paper for j in range(3)] == [17.06, 0.525, 0.304]
+    assert table.notes[0] == "In square brackets the means that StereoSpace's paper prints."
+    assert table.notes[1] == (
+        "Published for Middlebury, as PSNR / SSIM / LPIPS: ZeroStereo 17.48 / 0.537 / 0.264; "
+        "GenStereo 18.54 / 0.599 / 0.184; StereoSpace 17.04 / 0.541 / 0.234."
+    )
+    squashed = scores_table("methods", PROTOCOLS["squash"], [case], scores)
+    assert not squashed.has_paper
+    assert "GenStereo 25.14 / 0.911 / -." in squashed.notes[0]
+
+
+def test_protocols_measure_what_they_can():
+    estimated = BEST.estimated()
+    assert PROTOCOLS["paper"].measurable([BEST, estimated]) == [BEST, estimated]
+    for name in ("metric", "squash", "end_to_end", "cycle"):
+        assert PROTOCOLS[name].measurable([BEST, estimated]) == [BEST]
+    assert not PROTOCOLS["end_to_end"].gives_disparity(BEST)
+    with pytest.raises(SpecError, match="protocol 'nope': not known; there are: paper, metric, squash"):
+        protocol_by_name("nope")
+    with pytest.raises(SpecError, match="level 'nope': not known; there are: plain, structured, crowded, hard"):
+        level_by_name("nope")
 
 
 def test_the_papers_figures_belong_to_methods():
@@ -59,7 +101,7 @@ def test_methods_are_chosen_by_name():
 def test_a_sweep_sets_one_switch():
     early, late = sweep("shift_step=0.1,0.5", BEST)
     assert (early.name, early.switches) == ("best, shift_step 0.1", {"shift_step": 0.1})
-    assert MethodConfig(**late.switches).shift_step == 25
+    assert MethodConfig(**late.switches).shift_step == 10
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 PARAMETERS = {"sd1": (859_520_964, 123_060_480), "sd2_depth": (865_913_604, 340_387_840)}
 WIDTH = {"sd1": 768, "sd2_depth": 1024}
 EVALUATIONS = {
-    # Two steps and a prompt: left and pair, both halves each.
-    "sd1": {"text": 4 + 4, "image": 2 + 2, "inpaint": 2 + 4 + 2 + 2},
-    "sd2_depth": {"depth": 4 + 4},
+    # Two steps and a prompt: the left view with guidance, the right one without; a photo is inverted.
+    "sd1": {"text": 4 + 1, "image": 2 + 1, "inpaint": 2 + 4 + 2 + 1},
+    "sd2_depth": {"depth": 4 + 1},
 }
 
 

@@ -63,7 +63,7 @@ def test_the_demo_resolves_and_is_pinned():
         assert model.revision.startswith("sha256:")
         assert fetch(model).is_dir()
     assert resolve_recipe(recipe) == recipe
-    assert recipe.method == Recipe().method
+    assert recipe.method == Recipe().method.model_copy(update={"scheduler": "dpm++_karras"})
 
 
 def test_a_folder_resolves_by_its_configs(sd, depth):
@@ -395,6 +395,40 @@ def test_another_stable_diffusion_needs_an_estimator_to_be_named(tmp_path):
     assert resolve_recipe(Recipe(models=models, quality={"enabled": False}, **known)).models.depth.path == "demo"
     with pytest.raises(ModelError, match=words):
         resolve_recipe(Recipe(models=models, **known))
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "method", "said"),
+    [
+        ({}, {"scheduler": "ddim", "steps": 600}, r"recipe\.method\.steps: 600 begin below full noise.*use 500"),
+        (
+            {"timestep_spacing": "trailing"},
+            {"scheduler": "dpm++_karras"},
+            r"method\.scheduler: .* use dpm\+\+ or ddim",
+        ),
+        ({"timestep_spacing": "odd"}, {}, "timestep_spacing 'odd' is not leading or linspace or trailing"),
+    ],
+)
+def test_a_schedule_that_is_not_right_is_refused_before_anything_is_loaded(sd, depth, scheduler, method, said):
+    write(sd, {"scheduler/scheduler_config.json": {"prediction_type": "epsilon"} | scheduler})
+    with pytest.raises(ModelError, match=said):
+        resolve(sd, depth, method=method)
+
+
+@pytest.mark.parametrize(
+    ("spacing", "method", "sampler"),
+    [
+        ("leading", {}, "dpm++_karras"),
+        ("linspace", {}, "dpm++_karras"),
+        ("trailing", {}, "dpm++"),  # as SD-Turbo has it
+        ("trailing", {"steps": 4, "guidance_scale": 1.0}, "dpm++"),
+        ("trailing", {"scheduler": "ddim"}, "ddim"),
+        ("leading", {"preset": "official"}, "ddim"),
+    ],
+)
+def test_the_sampler_suits_the_checkpoint_and_stands_in_the_resolved_recipe(sd, depth, spacing, method, sampler):
+    write(sd, {"scheduler/scheduler_config.json": {"prediction_type": "epsilon", "timestep_spacing": spacing}})
+    assert resolve(sd, depth, method=method).method.scheduler == sampler
 
 
 @pytest.mark.parametrize("mode", ["image", "inpaint"])

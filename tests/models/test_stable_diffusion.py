@@ -276,7 +276,7 @@ def test_upcasting_saves_images_that_overflow_float16(folders, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++_karras"])
 def test_samplers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded, family, name):
     solver = solver_of(loaded[family], 20, name)
     assert solver.prediction == PREDICTION[family]
@@ -293,26 +293,29 @@ def test_samplers_follow_the_checkpoints_noise_and_the_methods_timesteps(loaded,
         torch.testing.assert_close(noise_to_signal.diff(), noise_to_signal.diff().mean().expand(20))
 
 
-@pytest.mark.parametrize("name", ["ddim", "dpm++"])
+@pytest.mark.parametrize("name", ["ddim", "dpm++", "dpm++_karras"])
 @pytest.mark.parametrize("kind", [DDIMScheduler, DPMSolverMultistepScheduler])
 def test_how_the_checkpoint_was_saved_does_not_choose_the_sampler(loaded, folders, tmp_path, name, kind):
+    """It chooses the spacing of the timesteps alone."""
     folder = shutil.copytree(folders["sd1"], tmp_path / "sd")
-    options = {"timestep_spacing": "trailing"}
+    config = loaded["sd1"].scheduler_config
+    options = {"timestep_spacing": "linspace" if name == "dpm++_karras" else "trailing"}
+    plain = Solver.of(config | options, 20, name)
     if kind is DPMSolverMultistepScheduler:
         options |= {"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "final_sigmas_type": "zero"}
     else:
         options |= {"clip_sample": True, "set_alpha_to_one": True}
-    kind.from_config(loaded["sd1"].scheduler_config, **options).save_pretrained(folder / "scheduler")
+    kind.from_config(config, **options).save_pretrained(folder / "scheduler")
     saved = solver_of(StableDiffusion(folder, torch.float32, "cpu"), 20, name)
-    plain = solver_of(loaded["sd1"], 20, name)
     assert torch.equal(saved.timesteps, plain.timesteps)
+    assert torch.equal(saved.timesteps, solver_of(loaded["sd1"], 20, name).timesteps) == (name == "dpm++_karras")
     x, e = noise(1, 4, 8, 8), noise(1, 4, 8, 8, seed=1)
     for i in range(17, 20):
         assert torch.equal(saved.step(i, x, e)[0], plain.step(i, x, e)[0])
 
 
 def test_another_sampler_is_refused(loaded):
-    with pytest.raises(ValueError, match="must be ddim or dpm\\+\\+, got 'euler'"):
+    with pytest.raises(ValueError, match=r"must be auto, ddim, dpm\+\+ or dpm\+\+_karras, got 'euler'"):
         solver_of(loaded["sd1"], 20, "euler")
 
 
@@ -346,15 +349,15 @@ def gaussian_error(solver, prediction):
 def test_a_gaussian_is_sampled_as_the_exact_flow_says(loaded, family):
     errors = {
         (name, steps): gaussian_error(solver_of(loaded[family], steps, name), PREDICTION[family])
-        for name in ("ddim", "dpm++")
+        for name in ("ddim", "dpm++_karras")
         for steps in (20, 50, 100, 200)
     }
     assert errors["ddim", 200] < 0.025
-    assert errors["dpm++", 20] < errors["ddim", 100]
-    assert errors["dpm++", 50] < errors["ddim", 200] / 2
+    assert errors["dpm++_karras", 20] < errors["ddim", 100]
+    assert errors["dpm++_karras", 50] < errors["ddim", 200] / 2
     # Twice the steps halve the error of a method of first order; one of second order comes near a quarter.
     assert 1.8 < errors["ddim", 50] / errors["ddim", 100] < 2.1
-    assert errors["dpm++", 100] / errors["dpm++", 200] > 2.8
+    assert errors["dpm++_karras", 100] / errors["dpm++_karras", 200] > 2.8
 
 
 # --- The reference: diffusers' own pipelines ---
@@ -374,7 +377,7 @@ def sample(sd, name, x, prompts, guidance, steps, depth=None):
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2_base", "sd2_v"])
-@pytest.mark.parametrize(("name", "steps"), [("ddim", 4), ("dpm++", 4), ("dpm++", 16)])
+@pytest.mark.parametrize(("name", "steps"), [("ddim", 4), ("dpm++_karras", 4), ("dpm++_karras", 16)])
 @torch.inference_mode()
 def test_images_are_those_of_the_diffusers_pipeline(loaded, folders, family, name, steps):
     parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}

@@ -1,5 +1,6 @@
-"""Pictures in bands: letterboxes and composites give the bits of the whole picture."""
+"""Pictures in bands: letterboxes give the bits of the whole picture, composites nearly so."""
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -42,17 +43,21 @@ def test_a_letterbox_gives_the_same_bits_in_bands_and_strips(small_bands, height
 
 
 @some
-@given(sides, sides, st.integers(64, 2000), st.sampled_from([1.0, 0.7]), st.integers(0, 99))
-def test_a_composite_gives_the_same_bytes_in_bands(small_bands, height, width, pixels, share, seed):
-    left, diffused = picture(height, width, seed), picture(height, width, seed + 1)
-    values = torch.from_numpy(picture(height, width, seed + 2)[..., 0]).float()[None] / 25
-    returned = to_tensor(picture(height, width, seed + 3))
+@given(st.integers(100, 200), st.integers(16, 60), st.integers(0, 99))
+def test_a_composite_is_nearly_the_same_in_bands(small_bands, height, width, seed):
+    """A hole is continued from the rows around its band; farther ones hardly count."""
+    left, drawn = (smooth_picture(height, width, seed + i) for i in range(2))
+    values = torch.zeros(1, height, width)
+    values[:, height // 4 : -height // 4, width // 4 : width // 2] = 0.08 * width  # the default scale
 
     def compose():
-        warp = ImageWarp(values, torch.ones(1), mirror=1.0)
-        return compositing._composite(warp, left, diffused, returned, grain=0.5, share=torch.tensor([share]))
+        return compositing._composite(ImageWarp(values, torch.ones(1)), left, drawn).astype(int)
 
     small_bands(2**30)
     whole = compose()
-    small_bands(pixels)
-    assert np.array_equal(compose(), whole)
+    small_bands(width * 40)
+    assert np.abs(compose() - whole).max() <= 12
+
+
+def smooth_picture(height, width, seed):
+    return cv2.GaussianBlur(picture(height, width, seed), (0, 0), 2)

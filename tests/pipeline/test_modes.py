@@ -5,6 +5,7 @@ import io
 import logging
 import random
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -16,10 +17,13 @@ from stereo_jobs.data.manifest import INPUTS
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from stereo_jobs.pipeline.generator import PairGenerator
+from stereo_jobs.pixels import to_image, to_tensor
 from stereo_jobs.quality.truth import PSNR_CAP, psnr
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
 from stereo_jobs.spec import Recipe, Size
 from stereo_jobs.stereo.config import MethodConfig
+from stereo_jobs.stereo.image_warp import ImageWarp
+from stereo_jobs.stereo.rims import find_rims
 from stereo_jobs.stereo.warp import border_holes, forward_warp, upsample
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
@@ -28,7 +32,7 @@ from tests.models.tiny import write_checkpoint
 
 SIZE = 64
 STEPS = 5
-SHORT = {"steps": STEPS, "shift_step": 1, "attention_step": 2}
+SHORT = {"steps": STEPS, "shift_step": 1, "attention_step": 2, "scheduler": "ddim", "inversion": "direct"}
 SIZES = [(64, 64), (60, 64), (48, 90), (131, 40), (64, 61), (32, 32)]
 """Heights and widths; the first two and the fifth share a working size."""
 SCENES = [render(draw_scene(10 + i), width, height) for i, (height, width) in enumerate(SIZES)]
@@ -81,10 +85,23 @@ def evaluations(pipeline):
     return count
 
 
+def known_of_right(pair):
+    """The right view as far as its left one gives it, soft rims included, and where: outside of the holes at least."""
+    left, disparity = torch.from_numpy(pair.left).permute(2, 0, 1)[None], torch.from_numpy(pair.disparity)[None]
+    sign = torch.ones(1)
+    warped = ImageWarp(disparity, sign, rims=find_rims(left, disparity, sign)).rows(slice(0, len(pair.left)))
+    pixels = to_tensor(pair.left)
+    seen, filled = to_tensor(to_image(warped.seen(pixels))), warped.warp.filled
+    black, white = (to_image(warped.with_rims(torch.where(filled, seen, hole), pixels)) for hole in (0.0, 1.0))
+    return black, (black == white).all(-1)
+
+
 def pair_evaluations(method):
     """U-Net evaluations of the pair's pass without guidance, read off the config."""
+    kept = method.keeps_left and method.inversion == "direct"
     attentive = [method.attention != "off" and i >= method.attention_step for i in range(method.steps)]
-    return sum(2 if attentive[i] or method.changes_left else 1 for i in range(method.first_pair_step, method.steps))
+    both = [method.changes_left or (seen and not kept) for seen in attentive]
+    return sum(2 if both[i] else 1 for i in range(method.first_pair_step, method.steps))
 
 
 # --- Photos ---
@@ -135,14 +152,28 @@ def test_evaluations_are_counted_as_they_were(pipeline, base, evaluations):
     assert evaluations(lambda: pipeline.generate(ROWS[:1])) == 2 * expected  # padded
 
 
-def test_a_photo_takes_at_most_140_evaluations_of_50_steps(pipeline, evaluations):
+def test_a_photo_takes_at_most_45_evaluations(pipeline, evaluations):
     recipe = pipeline.recipe.model_copy(update={"method": MethodConfig(), "size": Size(width=32, height=32)})
     default = PairGenerator(pipeline.sd, pipeline.depth, recipe, 1)
-    assert (default.method.steps, default.method.inversion) == (50, "direct")
+    assert (default.method.steps, default.method.inversion) == (20, "direct")
     made = []
     spent = evaluations(lambda: made.extend(default.generate([photo_row(5)])))
-    assert made[0].unet_evaluations == spent == 50 + pair_evaluations(default.method)
-    assert spent <= 140
+    assert made[0].unet_evaluations == spent == 20 + pair_evaluations(default.method)
+    assert spent <= 45
+
+
+def test_a_renoised_photo_is_the_left_view_and_needs_no_inversion(pipeline, base, evaluations):
+    renoised = variant(pipeline, inversion="renoise")
+    made = []
+    spent = evaluations(lambda: made.extend(renoised.generate(ROWS[:2])))
+    assert spent == 2 * pair_evaluations(renoised.method)
+    for pair, row in zip(made, ROWS, strict=False):
+        np.testing.assert_array_equal(pair.left, base[row.id].left)
+        np.testing.assert_array_equal(pair.disparity, base[row.id].disparity)
+        assert pair.left_psnr == 100
+        assert pair.unet_evaluations == pair_evaluations(renoised.method)
+    again = renoised.generate([dataclasses.replace(ROWS[0], seed=5)])[0]
+    assert again.right.tobytes() != made[0].right.tobytes()  # its noise is the row's own
 
 
 def test_scales_of_one_photo_share_its_left(pipeline, base, evaluations):
@@ -212,8 +243,8 @@ def test_inpainting_changes_the_left_inside_of_its_mask_alone(inpainted):
         assert (pair.left[mask] != photo[mask]).mean() > 0.5
         assert pair.left_psnr == PSNR_CAP, "what was to be redrawn does not count"
         assert pair.disparity_of == "left"
-        known = ~pair.mask_hole_right
-        np.testing.assert_array_equal(pair.right[known], leave_blank(pair.left, pair.disparity)[0][known])
+        right, known = known_of_right(pair)
+        np.testing.assert_array_equal(pair.right[known], right[known])
 
 
 def test_what_stood_inside_of_the_mask_is_not_known(pipeline, inpainted):
@@ -266,15 +297,21 @@ def test_a_given_disparity_is_the_label(pipeline, warp):
     assert psnr(pair.right[both], scene.right[both]) > 28  # the true right view
 
 
-def test_sharpened_edges_are_told_from_what_was_asked_for(pipeline):
+def test_refined_edges_are_told_from_what_was_asked_for(pipeline):
     blurred = np.asarray(Image.fromarray(SCENES[0].disparity).resize((16, 16)).resize((SIZE, SIZE)), np.float32)
     row = photo_row(0, depth=encode_disparity(blurred))
-    sharp, plain = (variant(pipeline, edge_px=px).generate([row])[0] for px in (2, 0))
+    sharp, plain = (variant(pipeline, refine_edges=on).generate([row])[0] for on in (True, False))
     assert plain.disparity_requested is None
     np.testing.assert_array_equal(sharp.disparity_requested, plain.disparity)
-    changed = sharp.disparity != plain.disparity
+    # Sharp edges may reach less far than blurred ones; relative disparity then has another unit and zero.
+    around = np.ones((11, 11))
+    flat = cv2.dilate(blurred, around) - cv2.erode(blurred, around) < 0.1 * np.ptp(blurred)
+    assert flat.mean() > 0.3
+    same_unit = np.polyval(np.polyfit(plain.disparity[flat], sharp.disparity[flat], 1), plain.disparity)
+    changed = np.abs(sharp.disparity - same_unit) > 1e-3
     assert 0 < changed.mean() < 0.5  # edges alone
-    np.testing.assert_array_equal(np.isin(sharp.disparity, plain.disparity), True)
+    assert not changed[flat].any()
+    assert np.abs(sharp.disparity[changed][:, None] - same_unit.ravel()).min(1).max() < 1e-3  # no new depth
 
 
 def test_metric_depth_and_a_camera_give_eq_2(pipeline):
@@ -363,13 +400,19 @@ def test_labels_and_masks_of_every_warp_agree(pipeline, warp, composite):
         assert np.abs(pair.disparity).max() <= 0.16 * SIZE + 1e-5
 
 
+@pytest.mark.parametrize("rims", [True, False])
 @pytest.mark.parametrize("warp", ["pixel", "subpixel", "integer"])
-def test_outside_of_the_holes_the_composite_is_the_left_view_warped(pipeline, base, warp):
-    pairs = base.values() if warp == "pixel" else variant(pipeline, warp=warp).generate(ROWS[:3])
+def test_outside_of_the_holes_the_composite_is_the_left_view_warped(pipeline, base, warp, rims):
+    method = {"warp": warp, "rims": rims}
+    pairs = (
+        base.values() if method == {"warp": "pixel", "rims": True} else variant(pipeline, **method).generate(ROWS[:3])
+    )
     for pair in pairs:
         blank, holes = leave_blank(pair.left, pair.disparity)
         np.testing.assert_array_equal(pair.mask_hole_right, holes)
-        np.testing.assert_array_equal(pair.right[~holes], blank[~holes])
+        right, known = known_of_right(pair) if rims else (blank, ~holes)
+        np.testing.assert_array_equal(pair.right[known], right[known])
+        assert not (~known & ~holes).any()
         assert (pair.raw_right != pair.right).any()
         if holes.any():
             assert (pair.right[holes] != blank[holes]).any()  # not left black
@@ -419,7 +462,7 @@ def test_nan_fails_its_row_alone(pipeline, monkeypatch, mode, part):
     assert_same(results[1], good)
 
 
-@pytest.mark.parametrize("inversion", ["direct", "ddim", "null_text"])
+@pytest.mark.parametrize("inversion", ["direct", "renoise", "ddim", "null_text"])
 def test_nan_from_the_unet_fails_its_row_alone(pipeline, inversion):
     method = {"inversion": inversion, "photo_guidance_scale": 3.0, "null_text_iterations": 1, "attention": "off"}
     chosen = variant(pipeline, **method)
@@ -525,7 +568,9 @@ def test_depth_mode_sees_the_depth_map(pipeline, depth_sd, conditions):
     assert pair.disparity_of == "left"
     for channel in seen:
         assert channel.shape[1:] == (1, 8, 8)
-        assert (channel.min(), channel.max()) == (-1, 1)
+        assert channel.min() == -1
+        assert 0.99 < channel.max() <= 1  # the right view's is warped by fractions
+    assert seen[0].max() == 1
     # The nearest is 1, the farthest -1, as in the map.
     cells = SCENES[0].disparity.reshape(8, 8, 8, 8).mean((1, 3))
     assert np.corrcoef(seen[0][0, 0].ravel(), cells.ravel())[0, 1] > 0.95
@@ -539,8 +584,9 @@ def test_the_right_view_s_condition_is_warped_with_it(pipeline, depth_sd, condit
     warped = conditions(lambda: depth_pipeline(pipeline, depth_sd).generate([depth_row()]))
     same = conditions(lambda: depth_pipeline(pipeline, depth_sd, warp_condition=False).generate([depth_row()]))
     assert torch.equal(warped[0], same[0])  # the left view
-    assert torch.equal(same[-1], same[0])
-    assert not torch.equal(warped[-1], warped[0])
+    # The left view is guided, so that its batch is twice as large.
+    assert torch.equal(same[-1].repeat(2, 1, 1, 1), same[0])
+    assert not torch.equal(warped[-1].repeat(2, 1, 1, 1), warped[0])
     assert warped[-1].abs().max() <= 1
 
 
@@ -565,8 +611,40 @@ def test_depth_mode_in_two_passes_leaves_the_finished_left_as_it_is(pipeline, de
     once, twice = (depth_pipeline(pipeline, depth_sd, two_pass=two).generate([depth_row()])[0] for two in (False, True))
     np.testing.assert_array_equal(once.left, twice.left)
     np.testing.assert_array_equal(once.disparity, twice.disparity)
-    assert twice.unet_evaluations == once.unet_evaluations + STEPS
     assert twice.left_psnr is None
+    # The first left view is guided, its inversion and the pair are not.
+    pair = once.unet_evaluations - 2 * STEPS
+    assert pair == STEPS - 2
+    assert twice.unet_evaluations == 2 * STEPS + STEPS + pair
+
+
+GUIDED = {"guidance_scale": 9.0, "photo_guidance_scale": 7.5, "pair_guidance_scale": None}
+
+
+@pytest.mark.parametrize(
+    ("mode", "method", "expected"),
+    [
+        ("text", {}, (9.0, 9.0, 1.0)),
+        ("depth", {}, (9.0, 9.0, 1.0)),
+        ("text", {"pair_guidance_scale": 1.5}, (9.0, 1.5, 1.0)),
+        ("depth", {"pair_guidance_scale": 1.0}, (9.0, 1.0, 1.0)),
+        ("image", {"inversion": "renoise", "pair_guidance_scale": 1.0}, (1.0, 7.5, 1.0)),
+        # A finished left view is inverted without guidance, or by null-text with that of photos.
+        ("depth", {"two_pass": True, "inversion": "direct"}, (9.0, 1.0, 1.0)),
+        ("depth", {"two_pass": True, "inversion": "ddim"}, (9.0, 1.0, 1.0)),
+        ("depth", {"two_pass": True, "inversion": "null_text"}, (9.0, 7.5, 1.0)),
+        ("depth", {"two_pass": True, "right_view": "repaint"}, (9.0, 9.0, 1.0)),
+        # A photo is not denoised from noise.
+        ("image", {"inversion": "direct"}, (1.0, 7.5, 1.0)),
+        ("image", {"inversion": "null_text"}, (1.0, 7.5, 1.0)),
+        ("inpaint", {"inversion": "direct"}, (1.0, 7.5, 9.0)),
+    ],
+)
+def test_the_pair_takes_the_guidance_of_its_inversion(pipeline, mode, method, expected):
+    chosen = variant(pipeline, mode=mode, **GUIDED | method)
+    assert chosen._guidance(Row("r", "a prompt", "", 0, 8.0)) == expected
+    optimised = method.get("inversion") == "null_text"
+    assert chosen._guidance(Row("r", "", "", 0, 8.0)) == (1.0, 7.5 if optimised else 1.0, 1.0)
 
 
 def test_nan_in_the_first_of_two_passes_fails_the_row_alone(pipeline, depth_sd, monkeypatch):
@@ -594,7 +672,7 @@ def test_depth_mode_takes_metric_depth_of_another_size(pipeline, depth_sd):
     buffer = io.BytesIO()
     np.save(buffer, depth)
     row = dataclasses.replace(depth_row(depth=buffer.getvalue()), depth_kind="metric", camera=Camera(80.0, 0.5))
-    pair = depth_pipeline(pipeline, depth_sd, geometry="metric", edge_px=0).generate([row])[0]
+    pair = depth_pipeline(pipeline, depth_sd, geometry="metric", refine_edges=False).generate([row])[0]
     # Twice as wide as the picture: half as many pixels.
     np.testing.assert_allclose(pair.disparity[[0, -1], 0], [80 * 0.5 / 4 / 2, 80 * 0.5 / 9 / 2], rtol=0.02)
     assert pair.disparity.shape == (SIZE, SIZE)

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from stereo_jobs.pipeline import right_view as rights
 from stereo_jobs.pipeline.inputs import DecodedRow
-from stereo_jobs.pipeline.left_view import DiffusedLeftViews
+from stereo_jobs.pipeline.left_view import DiffusedLeftViews, Stream, noise_generator
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.records import Row
 from stereo_jobs.spec import Recipe
@@ -57,6 +57,7 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
         ),
         images=pictures,
         maps=list(maps),
+        refined=list(maps),
         conditional=text,
         unconditional=text,
         condition=None,
@@ -68,7 +69,7 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
         raise Captured(to_right)
 
     monkeypatch.setattr(rights, "denoise_pair", capture)
-    recipe = Recipe(mode="image", method={"geometry": "metric", "edge_px": 0})
+    recipe = Recipe(mode="image", method={"geometry": "metric", "refine_edges": False})
     assert recipe.method.warp == "pixel"
     with pytest.raises(Captured) as caught:
         rights.RightViewMaker(stub_sd(), recipe).make(rows, lefts, 1.0)
@@ -88,3 +89,15 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
     own = shift.filled[:, None] & (shift.warp.nearest(noise) != 0)
     torch.testing.assert_close(found[own], shift.warp.nearest(noise)[own], rtol=1e-3, atol=1e-3)
     assert own.float().mean() > 0.3
+
+
+def test_the_left_view_starts_from_the_noise_of_torch():
+    expected = torch.randn(3, 5, generator=torch.Generator().manual_seed(7))
+    assert torch.equal(torch.randn(3, 5, generator=noise_generator(7, Stream.START)), expected)
+
+
+def test_no_stream_of_a_seed_is_a_stream_of_another():
+    """Rows often have neighbouring seeds: what one draws for its holes must not be what the next starts from."""
+    seeds = [*range(50), 2**63 - 1]
+    drawn = {tuple(torch.randn(4, generator=noise_generator(seed, s)).tolist()) for seed in seeds for s in Stream}
+    assert len(drawn) == len(seeds) * len(Stream)

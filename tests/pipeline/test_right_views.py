@@ -19,7 +19,7 @@ from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.datasets import assert_same
 
 SIZE = 64
-PUBLISHED = {"edge_px": 0, "warp": "integer", "geometry": "relative"}
+PUBLISHED = {"refine_edges": False, "warp": "integer", "geometry": "relative"}
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -70,7 +70,7 @@ def test_a_pixel_baseline_is_its_fill_of_the_protocols_disparity(loaded, view, n
 
 
 def test_sub_pixel_baselines_shift_by_the_disparity_itself(loaded, view):
-    method = {"right_view": "stretch", "edge_px": 0, "warp": "subpixel", "geometry": "metric"}
+    method = {"right_view": "stretch", "refine_edges": False, "warp": "subpixel", "geometry": "metric"}
     [pair] = with_method(loaded, **method).generate([row(view)])
     np.testing.assert_array_equal(pair.disparity, view.disparity)
     np.testing.assert_array_equal(pair.right, FILLS["stretch"](view.left, view.disparity)[0])
@@ -81,7 +81,7 @@ def test_sub_pixel_baselines_shift_by_the_disparity_itself(loaded, view):
 def test_which_disparity_is_the_nearest_is_not_guessed(loaded, view, name):
     """Known ones may all be negative (Eq. 2 with large doffs); a negative scale turns the others around."""
     doffs = np.float32(view.disparity.max() + 1)
-    known = {"right_view": name, "edge_px": 0, "warp": "subpixel", "geometry": "metric"}
+    known = {"right_view": name, "refine_edges": False, "warp": "subpixel", "geometry": "metric"}
     [pair] = with_method(loaded, **known).generate([row(view, disparity=encode_disparity(view.disparity - doffs))])
     np.testing.assert_array_equal(pair.right, FILLS[name](view.left, view.disparity - doffs)[0])
     [pair] = with_method(loaded, **known | {"geometry": "relative"}).generate(

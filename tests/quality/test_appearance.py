@@ -13,6 +13,7 @@ from stereo_jobs.quality.appearance import (
     measure_appearance,
     seam,
     siou,
+    speckle,
     surround,
 )
 from stereo_jobs.quality.config import QualityConfig
@@ -72,6 +73,22 @@ def test_siou_of_the_wanted_view_is_one_and_of_a_copy_low(view):
     assert siou(view.left, view.left, views.warped) < 0.5 < siou(view.left, view.right, views.warped)
     flat = np.full((32, 32, 3), 7, np.uint8)
     assert siou(flat, flat, flat) == 1
+
+
+def test_siou_against_a_loop_with_the_difference_per_channel():
+    """The published code first differenced uint8 images with wrap-around, where 3 - 9 is 250; here it is 6."""
+    rng = np.random.default_rng(0)
+    left = rng.integers(100, 130, (24, 24, 3)).astype(np.uint8)
+    right, wanted = (np.clip(left + rng.integers(-12, 13, left.shape), 0, 255).astype(np.uint8) for _ in range(2))
+    weights = np.array([0.299, 0.587, 0.114])
+    change = [np.rint(np.abs(view.astype(int) - left) @ weights) > 5 for view in (right, wanted)]
+    edges = [cv2.Canny(cv2.cvtColor(view, cv2.COLOR_RGB2GRAY), 100, 200) > 0 for view in (right, wanted)]
+    overlap = [(a & b).sum() / (a | b).sum() if (a | b).any() else 1.0 for a, b in (edges, change)]
+    assert siou(left, right, wanted) == pytest.approx(0.75 * overlap[0] + 0.25 * overlap[1], abs=0.002)
+    recoloured = left.copy()
+    recoloured[..., 0] += 40
+    recoloured[..., 1] -= 20  # about as bright
+    assert siou(left, recoloured, recoloured) > siou(left, left, recoloured) + 0.24
 
 
 def test_a_cast_is_seen_and_noise_is_not(view):
@@ -166,3 +183,50 @@ def test_small_true_pairs_are_not_taken_for_blurred_and_blurred_ones_of_128_pixe
     blurred = [np.where(v.hole_right[..., None], cv2.GaussianBlur(v.right, (0, 0), 3), v.right) for v in large]
     found = sum(hole_sharpness(b, v.hole_right) < limit for b, v in zip(blurred, large, strict=True))
     assert found >= 0.95 * len(large)
+
+
+def speckled_room(kind):
+    """A wall with faint grain, a hole in it, and what is wrong with the hole."""
+    rng = np.random.default_rng(0)
+    image = np.repeat(rng.normal(120, 2, (64, 96, 1)), 3, -1)
+    hole = np.zeros((64, 96), bool)
+    hole[10:50, 30:50] = True
+    struck = {
+        "specks": hole & (rng.random(hole.shape) < 0.08),
+        "hairline": hole & (np.arange(96) % 7 == 0),
+        "grain": hole,
+        "streaks": hole,
+        "none": hole & False,
+    }[kind]
+    noise = rng.normal(0, 20, (64, 1) if kind == "streaks" else hole.shape)
+    lighter = noise if kind in ("grain", "streaks") else 60.0
+    return np.clip(image + (struck * lighter)[..., None] + 0.5, 0, 255).astype(np.uint8), hole
+
+
+@pytest.mark.parametrize("kind", ["specks", "hairline", "grain", "streaks"])
+def test_specks_hairlines_grain_and_streaks_are_speckle(kind):
+    limit = QualityConfig().max_speckle
+    assert limit is not None
+    assert speckle(*speckled_room(kind)) > limit
+    assert abs(speckle(*speckled_room("none"))) < 0.01
+
+
+def test_speckle_against_a_loop():
+    image, hole = speckled_room("specks")
+
+    def apart(y, x):
+        window = image[y - 1 : y + 2, x - 1 : x + 2].reshape(-1, 3)
+        return np.abs(image[y, x].astype(int) - np.median(window, 0)).max()
+
+    inside = np.array([apart(y, x) for y in range(11, 49) for x in range(31, 49)])
+    beside = np.array([apart(y, x) for y in range(10, 50) for x in range(51, 56)])
+    limit = max(8, 1.5 * np.quantile(beside, 0.98))
+    assert speckle(image, hole) == pytest.approx((inside > limit).mean() - (beside > limit).mean())
+
+
+def test_the_backgrounds_own_texture_is_no_speckle():
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3)).astype(np.uint8)
+    hole = np.zeros((64, 96), bool)
+    hole[10:50, 30:50] = True
+    assert abs(speckle(image, hole)) < 0.02
+    assert math.isnan(speckle(image, hole & False))

@@ -67,6 +67,8 @@ RULES = {
     "seam": ("max_seam", {"seam": 19.0}),
     "blurred_holes": ("min_hole_sharpness", {"hole_sharpness": 0.01}),
     "other_depth": ("min_depth_rank", {"depth_rank": 0.1}),
+    "ghost": ("max_ghost", {"ghost": 0.3}),
+    "speckle": ("max_speckle", {"speckle": 0.1}),
 }
 
 

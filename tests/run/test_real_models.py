@@ -32,7 +32,7 @@ def test_ray_and_local_and_any_sharding_agree_byte_for_byte(make_spec, make_mani
         disparity = decode_disparity(row["disparity"]["bytes"])
         assert disparity.max() >= 4
         assert set(np.unique(disparity)) <= {0.0, 4.0, 8.0, 12.0, 16.0}
-        assert row["unet_evaluations"] == 2 * 8 + 4 * 6
+        assert row["unet_evaluations"] == 2 * 8 + 2 * 6
         assert row["accepted"] in (True, False)
         assert None not in (row["qc_epe"], row["qc_backwarp_lpips"], row["qc_siou"], row["qc_depth_confidence"])
     assert made["row-0000"]["left"] != made["row-0003"]["left"], "another id is another seed"

@@ -430,3 +430,23 @@ def test_gpu_memory_running_out_halves_the_batch(make_spec):
 
     spec = make_spec(batch_size=4)
     assert run(spec, local=True, load=lambda recipe, device, size: Hungry(size)).succeeded == 8
+
+
+def test_a_batch_size_that_was_halved_grows_back(make_spec, make_manifest):
+    """One batch finds no memory; soon others are as large again as the spec asks for."""
+
+    class OutOfMemoryError(RuntimeError):
+        pass
+
+    class Hungry(standin.StandIn):
+        sizes: ClassVar[list] = []
+
+        def generate(self, rows):
+            self.sizes.append(self.batch_size)
+            if len(self.sizes) == 1:
+                raise OutOfMemoryError("CUDA out of memory")
+            return super().generate(rows)
+
+    spec = make_spec(make_manifest(rows=40), batch_size=4, shard_rows=20)
+    assert run(spec, local=True, load=lambda recipe, device, size: Hungry(size)).succeeded == 40
+    assert Hungry.sizes == [4] + [2] * 8 + [4] * 6

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from stereo_jobs.stereo.attention import PairAttention, pair_attention
+from stereo_jobs.stereo.attention import ContextAttention, InputRecorder, Keep, KeptInputs, pair_context, self_attention
 
 PAIRS = 2
 
@@ -58,9 +58,9 @@ class SlowAttention:
 
 def test_only_self_attention_layers_are_modified(unet):
     before = dict(unet.attn_processors)
-    with pair_attention(unet, "uni", PAIRS):
+    with self_attention(unet, pair_context("uni", PAIRS)):
         during = dict(unet.attn_processors)
-    modified = {name for name, processor in during.items() if isinstance(processor, PairAttention)}
+    modified = {name for name, processor in during.items() if isinstance(processor, ContextAttention)}
     assert modified == {name for name in before if ".attn1." in name}
     assert 0 < len(modified) < len(before)
     assert all(during[name] is before[name] for name in before.keys() - modified)
@@ -68,19 +68,19 @@ def test_only_self_attention_layers_are_modified(unet):
     assert all(after[name] is before[name] for name in before)
 
 
-def test_off_installs_nothing(unet):
-    before = dict(unet.attn_processors)
-    with pair_attention(unet, "off", PAIRS):
-        assert all(unet.attn_processors[name] is before[name] for name in before)
+def test_a_context_of_none_changes_nothing(unet, batch):
+    before = predict(unet, *batch)
+    with self_attention(unet, lambda layer, hidden_states: None):
+        assert torch.equal(predict(unet, *batch), before)
 
 
 @pytest.mark.parametrize("mode", ["uni", "bi"])
 def test_the_attention_is_restored_even_after_an_exception(unet, batch, mode):
     before = predict(unet, *batch)
-    with pair_attention(unet, mode, PAIRS):
+    with self_attention(unet, pair_context(mode, PAIRS)):
         assert not torch.equal(predict(unet, *batch), before)
     assert torch.equal(predict(unet, *batch), before)
-    with pytest.raises(KeyboardInterrupt), pair_attention(unet, mode, PAIRS):
+    with pytest.raises(KeyboardInterrupt), self_attention(unet, pair_context(mode, PAIRS)):
         raise KeyboardInterrupt
     assert torch.equal(predict(unet, *batch), before)
 
@@ -88,7 +88,7 @@ def test_the_attention_is_restored_even_after_an_exception(unet, batch, mode):
 @pytest.mark.parametrize("mode", ["uni", "bi"])
 def test_the_attention_equals_the_slow_reference(unet, batch, mode):
     before = dict(unet.attn_processors)
-    with pair_attention(unet, mode, PAIRS):
+    with self_attention(unet, pair_context(mode, PAIRS)):
         fast = predict(unet, *batch)
     try:
         unet.set_attn_processor({n: SlowAttention(mode) if ".attn1." in n else p for n, p in before.items()})
@@ -100,7 +100,7 @@ def test_the_attention_equals_the_slow_reference(unet, batch, mode):
 
 def test_uni_leaves_the_left_and_changes_the_right(unet, batch):
     plain = predict(unet, *batch)
-    with pair_attention(unet, "uni", PAIRS):
+    with self_attention(unet, pair_context("uni", PAIRS)):
         modified = predict(unet, *batch)
     torch.testing.assert_close(modified[:, 0], plain[:, 0], rtol=1e-5, atol=1e-6)
     assert (modified[:, 1] - plain[:, 1]).abs().mean() > 1e-3
@@ -108,7 +108,7 @@ def test_uni_leaves_the_left_and_changes_the_right(unet, batch):
 
 def test_bi_changes_both(unet, batch):
     plain = predict(unet, *batch)
-    with pair_attention(unet, "bi", PAIRS):
+    with self_attention(unet, pair_context("bi", PAIRS)):
         modified = predict(unet, *batch)
     assert (modified - plain).abs().mean(dim=(0, 2, 3, 4, 5)).min() > 1e-3
 
@@ -118,7 +118,7 @@ def test_identical_views_are_as_without_modification(unet, batch, mode):
     views, text = batch
     views = views[:, :1].expand(-1, 2, -1, -1, -1, -1)
     plain = predict(unet, views, text)
-    with pair_attention(unet, mode, PAIRS):
+    with self_attention(unet, pair_context(mode, PAIRS)):
         torch.testing.assert_close(predict(unet, views, text), plain, rtol=1e-4, atol=1e-5)
 
 
@@ -129,10 +129,33 @@ def test_pairs_and_guidance_halves_do_not_see_each_other(unet, batch, mode):
     others[:, :, 1] += 1.0
     other_text = text.clone()
     other_text[1] += 1.0
-    with pair_attention(unet, mode, PAIRS):
+    with self_attention(unet, pair_context(mode, PAIRS)):
         first, second = predict(unet, views, text), predict(unet, others, text)
         third = predict(unet, views, other_text)
     torch.testing.assert_close(first[:, :, 0], second[:, :, 0], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(first[0], third[0], rtol=1e-5, atol=1e-6)
     assert (first[:, :, 1] - second[:, :, 1]).abs().mean() > 1e-2
     assert (first[1] - third[1]).abs().mean() > 1e-3
+
+
+@pytest.mark.parametrize("halves", [1, 2])
+def test_the_right_view_alone_attends_to_what_was_kept_of_the_left(unet, batch, halves):
+    views, text = batch[0][-halves:], batch[1][-halves:]
+    with self_attention(unet, pair_context("uni", PAIRS)):
+        together = predict(unet, views, text)[:, 1:]
+    recorder = InputRecorder(torch.arange(PAIRS), Keep(3, halves))
+    with recorder.installed(unet):
+        for step in (2, 3):
+            recorder.step = step
+            predict(unet, batch[0][:, :1], batch[1][:, :1])  # always both halves
+    kept = recorder.kept
+    assert set(kept.steps) == {3}
+    with self_attention(unet, lambda layer, _: kept.at(3)[layer]):
+        alone = predict(unet, views[:, 1:], text[:, 1:])
+    torch.testing.assert_close(alone, together, rtol=1e-4, atol=1e-5)
+
+
+def test_what_was_kept_can_be_selected_in_any_order_and_repeatedly():
+    inputs = torch.randn(2, 3, 4, 5)
+    kept = KeptInputs({7: {"layer": inputs}}, torch.arange(3)).take(torch.tensor([2, 0, 2])).take(torch.tensor([1, 2]))
+    assert torch.equal(kept.at(7)["layer"], inputs[:, [0, 2]].flatten(0, 1))

@@ -9,7 +9,6 @@ from stereo_jobs.stereo.disparity import (
     relative_disparity,
     resize,
     scaled_disparity,
-    sharpen_edges,
 )
 
 
@@ -63,63 +62,3 @@ def test_metric_disparity_is_eq_2():
     expected = [[[37.0, 17.0, 7.0]], [[77.0, -3.0, np.nan]]]  # 400 * 0.1 / Z - 3
     np.testing.assert_allclose(disparity.numpy(), expected, rtol=1e-6)
     assert metric_disparity(torch.tensor([2.0]), 400.0, 0.1).item() == pytest.approx(20)
-
-
-@pytest.mark.parametrize("radius", [1, 2, 5])
-@pytest.mark.parametrize("horizontal", [True, False])
-def test_a_blurred_edge_becomes_a_step_again(radius, horizontal):
-    ramp = ((torch.arange(40.0) - 20) / (radius + 1)).clamp(0, 1)  # `radius` values between the two levels
-    assert ((ramp > 0) & (ramp < 1)).sum() == radius
-    blurred = 1 + 4 * (ramp.expand(40, 40) if horizontal else ramp[:, None].expand(40, 40))
-    sharp = sharpen_edges(blurred[None], radius)[0]
-    assert set(sharp.unique().tolist()) == {1.0, 5.0}
-    # The near side takes all but the lowest quarter, and one pixel beyond.
-    assert torch.equal(sharp == 5, (blurred > 2) | (blurred.roll(-1, 1 if horizontal else 0) > 2))
-
-
-def test_surfaces_without_edges_stay_as_they_are():
-    y, x = torch.meshgrid(torch.linspace(0, 1, 64), torch.linspace(0, 1, 96), indexing="ij")
-    maps = torch.stack([torch.full((64, 96), 3.0), x, 5 - y, 0.5 * x + 0.5 * y])
-    assert torch.equal(sharpen_edges(maps, 2), maps)
-    floor = torch.linspace(0, 1, 40)[:, None].expand(1, 40, 64)  # recedes over a third of a 128 pixel image
-    assert torch.equal(sharpen_edges(floor, 2), floor)
-
-
-def test_a_sharp_edge_moves_by_the_pixel_that_the_near_side_gains_and_its_slanted_sides_stay():
-    column = torch.arange(64.0)
-    maps = torch.where(column < 30, 0.01 * column, 2 + 0.01 * column).expand(1, 8, 64)
-    near = torch.ones(64, dtype=torch.bool)
-    near[30 - 3 : 30 + 3] = False  # pixels whose surroundings hold the edge
-    sharp = sharpen_edges(maps, 2)
-    assert torch.equal(sharp[..., near], maps[..., near])
-    other = torch.arange(64) == 29
-    assert (sharp - maps)[..., ~other].abs().max() < 0.03
-    assert torch.equal(sharp[..., other], maps[..., 32:33])  # the largest value within two pixels of its neighbour
-
-
-def test_the_floor_beside_an_object_keeps_the_depth_of_its_row():
-    floor = torch.linspace(0, 1, 40)[:, None].expand(40, 64)  # 0.026 a row
-    maps = torch.where((torch.arange(64) - 30).abs() < 8, 2.0, floor)[None]
-    sharp = sharpen_edges(maps, 2)
-    beside = (torch.arange(64) - 30).abs() > 8  # the object has gained a pixel
-    assert (sharp - maps)[..., beside].abs().max() < 1.01 / 39  # a median may take the row below; the smallest took two
-
-
-def test_an_odd_pixel_in_a_blurred_edge_tears_nothing():
-    blurred = 1 + 4 * ((torch.arange(40.0) - 20) / 3).clamp(0, 1).expand(1, 40, 40)
-    odd = blurred.clone()
-    odd[0, 20, 19] = 5  # beside the ramp, on the far side
-    odd[0, 30, 23] = 1  # on the near side
-    assert torch.equal(sharpen_edges(odd, 2), sharpen_edges(blurred, 2))
-
-
-def test_every_map_has_its_own_threshold():
-    blurred = (torch.arange(40.0) - 20).clamp(0, 3).expand(1, 40, 40)
-    together = sharpen_edges(torch.cat([blurred, 1e3 * blurred]), 2)
-    assert torch.equal(together[0:1], sharpen_edges(blurred, 2))
-    assert torch.equal(together[1], 1e3 * together[0])
-
-
-def test_no_radius_changes_nothing():
-    maps = torch.rand(1, 6, 6)
-    assert sharpen_edges(maps, 0) is maps

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from stereo_jobs.stereo.fill import (
+    background_beside,
     background_columns,
     extend_background,
     fill_sparse,
     mirrored_columns,
-    smooth_across_rows,
 )
 
 often = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -80,17 +80,35 @@ def test_an_object_in_front_of_the_background_is_not_mirrored():
     assert columns.flatten().tolist() == [0, 7, 4, 5, 4, 5, 6, 7]
 
 
+def slow_beside(filled, disparity, sign, step):
+    """A filled pixel looks at the eight around it: at each hole among them, it may be no nearer than its background."""
+    columns = slow_columns(filled, disparity, sign)
+    found = np.zeros(filled.shape, bool)
+    for b, y, x in np.argwhere(filled):
+        for v, u in np.ndindex(3, 3):
+            row, column = y + v - 1, x + u - 1
+            if not (0 <= row < filled.shape[1] and 0 <= column < filled.shape[2]) or filled[b, row, column]:
+                continue
+            behind = disparity[b, row, columns[b, row, column]] * sign[b] if filled[b, row].any() else np.inf
+            found[b, y, x] |= disparity[b, y, x] * sign[b] <= behind + step
+    return found
+
+
 @often
-@given(views(), st.integers(0, 4), st.integers(0, 99))
-def test_rows_are_smoothed_as_in_the_slow_reference(view, reach, seed):
-    holes = ~torch.from_numpy(view[0])
-    image = torch.rand((len(holes), 2, *holes.shape[1:]), generator=torch.Generator().manual_seed(seed))
-    out = smooth_across_rows(image, holes, reach)
-    height = holes.shape[1]
-    for b, c, y, x in np.ndindex(*image.shape):
-        rows = [min(max(y + k, 0), height - 1) for k in range(-reach, reach + 1)]
-        median = sorted(float(image[b, c, row, x]) for row in rows)[reach]
-        assert out[b, c, y, x] == (median if holes[b, y, x] else image[b, c, y, x])
+@given(views(), st.sampled_from([0.0, 1.0, 2.5]))
+def test_the_background_beside_holes_is_that_of_the_slow_reference(view, step):
+    found = background_beside(*(torch.from_numpy(part) for part in view), step)
+    np.testing.assert_array_equal(found.numpy(), slow_beside(*view, step))
+
+
+def test_an_object_beside_a_hole_is_not_its_background_from_any_side():
+    filled = torch.ones(1, 4, 6, dtype=torch.bool)
+    filled[:, 1:3, 2:4] = False
+    disparity = torch.ones(1, 4, 6)
+    disparity[..., :2] = 9  # on its left
+    disparity[:, 3, :4] = 9  # and below
+    found = background_beside(filled, disparity, torch.ones(1), step=1.0)[0]
+    assert found.nonzero().tolist() == [[0, 2], [0, 3], [0, 4], [1, 4], [2, 4], [3, 4]]
 
 
 @pytest.mark.parametrize(("sign", "chosen"), [(1.0, 3), (-1.0, 0)])

@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from stereo_jobs.stereo.attention import Keep
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.disparity import relative_disparity, scaled_disparity
 from stereo_jobs.stereo.sampler import GuidedUNet, ViewShift, denoise, denoise_pair
@@ -60,7 +61,8 @@ def first(numbers, unet):
     """The left view alone."""
     model = guided(numbers, unet)
     with torch.no_grad():
-        trajectory = denoise(model, solver(), torch.from_numpy(numbers["traj_uni_xT"]))
+        noise = torch.from_numpy(numbers["traj_uni_xT"])
+        trajectory = denoise(model, solver(), noise, keep=Keep(method().attention_start, model.evaluations_per_view))
     assert trajectory.evaluations.tolist() == [100]
     return trajectory
 
@@ -73,8 +75,9 @@ def run(numbers, unet, first, **switches):
     return pair, warp, pair.evaluations
 
 
-def test_full_run_with_unidirectional_attention(numbers, unet, first):
-    pair, warp, evaluations = run(numbers, unet, first)
+@pytest.mark.parametrize(("keep_left", "spent"), [(False, 256), (True, 178)])
+def test_full_run_with_unidirectional_attention(numbers, unet, first, keep_left, spent):
+    pair, warp, evaluations = run(numbers, unet, first, keep_left=keep_left)
     golden_left, golden_right = numbers["traj_uni_at_shift"]
     at_shift = first.latents[11]
     assert np.abs(at_shift[0].numpy() - golden_left).mean() < 2e-4
@@ -82,7 +85,7 @@ def test_full_run_with_unidirectional_attention(numbers, unet, first):
     np.testing.assert_array_equal(warp.filled[:, None].expand(-1, 4, -1, -1).numpy(), numbers["traj_uni_mask"])
     assert np.abs(pair.left.numpy() - numbers["traj_uni_left"]).mean() < 2e-4
     assert np.abs(pair.right.numpy() - numbers["traj_uni_right"]).mean() < 2e-4
-    assert evaluations == 156  # 256 with the left alone
+    assert first.evaluations.item() + evaluations == spent
 
 
 def test_the_golden_numbers_can_tell_attention_off(numbers, unet, first):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from stereo_jobs.stereo.inversion import ddim_inversion, null_text
+from stereo_jobs.stereo.inversion import ddim_inversion, null_text, renoised
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, denoise
 from stereo_jobs.stereo.solver import Solver
 
@@ -50,6 +50,18 @@ def invert(unet, solver, x_0):
 def error(a, b):
     """Root mean square of each sample."""
     return (a - b).square().flatten(1).mean(1).sqrt()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++_karras"])
+def test_renoised_latents_hold_one_noise_at_every_level_and_end_in_x_0(sampler):
+    x_0, noise, solver = draw(2, 4, SIZE, SIZE), draw(2, 4, SIZE, SIZE, seed=3), Solver.of({}, 20, sampler)
+    left = renoised(solver, x_0, noise)
+    assert left.latents.shape == (21, 2, 4, SIZE, SIZE)
+    for i in range(20):
+        torch.testing.assert_close(solver.noise_of(left.latents[i], x_0, i), noise, rtol=1e-2, atol=1e-3)
+    assert torch.equal(left.final, x_0)
+    assert torch.equal(left.clean, x_0.expand(20, -1, -1, -1, -1))
+    assert left.evaluations.tolist() == [0, 0]
 
 
 def test_denoising_at_guidance_1_leads_back_to_x_0(unet):

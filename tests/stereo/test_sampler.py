@@ -6,6 +6,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
+from stereo_jobs.stereo.attention import Keep
 from stereo_jobs.stereo.config import MethodConfig
 from stereo_jobs.stereo.sampler import GuidedUNet, Trajectory, ViewShift, denoise, denoise_pair, denoise_within
 from stereo_jobs.stereo.solver import Solver
@@ -35,7 +36,7 @@ def disparity(scale=1.0):
 class Run:
     """One run of the left view and the pair, with its inputs and results."""
 
-    def __init__(self, unet, start=None, scale=1.0, hole_noise=None, **switches):
+    def __init__(self, unet, start=None, scale=1.0, hole_noise=None, keep=None, **switches):
         self.method = MethodConfig(**(SHORT | switches))
         self.solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, self.method.steps, self.method.scheduler)
         half = 0.5 if self.method.shift_both else 1.0
@@ -44,7 +45,9 @@ class Run:
         self.to_left = forward_warp(-disparity(scale * half), -sign) if self.method.shift_both else None
         model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), self.method.guidance_scale)
         with torch.no_grad():
-            self.first = denoise(model, self.solver, noise(PAIRS, 4, SIZE, SIZE) if start is None else start)
+            start = noise(PAIRS, 4, SIZE, SIZE) if start is None else start
+            kept = keep and Keep(self.method.attention_start, keep)
+            self.first = denoise(model, self.solver, start, keep=kept)
             self.pair = denoise_pair(
                 model,
                 self.solver,
@@ -73,6 +76,11 @@ def apart(a, b):
     ("switches", "evaluations"),
     [
         ({"attention": "uni"}, 256),
+        ({"attention": "uni", "keep": 2}, 178),
+        ({"attention": "uni", "keep": 2, "attention_step": 20}, 178),
+        ({"attention": "uni", "keep": 2, "keep_left": False}, 256),
+        ({"attention": "uni", "keep": 2, "shift_both": True}, 256),
+        ({"attention": "bi", "keep": 2}, 256),
         ({"attention": "off"}, 178),
         ({"attention": "off", "shift_both": True}, 256),
         ({"attention": "uni", "attention_step": 20}, 100 + 9 * 2 + 30 * 4),
@@ -83,6 +91,29 @@ def test_evaluations_of_fifty_steps(unet, switches, evaluations):
     run = Run(unet, **{"steps": 50, "shift_step": 10, "recopy_interval": 10, "attention_step": 10} | switches)
     assert run.alone == (50 if switches.get("guidance_scale") == 1 else 100)
     assert run.evaluations == evaluations
+
+
+@pytest.mark.parametrize("switches", [{}, {"attention_step": 4}, {"scheduler": "dpm++_karras"}, {"guidance_scale": 1}])
+def test_what_was_kept_of_the_left_stands_in_for_it(unet, switches):
+    whole = Run(unet, **switches)
+    kept = Run(unet, keep=whole.alone // 7, **switches)
+    assert kept.evaluations < whole.evaluations
+    assert torch.equal(kept.left, whole.left)
+    torch.testing.assert_close(kept.right, whole.right, rtol=1e-3, atol=1e-3)
+
+
+def test_the_samples_of_a_trajectory_bring_what_was_kept_of_them(unet):
+    run, rows = Run(unet, keep=2), torch.tensor([1, 1, 0])
+    taken = run.first.take(rows)
+    assert set(taken.kept.steps) == set(range(run.method.attention_start, run.method.steps))
+    for layer, inputs in run.first.kept.at(4).items():
+        halves = inputs.unflatten(0, (2, PAIRS))
+        assert torch.equal(taken.kept.at(4)[layer], halves[:, rows].flatten(0, 1))
+
+
+def test_a_half_of_guidance_that_is_not_run_cannot_be_kept(unet):
+    with pytest.raises(ValueError, match="2 halves of guidance cannot be kept: only 1 is run"):
+        Run(unet, keep=2, guidance_scale=1)
 
 
 def test_guidance_is_the_weighted_difference_of_the_halves(unet):
@@ -268,20 +299,20 @@ def test_the_history_of_the_right_is_that_of_the_left_moved():
 
 def test_dpm_solver_makes_the_same_pair_as_the_left_where_nothing_moves(unet):
     """Equal in every bit, so the right view starts with the left's history."""
-    run = Run(unet, scheduler="dpm++", attention="off", scale=0.0, recopy_interval=0)
+    run = Run(unet, scheduler="dpm++_karras", attention="off", scale=0.0, recopy_interval=0)
     assert torch.equal(run.right, run.left)
     assert apart(run.left, Run(unet, attention="off", scale=0.0).left) > 0.01
 
 
 @pytest.mark.parametrize("attention", ["off", "uni", "bi"])
 def test_dpm_solver_uses_the_history_of_the_left(unet, attention):
-    switches = {"scheduler": "dpm++", "attention": attention, "recopy_interval": 0}
+    switches = {"scheduler": "dpm++_karras", "attention": attention, "recopy_interval": 0}
     run = Run(unet, **switches)
     assert torch.isfinite(run.right).all()
     forgotten = Trajectory(run.first.latents, torch.zeros_like(run.first.clean), run.first.evaluations)
     model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), run.method.guidance_scale)
     shift = ViewShift(run.to_right, run.to_right.filled)
-    solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++")
+    solver = Solver.of({"beta_start": 0.0001, "beta_end": 0.02}, run.method.steps, "dpm++_karras")
     without = denoise_pair(model, solver, forgotten, method=run.method, to_right=shift)
     assert apart(without.right, run.right) > 0.01
 
@@ -332,7 +363,7 @@ def test_every_view_gets_its_own_condition(depth_unet, attention):
 # --- Inpainting ---
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "dpm++"])
+@pytest.mark.parametrize("scheduler", ["ddim", "dpm++_karras"])
 def test_masked_denoise_keeps_the_outside_and_redraws_the_inside(unet, scheduler):
     solver = Solver.of({}, 6, scheduler)
     model = GuidedUNet(unet, noise(PAIRS, 5, 32, seed=1), noise(PAIRS, 5, 32, seed=2), 7.5)

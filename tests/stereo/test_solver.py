@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from diffusers import DDIMInverseScheduler, DDIMScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler, DPMSolverMultistepScheduler
 
 from stereo_jobs.stereo.solver import Solver
 from tests.schedulers import reference_scheduler
@@ -55,11 +55,27 @@ def test_ddim_is_that_of_diffusers(prediction, steps, others):
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("steps", [2, 14, 15, 20, 25])
-def test_dpm_solver_is_that_of_diffusers(prediction, steps):
+def test_dpm_solver_on_karras_levels_is_that_of_diffusers(prediction, steps):
     settings = config(prediction)
-    scheduler = reference_scheduler("dpm++", settings)
+    scheduler = reference_scheduler("dpm++_karras", settings)
     scheduler.set_timesteps(steps)
-    assert_same_run(Solver.of(settings, steps, "dpm++"), scheduler)
+    assert_same_run(Solver.of(settings, steps, "dpm++_karras"), scheduler)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("steps", [4, 14, 15, 20])
+def test_dpm_solver_is_that_of_diffusers_in_every_spacing(spacing, steps):
+    """diffusers ends at zero noise, in steps of first order; the runs are compared up to there."""
+    settings = config("epsilon", timestep_spacing=spacing)
+    scheduler = DPMSolverMultistepScheduler(**settings, lower_order_final=False)
+    scheduler.set_timesteps(steps)
+    solver = Solver.of(settings, steps, "dpm++")
+    ours = theirs = noise()
+    clean = None
+    for i, timestep in enumerate(scheduler.timesteps[:-1]):
+        theirs = scheduler.step(predictor(theirs, timestep), timestep, theirs).prev_sample
+        ours, clean = solver.step(i, ours, predictor(ours, timestep), clean)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_timesteps_of_the_published_code():

@@ -11,7 +11,8 @@ from skimage.metrics import peak_signal_noise_ratio
 from transformers import AutoModelForDepthEstimation, CLIPTextModel, CLIPTokenizer
 
 from stereo_jobs.models.depth_estimator import DepthEstimator
-from stereo_jobs.toyscapes import depth, diffusion, judge, vae
+from stereo_jobs.models.files import DEMO_FOLDER
+from stereo_jobs.toyscapes import decoder, depth, diffusion, judge, vae
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import COLOURS, LEVELS, POSITIONS, SHAPES, VOCABULARY, draw_scene
 from stereo_jobs.toyscapes.tokenizer import LENGTH, new_tokenizer
@@ -53,11 +54,14 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.fixture(params=["vae", "diffusion", "depth", "judge"])
+@pytest.fixture(params=["vae", "decoder", "diffusion", "depth", "judge"])
 def lesson(request):
     """A lesson of each model."""
     if request.param == "diffusion":
         return diffusion.lesson(request.getfixturevalue("latents"))(SHORT)
+    if request.param == "decoder":
+        request.getfixturevalue("monkeypatch").setattr(decoder, "SCENES", 4)  # fewer to render
+        return decoder.lesson(DEMO_FOLDER / "sd/vae")(SHORT)
     return {"vae": vae.VaeLesson, "depth": depth.DepthLesson, "judge": judge.JudgeLesson}[request.param](SHORT)
 
 
@@ -340,7 +344,7 @@ def test_the_exported_estimator_is_what_a_job_loads(images, tmp_path):
     assert expected.std() > 0.005
     torch.testing.assert_close(torch.stack(estimator.inverse_depth(images)), expected, atol=2e-5, rtol=0)
     (small,) = estimator.inverse_depth([np.ascontiguousarray(images[0, ::2, :96])])
-    assert small.shape == (64, 96)
+    assert small.shape == (128, 128)
 
 
 # --- Judge ---

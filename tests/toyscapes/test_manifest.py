@@ -152,7 +152,7 @@ def test_the_command_writes_what_it_says(toyscapes, tmp_path):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--level", "easy"], "'easy' is not one of 'plain', 'structured', 'crowded'"),
+        (["--level", "easy"], "'easy' is not one of 'plain', 'structured', 'crowded', 'hard'"),
         (["--mode", "video"], "'video' is not one of 'text', 'depth', 'image'"),
         (["--split", "val"], "'val' is not one of 'train', 'test'"),
         (["--size", "128"], "'128' is not WIDTHxHEIGHT of at least 32x32"),

@@ -1,13 +1,15 @@
 """Scenes: drawn from a seed alone, kept apart in splits, and described by their captions."""
 
+import dataclasses
 import re
 import zlib
 from collections import Counter
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from stereo_jobs.toyscapes.scenes import LEVELS, SPLITS, VOCABULARY, draw_scene, split_of
+from stereo_jobs.toyscapes.scenes import LEVELS, SPLITS, VOCABULARY, Structure, draw_scene, split_of
 
 MANY = range(1000)
 
@@ -49,6 +51,15 @@ def test_the_scenes_of_the_seeds_never_change():
     )
 
 
+@pytest.mark.parametrize(
+    ("level", "drawn"), [(None, 2842628165), ("plain", 4114011366), ("structured", 2267626213), ("crowded", 3292509512)]
+)
+def test_older_levels_are_drawn_as_before_the_level_hard(level, drawn):
+    scenes = [dataclasses.asdict(draw_scene(seed, split, level)) for split in SPLITS for seed in range(50)]
+    assert {scene.pop("structure") for scene in scenes} == {None}
+    assert zlib.crc32("\n".join(map(repr, scenes)).encode()) == drawn
+
+
 def test_seeds_splits_and_levels_are_unrelated():
     drawn = [draw_scene(seed, split, level) for seed in range(50) for split in SPLITS for level in (None, *LEVELS)]
     assert len({scene.texture for scene in drawn}) == len(drawn)
@@ -79,6 +90,9 @@ def test_levels_hold_what_they_are_named_for(scenes):
     assert seen["plain"] == {"floor": {"plain"}, "wall": {"plain"}, "count": {1, 2}}
     assert seen["structured"] == {**rich, "count": {1, 2}}
     assert seen["crowded"] == {**rich, "count": {2, 3}}
+    assert seen["hard"] == {"floor": {"plain"}, "wall": {"plain"}, "count": {1, 2}}
+    assert {scene.structure for scene in scenes if scene.level == "hard"} == set(get_args(Structure))
+    assert all(scene.overlapping == (len(scene.billboards) == 2) for scene in scenes if scene.level == "hard")
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -88,7 +102,8 @@ def test_a_level_can_be_asked_for(level):
 
 def test_the_mix_is_the_one_that_is_documented(scenes):
     counts = Counter(scene.level for scene in scenes[: len(MANY)])
-    assert [counts[level] / len(MANY) for level in LEVELS] == pytest.approx([0.45, 0.40, 0.15], abs=0.05)
+    assert [counts[level] / len(MANY) for level in LEVELS] == pytest.approx([0.45, 0.40, 0.15, 0], abs=0.05)
+    assert "hard" not in counts
 
 
 def test_the_vocabulary_is_what_captions_say(scenes):

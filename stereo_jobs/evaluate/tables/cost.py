@@ -39,7 +39,9 @@ def cost_table(runner: ExperimentRunner, methods: Sequence[Method], *, pairs: in
     )
     for m, mode in enumerate(MODES):
         try:
-            cases = [_case(runner, mode, method, pairs=pairs, size=size) for method in methods]
+            # Only a photo can do without a prompt.
+            those = [method for method in methods if method.prompts or mode == "image"]
+            cases = [_case(runner, mode, method, pairs=pairs, size=size) for method in those]
         except ModelError as error:
             runner.problems[f"cost/{mode}"] = [Problem(mode, str(error))]
             continue
@@ -60,18 +62,28 @@ def case_key(mode: Mode, method: Method) -> str:
 
 
 def _case(runner: ExperimentRunner, mode: Mode, method: Method, *, pairs: int, size: int) -> Case:
-    key, manifest = case_key(mode, method), f"cost/scenes/{mode}-{pairs}-{size}.parquet"
+    key, inputs = case_key(mode, method), f"{mode}-{pairs}-{size}" + ("" if method.prompts else "-empty-prompts")
+    manifest = f"cost/scenes/{inputs}.parquet"
     recipe = {"mode": mode, "size": {"width": size, "height": size}}
     spec = runner.spec(key, [runner.storage.locate(manifest)], recipe, {**method.switches, "geometry": "relative"})
     single = spec.runtime.model_copy(update={"batch_size": 1})
     resolve_recipe(spec.recipe)  # reports a model that cannot be used before anything is rendered
-    write_inputs(runner.storage, runner.settings, manifest, rows=pairs, mode=mode, level="structured", size=size)
+    write_inputs(
+        runner.storage,
+        runner.settings,
+        manifest,
+        rows=pairs,
+        mode=mode,
+        level="structured",
+        size=size,
+        with_prompt=method.prompts,
+    )
     return Case(key, "cost", method, spec.model_copy(update={"runtime": single}))
 
 
 def _figure(found: Mapping[str, Rows], method: str, mode: Mode, metric: str) -> Figure | None:
     """The cost of a method in a mode, from the scores of all methods in it; None without any score."""
-    spent, left = _median(found[method], metric), _median(found.get(_LEFT_ALONE, {}), metric)
+    spent, left = _median(found.get(method, {}), metric), _median(found.get(_LEFT_ALONE, {}), metric)
     if spent is None:
         return None
     beyond = None if left is None or method == _LEFT_ALONE else max(0.0, spent - left)

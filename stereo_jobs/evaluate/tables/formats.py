@@ -56,6 +56,7 @@ METRICS = {
     "depth_rank": Metric("depth rank", True),
     "accepted": Metric("accepted", True, 2),
     "left_psnr": Metric("left PSNR", True, 2),
+    "scale_percent": Metric("scale %", None, 1),
     "seconds": Metric("seconds", False, 2),
     "evaluations": Metric("U-Net evaluations", False, 0),
 }
@@ -72,7 +73,7 @@ class Figure:
         worst: signed offset of the worst scene from the mean.
         interval: half the 95 % interval of the paired difference to the table's reference.
         beyond: the part of the cost beyond the left view.
-        paper: the paper's own figure.
+        paper: the published figure.
     """
 
     mean: float

@@ -1,7 +1,7 @@
-"""The paper's own figures (StereoDiffusion, Tables 1 to 3), to be printed beside ours."""
+"""Published figures to be printed beside ours: the paper's own (StereoDiffusion, Tables 1 to 3), and other papers'."""
 
-Scores = tuple[float, float, float]
-"""Mean PSNR, SSIM and LPIPS."""
+Scores = tuple[float, float, float | None]
+"""Mean PSNR, SSIM and LPIPS; None where it is not published."""
 
 SCORES: dict[str, dict[str, Scores]] = {
     "leave_blank": {"middlebury": (11.328, 0.315, 0.450), "kitti": (12.980, 0.374, 0.313)},
@@ -30,9 +30,30 @@ SCORES: dict[str, dict[str, Scores]] = {
 }
 """Scores of Tables 1 and 2, by method and data set."""
 
+OTHER_PROGRAMS = ("ZeroStereo", "GenStereo", "StereoSpace")
+"""Methods that are not in this package; their right views come in through `--folder`."""
+PUBLISHED: dict[str, dict[str, dict[str, Scores]]] = {
+    "paper": SCORES,
+    "squash": {"GenStereo": {"middlebury": (25.14, 0.911, None), "kitti": (23.49, 0.849, None)}},
+    "end_to_end": {
+        "stereodiffusion": {"middlebury": (17.06, 0.525, 0.304)},
+        "ZeroStereo": {"middlebury": (17.48, 0.537, 0.264)},
+        "GenStereo": {"middlebury": (18.54, 0.599, 0.184)},
+        "StereoSpace": {"middlebury": (17.04, 0.541, 0.234)},
+    },
+}
+"""Scores by protocol, method and data set: of the paper, of GenStereo (with SD 2.1) and of StereoSpace."""
+IN_BRACKETS = {
+    "paper": "In square brackets the paper's means; its 3D Photography stands beside `layered`.",
+    "squash": "In square brackets the means that GenStereo's paper prints.",
+    "end_to_end": "In square brackets the means that StereoSpace's paper prints.",
+}
+"""What the figures in square brackets are, by protocol."""
+
 SECONDS: dict[str, dict[str, float]] = {
     "layered": {"text": 245, "depth": 247, "image": 231},  # 3D Photography itself
     "repaint": {"text": 338, "depth": 340, "image": 324},
-    "stereodiffusion": {"text": 32, "depth": 18, "image": 40},
+    "stereodiffusion": {"text": 32, "depth": 18},
+    "stereodiffusion, empty prompt": {"image": 40},  # the published inversion has no prompt
 }
 """Seconds of Table 3, measured on one RTX 3090, by method and mode."""

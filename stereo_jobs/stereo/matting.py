@@ -1,0 +1,180 @@
+"""What of a pixel beside an object is the object's: each is compared with colours of the object and the background."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import cos, pi, sin
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+RAYS = 12
+"""Directions in which colours are looked for."""
+BEYOND = 7
+"""Steps that a ray goes on behind the pixels in question."""
+FEWEST = 4
+"""Fewest pixels of the background that tell its colours."""
+SPREADS = 0.4
+"""Distance from all of the background's colours from which a pixel is not background, in their standard deviations: in
+a texture every pixel differs a little from all others."""
+TOGETHER = 2
+"""Fewest such pixels among the nine around one, itself included: noise strikes single pixels."""
+ON_LINE = 0.35
+"""Largest distance of a mixture from the line between both colours, as a share of its distance from the background."""
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """Pixels that are not background alone, n in all. `back` + `share` * (`front` - `back`) is nearly their colour.
+
+    Attributes:
+        place: n int64, ascending places in the flattened B,h,w.
+        share: n in [0, 1], the object's share.
+        front: n,3 in [0, 1], colour of the object.
+        back: n,3 in [0, 1], colour of the background.
+        near: n, nearness of the object.
+    """
+
+    place: Tensor
+    share: Tensor
+    front: Tensor
+    back: Tensor
+    near: Tensor
+
+
+def find_mixtures(
+    image: Tensor,
+    near: Tensor,
+    where: Tensor,
+    *,
+    jump: Tensor | float,
+    reach: int,
+    step: int,
+    unlike: float,
+) -> Mixtures:
+    """Find mixtures by samples of both colours (Gastal and Oliveira 2010, "Shared sampling", Sec. 3.1).
+
+    The background's colours are those of its surface, farther than `reach` from anything nearer. The one most like the
+    pixel is taken, and the object's colour with which it explains the pixel best.
+
+    Args:
+        image: B,3,h,w in [0, 1].
+        near: B,h,w nearness, in any unit.
+        where: B,h,w bool, pixels outside of edges that may be mixtures.
+        jump: largest difference of nearness within a surface: a number, or B,1,1.
+        reach: farthest pixel in question from the edge, pixels.
+        step: distance between samples, pixels.
+        unlike: smallest distance (Euclidean in RGB) from all of the background's colours that is seen, see `SPREADS`.
+    """
+    around = functional.max_pool2d(near, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    around = functional.max_pool2d(around, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+    jump = torch.as_tensor(jump, dtype=near.dtype, device=near.device).expand(len(near), 1, 1)
+    free = (around - near <= jump).flatten()  # no object within reach
+    scene = _Scene(image, near, free, jump.flatten())
+    offsets = _offsets(reach // step + BEYOND, step)
+
+    pixel = where.flatten().nonzero()[:, 0]
+    # Most pixels are background, as a few samples show: those just beyond the reach are seen first.
+    count = torch.zeros_like(pixel)
+    for part in _parts(sorted(offsets, key=lambda offset: abs(max(map(abs, offset)) - reach - 2 * step))):
+        colour, rest = scene.colours(pixel), torch.ones_like(pixel, dtype=torch.bool)
+        for offset in part:
+            seen, background, _ = scene.samples(pixel, offset)
+            rest &= ~(background & (_apart(seen, colour) <= unlike))
+            count += background
+        pixel, count = pixel[rest], count[rest]
+    pixel = pixel[count >= FEWEST]
+
+    colour = scene.colours(pixel)
+    distance = torch.full_like(colour[0], torch.inf)  # from the background's colour most like the pixel
+    back, total = colour.clone(), torch.zeros_like(colour)
+    squares, count = torch.zeros_like(distance), torch.zeros_like(distance)
+    for offset in offsets:
+        seen, background, _ = scene.samples(pixel, offset)
+        apart = _apart(seen, colour)
+        closer = background & (apart < distance)
+        distance, back = torch.where(closer, apart, distance), torch.where(closer, seen, back)
+        count, total = count + background, total + background * seen
+        squares = squares + background * seen.square().sum(0)
+    mean = total / count
+    spread = (squares / count - mean.square().sum(0)).clamp_min(0).sqrt()
+    other = distance > SPREADS * spread
+
+    marked = torch.zeros_like(near)
+    marked.view(-1)[pixel[other]] = 1
+    together = functional.avg_pool2d(marked[:, None], 3, stride=1, padding=1, divisor_override=1).flatten()
+    kept = (other & (together[pixel] >= TOGETHER)).nonzero()[:, 0]
+    pixel, colour, back, distance = (values[..., kept] for values in (pixel, colour, back, distance))
+    limit, share = ON_LINE * distance, torch.zeros_like(distance)
+    front, nearest = colour.clone(), torch.full_like(distance, -torch.inf)
+    for offset in (offset for offset in offsets if max(map(abs, offset)) <= reach + 2 * step):
+        seen, _, rise = scene.samples(pixel, offset)
+        nearer = rise > scene.jump_at(pixel)
+        towards = seen - back
+        here = (((colour - back) * towards).sum(0) / towards.square().sum(0).clamp_min(1e-9)).clamp(0, 1)
+        missed = _apart(colour, back + here * towards)
+        better = nearer & (missed < limit)
+        limit, share = torch.where(better, missed, limit), torch.where(better, here, share)
+        front = torch.where(better, seen, front)
+        nearest = torch.where(nearer, torch.maximum(nearest, near.flatten()[pixel] + rise), nearest)
+    found = share > 0
+    return Mixtures(pixel[found], share[found], front[:, found].T, back[:, found].T, nearest[found])
+
+
+class _Scene:
+    """Colours and nearness around pixels.
+
+    Args:
+        image: B,3,h,w.
+        near: B,h,w.
+        free: B*h*w bool, pixels without anything nearer beside them.
+        jump: B, largest difference of nearness within a surface.
+    """
+
+    def __init__(self, image: Tensor, near: Tensor, free: Tensor, jump: Tensor) -> None:
+        self._size = near.shape[-2:]
+        self._jump = jump
+        colours = image.movedim(1, -1).flatten(0, -2)
+        # One row for each pixel, so that all of its values are read at once.
+        self._rows = torch.cat([colours, near.flatten()[:, None], free[:, None].to(near.dtype)], 1)  # B*h*w,5
+
+    def colours(self, pixel: Tensor) -> Tensor:
+        """Colours of n pixels: 3,n."""
+        return self._rows[pixel, :3].T
+
+    def jump_at(self, pixel: Tensor) -> Tensor:
+        """Largest difference of nearness within a surface at each of n pixels: n."""
+        return self._jump[pixel // (self._size[0] * self._size[1])]
+
+    def samples(self, pixel: Tensor, offset: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Look at the places that lie at one offset from each of n pixels.
+
+        Returns:
+            3,n colours there; n bool, whether it is background of the pixel's surface; n, by how much it is nearer
+            than the pixel, -inf outside of the picture.
+        """
+        height, width = self._size
+        y, x = pixel // width % height + offset[0], pixel % width + offset[1]
+        inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+        rows = self._rows[torch.where(inside, pixel + offset[0] * width + offset[1], pixel)].T  # 5,n
+        rise = (rows[3] - self._rows[pixel, 3]).masked_fill(~inside, -torch.inf)
+        background = (rise.abs() <= self.jump_at(pixel)) & (rows[4] > 0)
+        return rows[:3], background, rise
+
+
+def _apart(first: Tensor, second: Tensor) -> Tensor:
+    """Euclidean distance of colours 3,n: n."""
+    return (first - second).square().sum(0).sqrt()
+
+
+def _parts(offsets: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
+    """Cut a list into parts of `RAYS`."""
+    for start in range(0, len(offsets), RAYS):
+        yield offsets[start : start + RAYS]
+
+
+def _offsets(steps: int, step: int) -> list[tuple[int, int]]:
+    """Rows and columns from a pixel to the samples around it, each once, the nearest first."""
+    rays = [2 * pi * i / RAYS for i in range(RAYS)]
+    radii = range(step, steps * step + 1, step)
+    return list(dict.fromkeys((round(r * sin(ray)), round(r * cos(ray))) for r in radii for ray in rays))
