@@ -241,8 +241,8 @@ class _Run:
             self._stop_if_told(pool, lease, stopped)
             # Without a fresh lease another run may have begun: shards in flight may end, and no other is dispatched.
             holding = lease.fresh()
-            while holding and self._queue and pool.free():
-                pool.submit(self._queue.pop())
+            while holding and pool.free() and (task := self._queue.pop(pool.takes)):
+                pool.submit(task)
             for outcome in pool.wait(0.5):
                 self._settle(outcome)
             state = self._progress(pool)

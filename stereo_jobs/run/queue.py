@@ -1,7 +1,7 @@
 """The order in which a run dispatches its shards."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Job
@@ -39,14 +39,19 @@ class ShardQueue:
     def __bool__(self) -> bool:
         return bool(self._requeued or self._next or self._later)
 
-    def pop(self) -> ShardTask:
-        """Remove and return the next task to dispatch."""
-        if self._requeued:
-            return self._requeued.popleft()
-        if self._next is None:
-            return self._later.popleft()
-        task, self._next = self._next, next(self._rest, None)
-        return task
+    def pop(self, takes: Callable[[ShardTask], bool]) -> ShardTask | None:
+        """Remove and return the next task to dispatch; None where none of them can be dispatched now.
+
+        A requeued task waits for a place other than those where it died; meanwhile, these get other tasks. So a faulty
+        place is told from a faulty row soon, and the task is not lost to it again and again.
+
+        Args:
+            takes: tells whether a task can be dispatched now, see `Pool.takes`.
+        """
+        task = _first(self._requeued, takes)
+        if task is None and self._next is not None:
+            task, self._next = self._next, next(self._rest, None)
+        return task or _first(self._later, takes)
 
     def requeue(self, task: ShardTask) -> None:
         """Dispatch a task next."""
@@ -55,6 +60,14 @@ class ShardQueue:
     def retry_later(self, task: ShardTask) -> None:
         """Dispatch a task after all others."""
         self._later.append(task)
+
+
+def _first(tasks: deque[ShardTask], takes: Callable[[ShardTask], bool]) -> ShardTask | None:
+    """Remove and return the first task that can be dispatched now."""
+    task = next((task for task in tasks if takes(task)), None)
+    if task is not None:
+        tasks.remove(task)
+    return task
 
 
 def _open(job: Job, done: ShardSet) -> Iterator[ShardKey]:

@@ -52,6 +52,10 @@ class LocalPool(Pool):
         return 1
 
     @override
+    def takes(self, task: ShardTask) -> bool:
+        return True
+
+    @override
     def submit(self, task: ShardTask) -> None:
         future = self._threads.submit(self._worker.run, task)
         self._tasks[future] = task

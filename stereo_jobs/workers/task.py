@@ -34,7 +34,7 @@ class ShardTask:
         shard: number of the shard in its generation.
         one_by_one: generate one row per batch. Set after a worker died during a batch, to find the row at fault.
         quarantined: positions of rows that killed two workers. They are recorded as errors and not generated.
-        avoid: places where workers died on this shard. Another place is preferred if there is one.
+        avoid: places where workers died on this shard. Another place makes it if there is one.
     """
 
     plan: Plan
@@ -96,6 +96,9 @@ class Pool(Protocol):
 
     def workers(self) -> int:
         """Return how many workers take tasks: their models are loaded."""
+
+    def takes(self, task: ShardTask) -> bool:
+        """Return whether a free worker is at a place that the task does not avoid, or no other place takes tasks."""
 
     def submit(self, task: ShardTask) -> None:
         """Give one task to a worker. Call it only while `free()` is positive."""

@@ -40,6 +40,9 @@ class Script:
     def workers(self) -> int:
         return 1
 
+    def takes(self, task: ShardTask) -> bool:
+        return True
+
     def submit(self, task: ShardTask) -> None:
         self._task = task
         self.dispatched.append(task)

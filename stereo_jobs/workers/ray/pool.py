@@ -128,6 +128,12 @@ class RayPool(Pool):
         return len(self._serving())
 
     @override
+    def takes(self, task: ShardTask) -> bool:
+        serving = self._serving()
+        elsewhere = [actor for actor in serving if actor.label not in task.avoid]
+        return not elsewhere or any(len(actor.in_flight.tasks) < IN_FLIGHT for actor in elsewhere)
+
+    @override
     def submit(self, task: ShardTask) -> None:
         # The least busy actor takes it; if possible, at a place where this shard has not failed.
         free = [actor for actor in self._serving() if len(actor.in_flight.tasks) < IN_FLIGHT]
