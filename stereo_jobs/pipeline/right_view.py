@@ -143,7 +143,8 @@ class RightViewMaker:
             return _LatentShift(latents, columns, None, applied / share)
         rims = None
         if method.rims and not method.changes_left:
-            rims = find_rims(torch.from_numpy(lefts.images[i]).permute(2, 0, 1)[None].to(full.device), full, sign)
+            picture = torch.from_numpy(lefts.images[i]).permute(2, 0, 1)[None].to(full.device)
+            rims = find_rims(picture, full, sign, traces=method.refines_edges)
         image = ImageWarp(full, sign, mirror=SURFACE_PX if method.fill == "mirror" else None, rims=rims)
         return _LatentShift(latents, columns, image, full if share == 1 else full / share)
 

@@ -134,9 +134,9 @@ class MethodConfig(BaseModel):
     rims: bool = Field(
         True,
         description="Take the soft outlines of objects apart: the object's share of each mixed pixel (alpha) moves "
-        "with the object and is laid over what is behind it; other traces of its colour beside holes are taken away. "
-        "Only where pixels of the left image are moved (warp: pixel, or composite) and the left view is not denoised "
-        "again (attention: bi, shift_both).",
+        "with the object and is laid over what is behind it; with refine_edges, other traces of its colour beside "
+        "holes are taken away. Only where pixels of the left image are moved (warp: pixel, or composite) and the left "
+        "view is not denoised again (attention: bi, shift_both).",
     )
     fill: Literal["zero", "noise", "background", "mirror"] = Field(
         "mirror",

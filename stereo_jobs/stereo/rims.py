@@ -108,18 +108,20 @@ class Rims:
         return torch.where(rim, moved[:, :3] + (1 - moved[:, 3:]) * view, view)
 
 
-def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
+def find_rims(image: Tensor, disparity: Tensor, sign: Tensor, *, traces: bool = False) -> Rims:
     """Find the soft rims of a picture and take them apart (Zitnick et al. 2004, Sec. 4.3; Hasinoff et al. 2006).
 
     Each pixel outside of an edge of the disparity looks along the line across the nearest edge. The widest stretch of
     it is taken that can be a blurred step between the colours at its ends. Where there is none, as on textured surfaces
-    or at sharp outlines, there is no rim. Beside holes, traces of the object's colour on the background are found, too,
-    by comparing each pixel with the colours of both; the background alone remains of them.
+    or at sharp outlines, there is no rim.
 
     Args:
         image: 1,3,H,W in [0, 255], uint8 or float.
         disparity: 1,H,W pixels, with steep edges.
         sign: 1, the sign of the scale: where negative, the smaller disparity is the nearer one.
+        traces: find traces of the object's colour on the background beside holes, too, by comparing each pixel with the
+            colours of both; the background alone remains of them. Only for a disparity whose edges are put on those
+            of the picture: beside any other edge, what differs is the picture itself.
 
     Returns:
         The rims, found in bands of rows. `alpha` * `front` + (1 - `alpha`) * `back` is the colour of each pixel, but
@@ -130,13 +132,17 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor) -> Rims:
     parts = []
     for rows in bands(height, width):
         wide, own = widened(rows, _HALO * step, height)
-        found = _rims(image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign), own, step, sign)
+        pixels, near = image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign)
+        found = _rims(pixels, near, own, step, sign if traces else None)
         parts.append((found[0] + rows.start * width, *found[1:4], nearness(found[4], sign)))
     return Rims((height, width), *(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor) -> tuple[Tensor, ...]:
-    """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each."""
+def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor | None) -> tuple[Tensor, ...]:
+    """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each.
+
+    With the sign of the scale, traces are found, too.
+    """
     band = torch.zeros_like(near, dtype=torch.bool)
     reach = REACH * step
     band[own] = _outside_edges(near, JUMP_PX * step, reach, reach, reach)[own]
@@ -156,15 +162,16 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor) -> t
     alpha = _share(colour, front, back).clamp(0, 1)
     # What is left, noise and texture, belongs to both in proportion: the mixture is exactly the pixel's colour.
     rest = (colour - torch.lerp(back, front, alpha)) / (alpha.square() + (1 - alpha).square())
-    rims = pixels, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, depth[SIDE]
-    traces = torch.zeros_like(band)
-    reach = TRACE_REACH * step  # an object uncovers what it moves away from
-    traces[own] = _outside_edges(near, TRACE_JUMP_PX * step, *((reach, 0) if sign >= 0 else (0, reach)), reach)[own]
-    traces.view(-1)[pixels] = False
-    found_traces = _traces(image, near, traces, step)
-    place, order = torch.cat([rims[0], found_traces[0]]).sort()
-    both = (torch.cat(values)[order] for values in zip(rims[1:], found_traces[1:], strict=True))
-    return place - own.start * near.shape[1], *both
+    rims: tuple[Tensor, ...] = pixels, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, depth[SIDE]
+    if sign is not None:
+        where = torch.zeros_like(band)
+        reach = TRACE_REACH * step  # an object uncovers what it moves away from
+        where[own] = _outside_edges(near, TRACE_JUMP_PX * step, *((reach, 0) if sign >= 0 else (0, reach)), reach)[own]
+        where.view(-1)[pixels] = False
+        traces = _traces(image, near, where, step)
+        place, order = torch.cat([rims[0], traces[0]]).sort()
+        rims = place, *(torch.cat(values)[order] for values in zip(rims[1:], traces[1:], strict=True))
+    return rims[0] - own.start * near.shape[1], *rims[1:]
 
 
 def _traces(image: Tensor, near: Tensor, where: Tensor, step: int) -> tuple[Tensor, ...]:

@@ -89,7 +89,8 @@ def known_of_right(pair):
     """The right view as far as its left one gives it, soft rims included, and where: outside of the holes at least."""
     left, disparity = torch.from_numpy(pair.left).permute(2, 0, 1)[None], torch.from_numpy(pair.disparity)[None]
     sign = torch.ones(1)
-    warped = ImageWarp(disparity, sign, rims=find_rims(left, disparity, sign)).rows(slice(0, len(pair.left)))
+    warped = ImageWarp(disparity, sign, rims=find_rims(left, disparity, sign, traces=True))
+    warped = warped.rows(slice(0, len(pair.left)))
     pixels = to_tensor(pair.left)
     seen, filled = to_tensor(to_image(warped.seen(pixels))), warped.warp.filled
     black, white = (to_image(warped.with_rims(torch.where(filled, seen, hole), pixels)) for hole in (0.0, 1.0))

@@ -57,7 +57,7 @@ def planted(shape, sigma, near=NEAR):
 def right_view(left, disparity, sign=1.0, rims=True):
     """The right view of a left one in [0, 255], its holes stretched, and its warp."""
     signs = torch.tensor([sign])
-    warp = ImageWarp(disparity, signs, rims=find_rims(left, disparity, signs) if rims else None)
+    warp = ImageWarp(disparity, signs, rims=find_rims(left, disparity, signs, traces=True) if rims else None)
     made = []
     for rows in warp.bands():
         pixels = left[..., rows, :] / 255
@@ -109,7 +109,7 @@ def test_labels_and_masks_are_those_of_the_disparity_alone():
 
 def test_each_mixture_is_exactly_the_colour_of_its_pixel():
     left, *_, disparity = planted("disc", 1.0)
-    rims = find_rims(left, disparity, torch.ones(1))
+    rims = find_rims(left, disparity, torch.ones(1), traces=True)
     colours = rims.alpha[:, None] * rims.front + (1 - rims.alpha[:, None]) * rims.back
     assert len(rims.place) > 100
     torch.testing.assert_close(colours, left[0].flatten(1).T[rims.place] / 255, atol=1e-5, rtol=0)
@@ -131,7 +131,7 @@ def test_nothing_is_taken_apart_where_nothing_is_mixed(sharp):
     if sharp == "contour":  # two pixels, grey between white and black
         core = functional.max_pool2d((~inside).float(), 5, stride=1, padding=2) == 0
         left = torch.where(core, 255.0, torch.where(inside, 110.0, 20.0)).expand(1, 3, HEIGHT, WIDTH)
-    found = find_rims(left, disparity, torch.ones(1))
+    found = find_rims(left, disparity, torch.ones(1), traces=True)
     share = {"textures": 0.02}.get(sharp, 0.0)
     assert len(found.place) <= share * disparity.numel()
 
