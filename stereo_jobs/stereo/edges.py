@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, in_bands, widened
-from stereo_jobs.stereo.matting import BEYOND, find_mixtures
+from stereo_jobs.stereo.matting import BEYOND, find_mixtures, largest_around
 
 EDGE = 0.12
 """Share of the map's range that counts as an edge; a receding floor spans less within the radius."""
@@ -129,7 +129,7 @@ def _with_tips(depths: Tensor, picture: Tensor, extent: Tensor) -> Tensor:
     for rows in bands(height, width):
         wide, own = widened(rows, 3 * TIP + BEYOND + 3, height)
         part = depths[:, wide]
-        beside = _largest_around(part, TIP) - part > jump
+        beside = largest_around(part, TIP) - part > jump
         if not beside.any():
             continue
         image = picture[:, :, wide] / 255
@@ -137,7 +137,7 @@ def _with_tips(depths: Tensor, picture: Tensor, extent: Tensor) -> Tensor:
         place = mixed.place[mixed.share >= TIP_SHARE]
         for _ in range(TIP):
             part = _taken_in(part, place, jump, votes=1)
-        beside = _largest_around(part, 1) - part > jump
+        beside = largest_around(part, 1) - part > jump
         made[:, rows] = _taken_in(part, beside.flatten().nonzero()[:, 0], jump, votes=MOST)[:, own]
     return made
 
@@ -165,20 +165,14 @@ def _edges(maps: Tensor, radius: int) -> Tensor:
 
     Where nothing else is left of the top or the foot of an edge, as of a pole or a slit, it stays outside.
     """
-    high, low = _largest_around(maps, radius), -_largest_around(-maps, radius)
+    high, low = largest_around(maps, radius), -largest_around(-maps, radius)
     margin = PLATEAU * (high - low)
     edge = high - low > EDGE
     top, foot = high - maps <= margin, maps - low <= margin
-    beside = edge & (_largest_around((edge & ~top & ~foot).to(maps.dtype), radius) > 0)
-    nearest = _largest_around(maps.masked_fill(beside, -torch.inf), 2 * radius)
-    farthest = -_largest_around((-maps).masked_fill(beside, -torch.inf), 2 * radius)
+    beside = edge & (largest_around((edge & ~top & ~foot).to(maps.dtype), radius) > 0)
+    nearest = largest_around(maps.masked_fill(beside, -torch.inf), 2 * radius)
+    farthest = -largest_around((-maps).masked_fill(beside, -torch.inf), 2 * radius)
     return beside & ~(top & (nearest < high - margin)) & ~(foot & (farthest > low + margin))
-
-
-def _largest_around(maps: Tensor, radius: int) -> Tensor:
-    """The largest value within `radius` pixels in each direction: B,h,w -> B,h,w."""
-    across = functional.max_pool2d(maps, (1, 2 * radius + 1), stride=1, padding=(0, radius))
-    return functional.max_pool2d(across, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
 
 
 def _ends_of_paths(maps: Tensor, picture: Tensor, where: Tensor, radius: int) -> Tensor:

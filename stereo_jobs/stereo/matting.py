@@ -1,6 +1,5 @@
 """What of a pixel beside an object is the object's: each is compared with colours of the object and the background."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import cos, pi, sin
 
@@ -66,59 +65,34 @@ def find_mixtures(
         step: distance between samples, pixels.
         unlike: smallest distance (Euclidean in RGB) from all of the background's colours that is seen, see `SPREADS`.
     """
-    around = functional.max_pool2d(near, (1, 2 * reach + 1), stride=1, padding=(0, reach))
-    around = functional.max_pool2d(around, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
     jump = torch.as_tensor(jump, dtype=near.dtype, device=near.device).expand(len(near), 1, 1)
-    free = (around - near <= jump).flatten()  # no object within reach
+    free = largest_around(near, reach) - near <= jump  # no object within reach
     scene = _Scene(image, near, free, jump.flatten())
     offsets = _offsets(reach // step + BEYOND, step)
-
-    pixel = where.flatten().nonzero()[:, 0]
     # Most pixels are background, as a few samples show: those just beyond the reach are seen first.
-    count = torch.zeros_like(pixel)
-    for part in _parts(sorted(offsets, key=lambda offset: abs(max(map(abs, offset)) - reach - 2 * step))):
-        colour, rest = scene.colours(pixel), torch.ones_like(pixel, dtype=torch.bool)
-        for offset in part:
-            seen, background, _ = scene.samples(pixel, offset)
-            rest &= ~(background & (_apart(seen, colour) <= unlike))
-            count += background
-        pixel, count = pixel[rest], count[rest]
-    pixel = pixel[count >= FEWEST]
-
-    colour = scene.colours(pixel)
-    distance = torch.full_like(colour[0], torch.inf)  # from the background's colour most like the pixel
-    back, total = colour.clone(), torch.zeros_like(colour)
-    squares, count = torch.zeros_like(distance), torch.zeros_like(distance)
-    for offset in offsets:
-        seen, background, _ = scene.samples(pixel, offset)
-        apart = _apart(seen, colour)
-        closer = background & (apart < distance)
-        distance, back = torch.where(closer, apart, distance), torch.where(closer, seen, back)
-        count, total = count + background, total + background * seen
-        squares = squares + background * seen.square().sum(0)
-    mean = total / count
-    spread = (squares / count - mean.square().sum(0)).clamp_min(0).sqrt()
+    nearest_first = sorted(offsets, key=lambda offset: abs(max(map(abs, offset)) - reach - 2 * step))
+    pixel = _unlike_all(scene, where.flatten().nonzero()[:, 0], nearest_first, unlike)
+    distance, back, spread = _background(scene, pixel, offsets)
     other = distance > SPREADS * spread
 
     marked = torch.zeros_like(near)
     marked.view(-1)[pixel[other]] = 1
     together = functional.avg_pool2d(marked[:, None], 3, stride=1, padding=1, divisor_override=1).flatten()
     kept = (other & (together[pixel] >= TOGETHER)).nonzero()[:, 0]
-    pixel, colour, back, distance = (values[..., kept] for values in (pixel, colour, back, distance))
-    limit, share = ON_LINE * distance, torch.zeros_like(distance)
-    front, nearest = colour.clone(), torch.full_like(distance, -torch.inf)
-    for offset in (offset for offset in offsets if max(map(abs, offset)) <= reach + 2 * step):
-        seen, _, rise = scene.samples(pixel, offset)
-        nearer = rise > scene.jump_at(pixel)
-        towards = seen - back
-        here = (((colour - back) * towards).sum(0) / towards.square().sum(0).clamp_min(1e-9)).clamp(0, 1)
-        missed = _apart(colour, back + here * towards)
-        better = nearer & (missed < limit)
-        limit, share = torch.where(better, missed, limit), torch.where(better, here, share)
-        front = torch.where(better, seen, front)
-        nearest = torch.where(nearer, torch.maximum(nearest, near.flatten()[pixel] + rise), nearest)
-    found = share > 0
-    return Mixtures(pixel[found], share[found], front[:, found].T, back[:, found].T, nearest[found])
+    close = [offset for offset in offsets if max(map(abs, offset)) <= reach + 2 * step]
+    return _objects(scene, pixel[kept], back[:, kept], ON_LINE * distance[kept], close)
+
+
+def largest_around(maps: Tensor, radius: int) -> Tensor:
+    """Find the largest value within `radius` pixels in each direction, of every pixel: B,h,w -> B,h,w."""
+    across = functional.max_pool2d(maps, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return functional.max_pool2d(across, (2 * radius + 1, 1), stride=1, padding=(radius, 0))
+
+
+def share_of(front: Tensor, colour: Tensor, back: Tensor) -> Tensor:
+    """Find the place of colours 3,... on the line from `back` (0) to `front` (1)."""
+    direction = front - back
+    return ((colour - back) * direction).sum(0) / direction.square().sum(0).clamp_min(1e-9)
 
 
 class _Scene:
@@ -127,7 +101,7 @@ class _Scene:
     Args:
         image: B,3,h,w.
         near: B,h,w.
-        free: B*h*w bool, pixels without anything nearer beside them.
+        free: B,h,w bool, pixels without anything nearer beside them.
         jump: B, largest difference of nearness within a surface.
     """
 
@@ -135,12 +109,16 @@ class _Scene:
         self._size = near.shape[-2:]
         self._jump = jump
         colours = image.movedim(1, -1).flatten(0, -2)
-        # One row for each pixel, so that all of its values are read at once.
-        self._rows = torch.cat([colours, near.flatten()[:, None], free[:, None].to(near.dtype)], 1)  # B*h*w,5
+        # One row for each pixel, so that all of its values are read at once: B*h*w,5
+        self._rows = torch.cat([colours, near.flatten()[:, None], free.flatten()[:, None].to(near.dtype)], 1)
 
     def colours(self, pixel: Tensor) -> Tensor:
         """Colours of n pixels: 3,n."""
         return self._rows[pixel, :3].T
+
+    def near(self, pixel: Tensor) -> Tensor:
+        """Nearness of n pixels: n."""
+        return self._rows[pixel, 3]
 
     def jump_at(self, pixel: Tensor) -> Tensor:
         """Largest difference of nearness within a surface at each of n pixels: n."""
@@ -157,20 +135,73 @@ class _Scene:
         y, x = pixel // width % height + offset[0], pixel % width + offset[1]
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
         rows = self._rows[torch.where(inside, pixel + offset[0] * width + offset[1], pixel)].T  # 5,n
-        rise = (rows[3] - self._rows[pixel, 3]).masked_fill(~inside, -torch.inf)
+        rise = (rows[3] - self.near(pixel)).masked_fill(~inside, -torch.inf)
         background = (rise.abs() <= self.jump_at(pixel)) & (rows[4] > 0)
         return rows[:3], background, rise
+
+
+def _unlike_all(scene: _Scene, pixel: Tensor, offsets: list[tuple[int, int]], unlike: float) -> Tensor:
+    """Keep those of n pixels that differ by more than `unlike` from all of their background; enough of it is seen."""
+    count = torch.zeros_like(pixel)
+    for start in range(0, len(offsets), RAYS):
+        colour, rest = scene.colours(pixel), torch.ones_like(pixel, dtype=torch.bool)
+        for offset in offsets[start : start + RAYS]:
+            seen, background, _ = scene.samples(pixel, offset)
+            rest &= ~(background & (_apart(seen, colour) <= unlike))
+            count += background
+        pixel, count = pixel[rest], count[rest]
+    return pixel[count >= FEWEST]
+
+
+def _background(scene: _Scene, pixel: Tensor, offsets: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the background's colour most like each of n pixels.
+
+    Returns:
+        n, its distance; 3,n, the colour; n, the standard deviation of all of the background's colours.
+    """
+    colour = scene.colours(pixel)
+    distance = torch.full_like(colour[0], torch.inf)
+    back, total = colour.clone(), torch.zeros_like(colour)
+    squares, count = torch.zeros_like(distance), torch.zeros_like(distance)
+    for offset in offsets:
+        seen, background, _ = scene.samples(pixel, offset)
+        apart = _apart(seen, colour)
+        closer = background & (apart < distance)
+        distance, back = torch.where(closer, apart, distance), torch.where(closer, seen, back)
+        count, total = count + background, total + background * seen
+        squares = squares + background * seen.square().sum(0)
+    mean = total / count
+    return distance, back, (squares / count - mean.square().sum(0)).clamp_min(0).sqrt()
+
+
+def _objects(scene: _Scene, pixel: Tensor, back: Tensor, limit: Tensor, offsets: list[tuple[int, int]]) -> Mixtures:
+    """Find the object's colour that explains each of n pixels best, and leave out those that none explains.
+
+    Args:
+        scene: colours and nearness.
+        pixel: n.
+        back: 3,n, colour of the background.
+        limit: n, largest distance from the line between both colours.
+        offsets: where to look for objects.
+    """
+    colour, share = scene.colours(pixel), torch.zeros_like(limit)
+    front, nearest = colour.clone(), torch.full_like(limit, -torch.inf)
+    for offset in offsets:
+        seen, _, rise = scene.samples(pixel, offset)
+        nearer = rise > scene.jump_at(pixel)
+        here = share_of(seen, colour, back).clamp(0, 1)
+        missed = _apart(colour, back + here * (seen - back))
+        better = nearer & (missed < limit)
+        limit, share = torch.where(better, missed, limit), torch.where(better, here, share)
+        front = torch.where(better, seen, front)
+        nearest = torch.where(nearer, torch.maximum(nearest, scene.near(pixel) + rise), nearest)
+    found = share > 0
+    return Mixtures(pixel[found], share[found], front[:, found].T, back[:, found].T, nearest[found])
 
 
 def _apart(first: Tensor, second: Tensor) -> Tensor:
     """Euclidean distance of colours 3,n: n."""
     return (first - second).square().sum(0).sqrt()
-
-
-def _parts(offsets: list[tuple[int, int]]) -> Iterator[list[tuple[int, int]]]:
-    """Cut a list into parts of `RAYS`."""
-    for start in range(0, len(offsets), RAYS):
-        yield offsets[start : start + RAYS]
 
 
 def _offsets(steps: int, step: int) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from stereo_jobs.stereo.bands import bands, widened
 from stereo_jobs.stereo.disparity import nearness
-from stereo_jobs.stereo.matting import BEYOND, find_mixtures
+from stereo_jobs.stereo.matting import BEYOND, find_mixtures, share_of
 from stereo_jobs.stereo.warp import ForwardWarp
 
 JUMP_PX = 1.0
@@ -133,16 +133,18 @@ def find_rims(image: Tensor, disparity: Tensor, sign: Tensor, *, traces: bool = 
     for rows in bands(height, width):
         wide, own = widened(rows, _HALO * step, height)
         pixels, near = image[0, :, wide].float() / 255, nearness(disparity[0, wide], sign)
-        found = _rims(pixels, near, own, step, sign if traces else None)
-        parts.append((found[0] + rows.start * width, *found[1:4], nearness(found[4], sign)))
+        found = _steps(pixels, near, own, step)
+        if traces:
+            both = zip(found, _traces(pixels, near, own, step, sign, known=found[0]), strict=True)
+            found = tuple(torch.cat(values) for values in both)
+            order = found[0].argsort()
+            found = tuple(values[order] for values in found)
+        parts.append((found[0] + wide.start * width, *found[1:4], nearness(found[4], sign)))
     return Rims((height, width), *(torch.cat(values) for values in zip(*parts, strict=True)))
 
 
-def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor | None) -> tuple[Tensor, ...]:
-    """Find the rims in the rows `own` of a band: image 3,h,W, nearness h,W. Returns the fields of `Rims`, n each.
-
-    With the sign of the scale, traces are found, too.
-    """
+def _steps(image: Tensor, near: Tensor, own: slice, step: int) -> tuple[Tensor, ...]:
+    """Find blurred steps in the rows `own` of a band: image 3,h,W, nearness h,W -> the fields of `Rims`, n each."""
     band = torch.zeros_like(near, dtype=torch.bool)
     reach = REACH * step
     band[own] = _outside_edges(near, JUMP_PX * step, reach, reach, reach)[own]
@@ -159,29 +161,24 @@ def _rims(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor | Non
     pixels, here, first, last = (values[found] for values in (pixels, here, first, last))
     colours, depth = colours[..., found], depth[:, found]
     front, back, colour = (_at(colours, index) for index in (last, first, here))
-    alpha = _share(colour, front, back).clamp(0, 1)
+    alpha = share_of(front, colour, back).clamp(0, 1)
     # What is left, noise and texture, belongs to both in proportion: the mixture is exactly the pixel's colour.
     rest = (colour - torch.lerp(back, front, alpha)) / (alpha.square() + (1 - alpha).square())
-    rims: tuple[Tensor, ...] = pixels, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, depth[SIDE]
-    if sign is not None:
-        where = torch.zeros_like(band)
-        reach = TRACE_REACH * step  # an object uncovers what it moves away from
-        where[own] = _outside_edges(near, TRACE_JUMP_PX * step, *((reach, 0) if sign >= 0 else (0, reach)), reach)[own]
-        where.view(-1)[pixels] = False
-        traces = _traces(image, near, where, step)
-        place, order = torch.cat([rims[0], traces[0]]).sort()
-        rims = place, *(torch.cat(values)[order] for values in zip(rims[1:], traces[1:], strict=True))
-    return rims[0] - own.start * near.shape[1], *rims[1:]
+    return pixels, alpha, (front + alpha * rest).T, (back + (1 - alpha) * rest).T, depth[SIDE]
 
 
-def _traces(image: Tensor, near: Tensor, where: Tensor, step: int) -> tuple[Tensor, ...]:
-    """Find pixels of `where` (h,W bool) with a trace of an object's colour, of which nothing but the background stays.
+def _traces(image: Tensor, near: Tensor, own: slice, step: int, sign: Tensor, *, known: Tensor) -> tuple[Tensor, ...]:
+    """Find pixels with a trace of an object's colour, of which nothing but the background stays; as `_steps`.
 
-    What of them is the object's is told too roughly to be shown again, so alpha is 0. Fields of `Rims`, n each.
+    What of them is the object's is told too roughly to be shown again, so alpha is 0. Those of `known` are left out.
     """
-    reach = TRACE_REACH * step
+    reach, jump = TRACE_REACH * step, TRACE_JUMP_PX * step
+    where = torch.zeros_like(near, dtype=torch.bool)
+    before, after = (reach, 0) if sign >= 0 else (0, reach)  # an object uncovers what it moves away from
+    where[own] = _outside_edges(near, jump, before, after, reach)[own]
+    where.view(-1)[known] = False
     parts = image[None], near[None], where[None]
-    mixed = find_mixtures(*parts, jump=TRACE_JUMP_PX * step, reach=reach, step=step, unlike=TRACE_UNLIKE)
+    mixed = find_mixtures(*parts, jump=jump, reach=reach, step=step, unlike=TRACE_UNLIKE)
     return mixed.place, torch.zeros_like(mixed.share), mixed.front, mixed.back, mixed.near
 
 
@@ -277,7 +274,7 @@ def _is_step(colours: Tensor, edge: int, middle: Tensor) -> Tensor:
     """
     back, front = colours[:, :1].expand_as(colours), colours[:, -1:].expand_as(colours)
     contrast = (front[:, 0] - back[:, 0]).square().mean(0).sqrt()  # n
-    share = _share(colours, front, back)  # k,n
+    share = share_of(front, colours, back)  # k,n
     rest = (colours - torch.lerp(back, front, share.clamp(0, 1))).square().mean(0).sqrt()
     ascent = share.diff(dim=0)
     steepest = torch.minimum(ascent.cummax(0).values, ascent.flip(0).cummax(0).values.flip(0))
@@ -285,12 +282,6 @@ def _is_step(colours: Tensor, edge: int, middle: Tensor) -> Tensor:
     mixed = ((share > PURE) & (share < 1 - PURE)).any(0)
     on_edge = (share[:edge] < 0.5 + middle).all(0) & (share[edge:] > 0.5 - middle).all(0)
     return (rest <= NOISE + TEXTURE * contrast).all(0) & one_step.all(0) & mixed & on_edge
-
-
-def _share(colour: Tensor, front: Tensor, back: Tensor) -> Tensor:
-    """Place of colours 3,... on the line from `back` (0) to `front` (1)."""
-    direction = front - back
-    return ((colour - back) * direction).sum(0) / direction.square().sum(0).clamp_min(1e-9)
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

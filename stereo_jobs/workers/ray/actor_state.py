@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-from stereo_jobs.workers.task import InFlight
+from stereo_jobs.workers.task import IN_FLIGHT, InFlight
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +75,11 @@ class Actor:
     def label(self) -> str:
         """Its place, or its number while it has none."""
         return self.place.label if self.place else f"number {self.number}"
+
+    @property
+    def room(self) -> int:
+        """How many more tasks it may be given."""
+        return IN_FLIGHT - len(self.in_flight.tasks)
 
     def placed(self, place: Place) -> None:
         """WAITING -> LOADING: Ray has given it a process."""

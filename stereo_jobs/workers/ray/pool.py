@@ -117,7 +117,7 @@ class RayPool(Pool):
     def free(self) -> int:
         self._reconcile()
         self._refuse_to_wait()
-        return sum(IN_FLIGHT - len(actor.in_flight.tasks) for actor in self._serving())
+        return sum(actor.room for actor in self._serving())
 
     @override
     def busy(self) -> int:
@@ -129,15 +129,14 @@ class RayPool(Pool):
 
     @override
     def takes(self, task: ShardTask) -> bool:
-        serving = self._serving()
-        elsewhere = [actor for actor in serving if actor.label not in task.avoid]
-        return not elsewhere or any(len(actor.in_flight.tasks) < IN_FLIGHT for actor in elsewhere)
+        elsewhere = [actor for actor in self._serving() if actor.label not in task.avoid]
+        return not elsewhere or any(actor.room for actor in elsewhere)
 
     @override
     def submit(self, task: ShardTask) -> None:
         # The least busy actor takes it; if possible, at a place where this shard has not failed.
-        free = [actor for actor in self._serving() if len(actor.in_flight.tasks) < IN_FLIGHT]
-        actor = min(free, key=lambda a: (a.label in task.avoid, len(a.in_flight.tasks)))
+        free = [actor for actor in self._serving() if actor.room]
+        actor = min(free, key=lambda a: (a.label in task.avoid, -a.room))
         ref = actor.handle.run.remote(task.key, task.plan.fingerprint, task.one_by_one, task.quarantined)
         actor.in_flight.add(ref)
         self._tasks[ref] = (task, actor)
