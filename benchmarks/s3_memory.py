@@ -31,7 +31,8 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 from stereo_jobs.data.images import encode_png
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.run.driver import RunProgress, run
-from stereo_jobs.spec import JobSpec, Recipe, StorageSpec, parse_spec
+from stereo_jobs.spec import JobSpec, Recipe, StorageSpec
+from stereo_jobs.spec_reading import parse_spec
 from tests import seaweed, standin
 
 WARM_SHARE = 0.1

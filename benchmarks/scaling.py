@@ -27,7 +27,8 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 from stereo_jobs.records import Row, ShardRecord, StereoPair
 from stereo_jobs.run import driver
 from stereo_jobs.run.driver import RunProgress
-from stereo_jobs.spec import JobSpec, Recipe, parse_spec
+from stereo_jobs.spec import JobSpec, Recipe
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.task import Outcome, Pool, ShardTask
 from tests import standin
 

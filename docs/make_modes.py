@@ -17,7 +17,8 @@ from PIL import Image
 
 from stereo_jobs.data.images import encode_png
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import StorageSpec, parse_spec
+from stereo_jobs.spec import StorageSpec
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.toyscapes.manifest import write_manifest
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene

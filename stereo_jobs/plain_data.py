@@ -1,4 +1,4 @@
-"""Reads YAML and JSON that people write: specs, `--set` values, options.
+"""Reads YAML and JSON that people write (specs, `--set` values, options), and shows values of them in messages.
 
 A text becomes plain data (mappings with text keys, lists, texts, numbers, true, false, null) or a SpecError, soon,
 whatever is in it: the parser's events are counted before anything is built from them. Aliases count as often as they
@@ -7,6 +7,7 @@ are used, and what they stand for is copied, so that no two fields share a value
 
 import json
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -189,3 +190,20 @@ def _plain(value: Any, depth: int = 0) -> Any:
     if value is None or isinstance(value, str | int | float):
         return value
     raise _Problem(f"a value of type {type(value).__name__}; use texts, numbers, lists and mappings")
+
+
+# --- Values in messages ---
+
+MAX_SHOWN = 200
+"""Largest number of characters of a value that a message shows."""
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+"""Control characters and broken Unicode."""
+
+
+def shown(value: Any) -> str:
+    """Return a value for a message, cut where it is long."""
+    try:
+        text = ascii(value) if isinstance(value, str) and CONTROL.search(value) else repr(value)
+    except ValueError:  # Python refuses to write integers of thousands of digits
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -35,7 +35,8 @@ os.environ["PYTHONPATH"] = str(Path(__file__).parent.parent)
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import JobSpec, StorageSpec, parse_spec
+from stereo_jobs.spec import JobSpec, StorageSpec
+from stereo_jobs.spec_reading import parse_spec
 from tests import seaweed, standin
 from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
 from tests.datasets import failures, rows, verdict

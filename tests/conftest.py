@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import settings
 
-from stereo_jobs.spec import JobSpec, parse_spec
+from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec_reading import parse_spec
 
 # Nothing a test starts may ask the Hub, send usage statistics, or write into the home folder.
 os.environ["HF_HUB_OFFLINE"] = "1"

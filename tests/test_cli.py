@@ -18,7 +18,7 @@ import yaml
 from stereo_jobs import cli
 from stereo_jobs.launch.options import KINDS, LaunchOptions
 from stereo_jobs.run import driver
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.toyscapes.manifest import Mode
 from stereo_jobs.toyscapes.scenes import Level, Split
 from tests import standin
@@ -495,7 +495,7 @@ def test_sigterm_drains_and_exits_75(spec_file, make_manifest, tmp_path, stereo_
     from tests.run.processes import finish, start
 
     path = spec_file(manifest=str(make_manifest(prompt=["slow"] * 8)), runtime={"shard_rows": 1})
-    from stereo_jobs.spec import load_spec
+    from stereo_jobs.spec_reading import load_spec
 
     process = start(load_spec(path), tmp_path)
     wait_for(tmp_path / "out/_job/commits")

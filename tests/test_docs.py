@@ -19,7 +19,7 @@ from stereo_jobs.evaluate.tables.formats import METRICS as SCORES
 from stereo_jobs.output.verify import VerifyReport
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.records import DATASET_COLUMNS, ERROR_COLUMNS, QUALITY_PREFIX
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.prometheus import METRICS, exported
 from tests.conftest import REPOSITORY
 

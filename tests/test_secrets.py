@@ -13,7 +13,8 @@ from stereo_jobs.data.storage import open_storage
 from stereo_jobs.errors import ClusterError, SpecError, StorageError, hide_passwords
 from stereo_jobs.launch import submit
 from stereo_jobs.output import layout
-from stereo_jobs.spec import StorageSpec, load_spec
+from stereo_jobs.spec import StorageSpec
+from stereo_jobs.spec_reading import load_spec
 from tests import seaweed
 from tests.conftest import REPOSITORY
 

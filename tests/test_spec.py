@@ -13,7 +13,8 @@ from pydantic import BaseModel
 
 from stereo_jobs.errors import SpecError
 from stereo_jobs.quality.config import QualityConfig
-from stereo_jobs.spec import JobSpec, Recipe, digest, load_spec, parse_spec
+from stereo_jobs.spec import JobSpec, Recipe, digest
+from stereo_jobs.spec_reading import load_spec, parse_spec
 
 MINIMAL = {"manifest": "prompts.parquet", "output": "out"}
 SECRET = "hunter2-do-not-print"

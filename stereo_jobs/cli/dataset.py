@@ -70,7 +70,7 @@ def plan(
     from stereo_jobs.report.terminal import estimate_table
     from stereo_jobs.run.check_rows import check_rows
     from stereo_jobs.run.prepare import open_output, prepare, refuse_missing_gpu
-    from stereo_jobs.spec import load_spec
+    from stereo_jobs.spec_reading import load_spec
 
     loaded = load_spec(spec, overrides)
     refuse_missing_gpu(loaded)
@@ -114,7 +114,7 @@ def run(
 ) -> None:
     """Run a job, or resume it where it left off."""
     interrupts.install()
-    from stereo_jobs.spec import load_spec
+    from stereo_jobs.spec_reading import load_spec
 
     loaded = load_spec(spec, with_log_format(overrides, log_format))
     _run(loaded, local=local, extend=extend, max_hours=max_hours, as_json=as_json, named=_named(spec, overrides))
@@ -125,7 +125,7 @@ def retry_failed(
 ) -> None:
     """Retry the failed rows, as a new generation of the plan."""
     interrupts.install()
-    from stereo_jobs.spec import load_spec
+    from stereo_jobs.spec_reading import load_spec
 
     _run(
         load_spec(spec, with_log_format(overrides, log_format)),
@@ -241,7 +241,7 @@ def _locate(output: str, endpoint_url: str | None, anonymous: bool = False) -> "
     from stereo_jobs.data.storage import open_storage
     from stereo_jobs.errors import StorageError
     from stereo_jobs.output.plan import load_job
-    from stereo_jobs.spec import load_spec, parse_storage
+    from stereo_jobs.spec_reading import load_spec, parse_storage
 
     settings = parse_storage(endpoint_url=endpoint_url, anonymous=anonymous)
     if _is_spec(output):

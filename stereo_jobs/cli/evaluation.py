@@ -72,7 +72,7 @@ def evaluate(
     from stereo_jobs.evaluate.evaluation import evaluate as run_evaluation
     from stereo_jobs.evaluate.protocols import level_by_name, protocol_by_name
     from stereo_jobs.report.terminal import evaluation_display
-    from stereo_jobs.spec import spec_data
+    from stereo_jobs.spec_reading import spec_data
 
     options = Options(
         data=tuple(data or ()),

@@ -25,7 +25,8 @@ def spec(
     """Check a job spec and print it with all defaults, or print the JSON schema."""
     import yaml
 
-    from stereo_jobs.spec import JobSpec, load_spec
+    from stereo_jobs.spec import JobSpec
+    from stereo_jobs.spec_reading import load_spec
 
     if schema:
         print(json.dumps(JobSpec.model_json_schema(), indent=2))
@@ -64,7 +65,7 @@ def manifest_build(
     import yaml
 
     from stereo_jobs.data.building.build import Options, build
-    from stereo_jobs.spec import parse_storage
+    from stereo_jobs.spec_reading import parse_storage
 
     delimiter = "\t" if delimiter in ("tab", "\\t") else delimiter
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
@@ -105,7 +106,7 @@ def manifest_toyscapes(
     as_json: AsJson = False,
 ) -> None:
     """Render small stereo scenes with exact truth as a manifest."""
-    from stereo_jobs.spec import parse_storage
+    from stereo_jobs.spec_reading import parse_storage
     from stereo_jobs.toyscapes.manifest import write_manifest
 
     write_manifest(

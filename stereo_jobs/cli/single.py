@@ -109,7 +109,7 @@ def _check(source: str) -> None:
 def _recipe(overrides: list[str] | None) -> dict[str, Any]:
     """Fields of the recipe, and the device, from --set arguments. Raises SpecError."""
     from stereo_jobs.errors import SpecError
-    from stereo_jobs.spec import parse_recipe, spec_data
+    from stereo_jobs.spec_reading import parse_recipe, spec_data
 
     data = spec_data(None, overrides)
     recipe, runtime = data.pop("recipe", {}), data.pop("runtime", {})

@@ -27,7 +27,8 @@ from stereo_jobs.evaluate.scenes import Manifests, write_manifests
 from stereo_jobs.pixels import Image
 from stereo_jobs.records import QUALITY_PREFIX
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
-from stereo_jobs.spec import JobSpec, parse_spec
+from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec_reading import parse_spec
 
 RunJob = Callable[[JobSpec], object]
 Rows = dict[str, dict[str, Any]]

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from stereo_jobs import plain_data
 from stereo_jobs.errors import SpecError
-from stereo_jobs.spec import JobSpec, parse_spec, spec_data
+from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec_reading import parse_spec, spec_data
 
 _ENV = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET_FIELD = re.compile(r"secret|token|password|access_key|api_key", re.IGNORECASE)

@@ -15,7 +15,8 @@ from stereo_jobs.notebook.result import StereoImage, StereoImages
 from stereo_jobs.pipeline.generator import PairGenerator, choose_device
 from stereo_jobs.pipeline.threads import computing_on, sensible_threads
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
-from stereo_jobs.spec import DEMO, Mode, Recipe, check_scale_percent, parse_recipe
+from stereo_jobs.spec import DEMO, Mode, Recipe, check_scale_percent
+from stereo_jobs.spec_reading import parse_recipe
 
 DepthKind = Literal["inverse", "metric"]
 

@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 from stereo_jobs.data.shards import read_table
 from stereo_jobs.data.storage import AlreadyExistsError, open_storage
 from stereo_jobs.errors import ManifestError
-from stereo_jobs.spec import JobSpec, parse_spec
+from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec_reading import parse_spec
 
 
 def demo_spec(output: str, rows: int = 16) -> JobSpec:

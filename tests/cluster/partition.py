@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from tests.cluster.nodes import SETTINGS, Nodes, comes_back, environment, wait_until
 from tests.run.processes import finish, start
 

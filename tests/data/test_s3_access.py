@@ -20,7 +20,8 @@ from stereo_jobs.errors import SpecError, StorageError, StorageUnavailableError
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.verify import verify
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import StorageSpec, parse_storage
+from stereo_jobs.spec import StorageSpec
+from stereo_jobs.spec_reading import parse_storage
 from tests import standin
 from tests.fake_s3 import Manners, serve
 from tests.seaweed import ACCESS_KEY, PUBLIC_BUCKET, SECRET_KEY, as_admin

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from stereo_jobs.errors import SpecError
 from stereo_jobs.launch import make_options, render
 from stereo_jobs.launch.render import to_yaml
-from stereo_jobs.spec import load_spec
+from stereo_jobs.spec_reading import load_spec
 from tests.launch.examples import CLUSTER, EXAMPLES, IMAGE, example
 
 BIN = Path(sys.executable).parent

@@ -16,7 +16,7 @@ from stereo_jobs.output.commits import read_footer_at
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.run import driver
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from tests import standin
 from tests.datasets import rows, verdict
 

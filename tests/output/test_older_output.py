@@ -12,7 +12,8 @@ import yaml
 from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import DriftError
 from stereo_jobs.output import layout
-from stereo_jobs.spec import JobSpec, parse_spec
+from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec_reading import parse_spec
 from tests import datasets
 from tests.conftest import REPOSITORY
 from tests.seaweed import as_admin

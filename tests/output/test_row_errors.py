@@ -15,7 +15,7 @@ from stereo_jobs.output.plan import load_job
 from stereo_jobs.output.row_errors import MOST_GROUPS, ErrorSummary, failing, kind, summarise
 from stereo_jobs.records import RowError
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import load_spec
+from stereo_jobs.spec_reading import load_spec
 from tests import standin
 from tests.datasets import rows
 

@@ -12,7 +12,8 @@ from stereo_jobs.pipeline import hole_detail
 from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.pipeline.hole_detail import enlarge_into, in_front, paste, without_front
 from stereo_jobs.records import Row
-from stereo_jobs.spec import Recipe, parse_recipe
+from stereo_jobs.spec import Recipe
+from stereo_jobs.spec_reading import parse_recipe
 from stereo_jobs.stereo.image_warp import ImageWarp
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene

@@ -13,7 +13,8 @@ from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.pipeline.scoring import true_cells
 from stereo_jobs.quality.truth import score
 from stereo_jobs.records import Row, RowError
-from stereo_jobs.spec import Recipe, parse_recipe
+from stereo_jobs.spec import Recipe
+from stereo_jobs.spec_reading import parse_recipe
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.datasets import assert_same

@@ -21,7 +21,7 @@ from stereo_jobs.records import IMAGE_COLUMNS
 from stereo_jobs.report import page
 from stereo_jobs.report.columns import POSITION, SHARD, read_errors, read_rows, read_scalars
 from stereo_jobs.run import driver
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from tests import standin
 from tests.datasets import rows
 

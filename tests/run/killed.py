@@ -25,7 +25,8 @@ from stereo_jobs.data import storage
 from stereo_jobs.errors import StereoJobsError
 from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import Recipe, parse_spec
+from stereo_jobs.spec import Recipe
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.worker import load_generator
 from tests import standin
 

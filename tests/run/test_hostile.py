@@ -12,7 +12,7 @@ from stereo_jobs.data.shards import read_footer
 from stereo_jobs.data.storage import open_storage
 from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from tests import standin
 from tests.datasets import verdict
 from tests.seaweed import ACCESS_KEY, SECRET_KEY

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.ray.cluster import start_ray
 
 

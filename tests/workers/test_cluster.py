@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from stereo_jobs.errors import SpecError
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.ray.cluster import refuse_missing_gpus
 
 

@@ -17,7 +17,7 @@ import pytest
 from stereo_jobs.errors import ModelError, TooManyFailuresError
 from stereo_jobs.run import estimate
 from stereo_jobs.run.driver import run
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.prometheus import METRICS, exported
 from stereo_jobs.workers.ray.cluster import start_ray
 from tests import standin
@@ -100,7 +100,7 @@ def test_actors_log_as_json_too(session, make_spec, make_manifest):
 START = """
 import json, os, sys
 from stereo_jobs.workers.ray.cluster import start_ray
-from stereo_jobs.spec import parse_spec
+from stereo_jobs.spec_reading import parse_spec
 
 ray, _ = start_ray(parse_spec({"manifest": "x", "output": "y", "runtime": {"actors": 1}}))
 ray.get(ray.remote(lambda: None).remote())
