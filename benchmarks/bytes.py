@@ -101,12 +101,18 @@ DISPARITIES: Encoders = {
 }
 
 
+READERS: dict[str, Callable[[bytes], Pixels]] = {
+    "pillow": lambda encoded: np.asarray(Image.open(io.BytesIO(encoded))),
+    "opencv": lambda encoded: as_bgr(cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_UNCHANGED)),
+}
+
+
 def measure(encoders: Encoders, pictures: Iterable[Pixels]) -> list[dict[str, object]]:
     """Encode each picture in each way: the best of some times, mean over the pictures."""
     pictures = list(pictures)
     lines = []
     for name, encode in encoders.items():
-        times, sizes, read = [], [], {"pillow": True, "opencv": True}
+        times, sizes, read = [], [], dict.fromkeys(READERS, True)
         for pixels in pictures:
             seconds = []
             for _ in range(REPEATS):
@@ -115,16 +121,15 @@ def measure(encoders: Encoders, pictures: Iterable[Pixels]) -> list[dict[str, ob
                 seconds.append(time.perf_counter() - started)
             times.append(min(seconds))
             sizes.append(len(encoded))
-            read["pillow"] &= same(pixels, lambda: np.asarray(Image.open(io.BytesIO(encoded))))
-            read["opencv"] &= same(pixels, lambda: as_bgr(cv2.imdecode(np.frombuffer(encoded, np.uint8), -1)))
+            read = {reader: ok and same(pixels, encoded, READERS[reader]) for reader, ok in read.items()}
         means = {"ms": round(1000 * float(np.mean(times)), 1), "bytes": int(np.mean(sizes))}
         lines.append({"encoding": name, **means, **{f"exact_{reader}": value for reader, value in read.items()}})
     return lines
 
 
-def same(pixels: Pixels, decode: Callable[[], Pixels]) -> bool:
+def same(pixels: Pixels, encoded: bytes, decode: Callable[[bytes], Pixels]) -> bool:
     try:
-        decoded = decode()
+        decoded = decode(encoded)
     except Exception:  # what a reader raises that lacks the codec
         return False
     return decoded.dtype == pixels.dtype and decoded.tobytes() == pixels.tobytes()
