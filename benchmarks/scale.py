@@ -142,7 +142,7 @@ def look(spec: JobSpec, storage: Storage) -> dict[str, Any]:
 
 def watching(spec: JobSpec, storage: Storage) -> dict[str, Any]:
     """The third look: what is counted before it is dropped by `restart`."""
-    looks = watch.watch(storage, every_s=1.0, patience_s=60.0, sleep=lambda seconds: None)
+    looks = watch.watch(storage, every_s=1.0, patience_s=1e9, sleep=lambda seconds: None)
     for _ in range(2):
         next(looks)
     COUNTS.restart()

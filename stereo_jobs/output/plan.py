@@ -276,7 +276,9 @@ def _inspected(
     columns = CarriedColumns(planned)
     for uri in files:
         _stop_if(ended)
-        listing, carried = manifest.inspect(uri, recipe, settings, partitions(uri, spec.manifests))
+        listing, carried = manifest.inspect(
+            uri, recipe, settings, partitions(uri, spec.manifests), spec.runtime.shard_rows
+        )
         if planned is None and earlier.plans and listing.rows:
             planned = _same_columns(uri, carried, earlier)
             columns = CarriedColumns(planned)
