@@ -138,8 +138,8 @@ def _check_row_groups(uri: str, file: RowGroups, variants: int, shard_rows: int)
         if size > MOST_GROUP_BYTES and pairs > _FEW_SHARDS * shard_rows:
             raise ManifestError(
                 f"manifest {uri}: row group {group} has {size // 1024**2} MB, and each of its "
-                f"{-(-pairs // shard_rows)} shards would read all that lies before its own rows; above {MOST_GROUP_BYTES // 1024**2} "
-                f"MB it may have at most {_FEW_SHARDS} shards: write small row groups with "
+                f"{-(-pairs // shard_rows)} shards would read all that lies before its own rows; above "
+                f"{MOST_GROUP_BYTES // 1024**2} MB it may have at most {_FEW_SHARDS}: write small row groups with "
                 f"`stereo-jobs manifest build {uri} TARGET`, or raise runtime.shard_rows to {-(-pairs // _FEW_SHARDS)}"
             )
 
