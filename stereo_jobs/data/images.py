@@ -4,12 +4,14 @@ import contextlib
 import importlib.util
 import io
 import warnings
+import zlib
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError, features
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL.TiffImagePlugin import PREDICTOR, TiffImageFile
 
 from stereo_jobs.data import jpeg, png, tiff
 from stereo_jobs.data.colour import ToSrgb, to_srgb
@@ -38,6 +40,8 @@ FORMATS = f"{', '.join(_NAMES[:-1])} or {_NAMES[-1]}"
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
 _AVIF_BRANDS = {b"avif", b"avis"}
 _BAND_PIXELS = 2**18
+_OF_FLOATS = 3
+"""TIFF's predictor for floats."""
 
 
 class InputError(StereoJobsError):
@@ -238,12 +242,18 @@ def _why_not(data: bytes) -> str:
 
 def encode_png(pixels: NDArray[np.uint8] | NDArray[np.bool_]) -> bytes:
     """Encode an H,W,3 uint8 image as PNG, or an H,W bool mask as 1-bit PNG."""
-    return _encode(Image.fromarray(pixels), "PNG")
+    # What PNG's filters leave of a photo repeats in runs or not at all: a search for more takes four times as long.
+    return _encode(Image.fromarray(pixels), "PNG", compress_type=zlib.Z_RLE)
 
 
 def encode_disparity(disparity: NDArray[np.float32]) -> bytes:
-    """Encode an H,W disparity in pixels as float32 TIFF (PIL mode F), without loss."""
-    return _encode(Image.fromarray(disparity.astype(np.float32, copy=False)), "TIFF", "tiff_adobe_deflate")
+    """Encode an H,W disparity in pixels as float32 TIFF (PIL mode F), bit for bit.
+
+    The predictor of Adobe's TIFF Technical Note 3 stores how the bytes of a float differ from those of its neighbour,
+    exponents first: smooth disparities are a fifth smaller. OpenCV reads deflate, but not zstd.
+    """
+    image = Image.fromarray(disparity.astype(np.float32, copy=False))
+    return _encode(image, "TIFF", compression="tiff_adobe_deflate", tiffinfo={PREDICTOR: _OF_FLOATS})
 
 
 def decode_disparity(data: bytes) -> NDArray[np.float32]:
@@ -251,8 +261,7 @@ def decode_disparity(data: bytes) -> NDArray[np.float32]:
     return np.asarray(Image.open(io.BytesIO(data)), dtype=np.float32)
 
 
-def _encode(image: Image.Image, file_format: str, compression: str | None = None) -> bytes:
+def _encode(image: Image.Image, file_format: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    options = {"compression": compression} if compression else {}
     image.save(buffer, file_format, **options)
     return buffer.getvalue()

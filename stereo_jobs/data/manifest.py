@@ -16,7 +16,7 @@ from stereo_jobs.data.arrow_types import plain
 from stereo_jobs.data.images import InputError
 from stereo_jobs.data.manifest_files import ManifestFile, open_file, split_uri, unreadable
 from stereo_jobs.data.reader import InputReader
-from stereo_jobs.data.row_groups import UNREADABLE
+from stereo_jobs.data.row_groups import UNREADABLE, RowGroups
 from stereo_jobs.data.shards import hub_feature
 from stereo_jobs.errors import ManifestError
 from stereo_jobs.logs import names_shown
@@ -80,8 +80,18 @@ MAX_EXACT = 2**53
 # --- Checking files ---
 
 
+MOST_GROUP_BYTES = 256 * 1024**2
+"""Bytes of a row group that many shards may share: each reads it from its start, and workers share nothing."""
+_FEW_SHARDS = 8
+"""Shards that may share a larger row group."""
+
+
 def inspect(
-    uri: str, recipe: Recipe, settings: StorageSpec, partitions: Mapping[str, str | None] | None = None
+    uri: str,
+    recipe: Recipe,
+    settings: StorageSpec,
+    partitions: Mapping[str, str | None] | None = None,
+    shard_rows: int | None = None,
 ) -> tuple[ManifestFile, pa.Schema]:
     """Check the columns of one file and their types; returns its listing and the schema of its carried columns.
 
@@ -92,6 +102,7 @@ def inspect(
         recipe: its mode needs some columns.
         settings: S3 access.
         partitions: columns that the file's folders give it. A column in the file has precedence.
+        shard_rows: pairs of a shard, to compare row groups with; None: they are not looked at.
 
     Raises:
         ManifestError: a rule is broken; the message names file, column and rule.
@@ -107,12 +118,30 @@ def inspect(
             _check_folders(from_folders)
     except ValueError as error:
         raise ManifestError(f"manifest {uri}: {error}") from None
+    if shard_rows is not None:
+        try:
+            _check_row_groups(uri, file, recipe.variants.per_row, shard_rows)
+        except UNREADABLE as error:
+            raise unreadable(uri, settings, "cannot be read", error) from None
     for key in from_folders:
         carried = carried.append(pa.field(key, pa.string()))
     listing = ManifestFile(
         uri=uri, size=storage.size(name), tag=storage.content_tag(name), rows=rows, partitions=from_folders
     )
     return listing, carried
+
+
+def _check_row_groups(uri: str, file: RowGroups, variants: int, shard_rows: int) -> None:
+    """Refuse large row groups of which each of many shards would read a part. Raises ManifestError or UNREADABLE."""
+    for group in range(file.metadata.num_row_groups):
+        pairs, size = file.metadata.row_group(group).num_rows * variants, file.stored_bytes(group)
+        if size > MOST_GROUP_BYTES and pairs > _FEW_SHARDS * shard_rows:
+            raise ManifestError(
+                f"manifest {uri}: row group {group} has {size // 1024**2} MB, and each of its "
+                f"{-(-pairs // shard_rows)} shards would read all that lies before its own rows; above "
+                f"{MOST_GROUP_BYTES // 1024**2} MB it may have at most {_FEW_SHARDS}: write small row groups with "
+                f"`stereo-jobs manifest build {uri} TARGET`, or raise runtime.shard_rows to {-(-pairs // _FEW_SHARDS)}"
+            )
 
 
 def check_schema(schema: pa.Schema, recipe: Recipe) -> pa.Schema:

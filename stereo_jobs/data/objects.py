@@ -63,8 +63,11 @@ class Storage(ABC):
         """Return what changes whenever an object may have changed, without reading it. Raises NotFoundError."""
 
     @abstractmethod
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List all complete objects whose key starts with `prefix`, in key order."""
+    def list(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        """List all complete objects whose key starts with `prefix` and sorts after `after`, in key order.
+
+        They are looked up as they are asked for: on S3, each thousand of them is a request.
+        """
 
     @abstractmethod
     def create(self, key: str, data: bytes) -> None:

@@ -66,6 +66,11 @@ class RowGroups:
             raise OSError("its footer reads differently each time")
         self.schema: pa.Schema = parquet.schema_arrow
 
+    def stored_bytes(self, group: int) -> int:
+        """Return the bytes that the columns of a row group take in the file, by the footer. Raises UNREADABLE."""
+        chunks = self.metadata.row_group(group)
+        return sum(chunks.column(i).total_compressed_size for i in range(chunks.num_columns))
+
     def batches(self, group: int, part: _Part) -> Iterator[pa.RecordBatch]:
         """Read some columns of a row group from its start. Views and extensions become what they stand for."""
         parquet = pq.ParquetFile(

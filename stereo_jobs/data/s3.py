@@ -217,11 +217,14 @@ class S3Storage(Storage):
         """Return the ETag of an object. Raises NotFoundError."""
         return self.content_tag(key)
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List all objects whose key starts with `prefix`, in key order."""
+    def list(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        """List all objects whose key starts with `prefix` and sorts after `after`, in key order."""
         skip = len(self._key(""))
+        where: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self._key(prefix)}
+        if after:
+            where["StartAfter"] = self._key(after)
         with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
+            pages = self._client.get_paginator("list_objects_v2").paginate(**where)
             for page in pages:
                 for item in page.get("Contents", []):
                     yield ObjectInfo(item["Key"][skip:], item["Size"])

@@ -98,20 +98,19 @@ class LocalStorage(Storage):
             found = (self.root / key).stat()
         return f"{found.st_dev}/{found.st_ino}/{found.st_size}/{found.st_mtime_ns}/{found.st_ctime_ns}"
 
-    def list(self, prefix: str = "") -> Iterator[ObjectInfo]:
-        """List all files below the folder whose key starts with `prefix`, in key order."""
+    def list(self, prefix: str = "", after: str = "") -> Iterator[ObjectInfo]:
+        """List all files below the folder whose key starts with `prefix` and sorts after `after`, in key order."""
         folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
-        found = []
+        found: list[str] = []
         with _local_errors(folder):
             for parent, folders, names in os.walk(folder, onerror=_raise_unless_missing):
                 folders[:] = [name for name in folders if not name.startswith(".")]
-                for name in names:
-                    path = Path(parent, name)
-                    key = path.relative_to(self.root).as_posix()
-                    if not name.startswith(".") and key.startswith(prefix):
-                        with contextlib.suppress(FileNotFoundError):
-                            found.append(ObjectInfo(key, path.stat().st_size))
-        yield from sorted(found)
+                inside = Path(parent).relative_to(self.root).as_posix() + "/" if parent != self.uri else ""
+                keys = (inside + name for name in names if not name.startswith("."))
+                found += (key for key in keys if key.startswith(prefix) and key > after)
+            for key in sorted(found):
+                with contextlib.suppress(FileNotFoundError):
+                    yield ObjectInfo(key, (self.root / key).stat().st_size)
 
     def create(self, key: str, data: bytes) -> None:
         """Write a new file. A hard link gives it its final name, atomically and only if the name is free."""

@@ -5,11 +5,13 @@ object says. A process may die between any two of these writes. The next run fin
 ones again.
 """
 
+import contextlib
 import hashlib
 import io
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +27,11 @@ from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.records import ERROR_COLUMNS, RowError, ShardRecord
 
 log = logging.getLogger(__name__)
+
+PAGE_KEYS = 1000
+"""Names that S3 lists in one request."""
+MOST_SPANS = 6
+"""Requests that `recorded_beyond` makes at least; of what lies farther apart, a look of `status` leaves out a part."""
 
 
 def commit(storage: Storage, plan: Plan, shard: int, data: bytes) -> ShardRecord:
@@ -97,17 +104,80 @@ def remake(storage: Storage, plan: Plan, shard: int) -> ShardRecord:
     return complete(storage, plan, shard, data)
 
 
-def committed(storage: Storage) -> tuple[ShardSet, ShardSet]:
+class Committed(NamedTuple):
+    """The shards of an output, by one listing of each folder.
+
+    Attributes:
+        objects: shards whose object exists: those that are committed.
+        records: shards whose record exists.
+        bytes: size of all shard objects together.
+    """
+
+    objects: ShardSet
+    records: ShardSet
+    bytes: int
+
+
+def committed(storage: Storage) -> Committed:
     """List the shards whose object exists, and those whose record exists."""
-    return _listed(storage, layout.DATA_PREFIX), _listed(storage, layout.RECORDS_PREFIX)
+    objects, size = ShardSet(), 0
+    for key, length in sizes(storage):
+        objects.add(key)
+        size += length
+    return Committed(objects, ShardSet(key for key, _ in _listed(storage, layout.RECORDS_PREFIX)), size)
+
+
+def sizes(storage: Storage) -> Iterator[tuple[ShardKey, int]]:
+    """List the committed shards and the size of each."""
+    return _listed(storage, layout.DATA_PREFIX)
 
 
 def keys_with_errors(storage: Storage) -> ShardSet:
     """List the shards that have an errors file, which are those with failed or rejected rows."""
-    return _listed(storage, layout.ERRORS_PREFIX)
+    return ShardSet(key for key, _ in _listed(storage, layout.ERRORS_PREFIX))
 
 
-def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord]:
+def recorded_beyond(storage: Storage, plans: Sequence[Plan], known: ShardSet) -> Iterator[ShardKey]:
+    """List the shards that have a record and are not in a set.
+
+    Only the gaps of the set are listed. Shards are dispatched in order, so that the set has one large gap at its end
+    and a few small ones: those near each other are listed together, and of many that lie far apart, as shards do that
+    failed and wait to be retried, the widest.
+    """
+    spans: list[_Span] = []
+    for plan in plans:
+        spans += _spans(plan.generation, known.gaps(plan.generation, plan.shards))
+    if known and len(spans) > MOST_SPANS:
+        spans = sorted(sorted(spans, key=lambda span: -span.missing)[:MOST_SPANS])
+    for generation, first, last, _ in spans:
+        for key, _ in _listed(storage, layout.RECORDS_PREFIX, layout.before_record((generation, first))):
+            if key > (generation, last):
+                break
+            if key not in known:
+                yield key
+
+
+class _Span(NamedTuple):
+    """Shards that are listed together: the numbers of the first and the last, and how many of them are in gaps."""
+
+    generation: int
+    first: int
+    last: int
+    missing: int
+
+
+def _spans(generation: int, gaps: Iterable[range]) -> list[_Span]:
+    spans: list[_Span] = []
+    for gap in gaps:
+        if spans and gap.stop - spans[-1].first <= PAGE_KEYS:
+            _, first, _, missing = spans.pop()
+            spans.append(_Span(generation, first, gap.stop - 1, missing + len(gap)))
+        else:
+            spans.append(_Span(generation, gap.start, gap.stop - 1, len(gap)))
+    return spans
+
+
+def read_records(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[ShardRecord]:
     """Read records by key, 16 at a time; those that were removed meanwhile are left out.
 
     In place of a damaged record the one in the shard's footer is read, which has no checksum.
@@ -115,7 +185,7 @@ def read_records(storage: Storage, keys: Iterable[ShardKey]) -> list[ShardRecord
     Raises:
         DamagedError: the shard is damaged, too.
     """
-    return [record for record in in_threads(partial(_read_record, storage), keys, 16) if record]
+    return (record for record in in_threads(partial(_read_record, storage), keys, 16) if record)
 
 
 def _read_record(storage: Storage, key: ShardKey) -> ShardRecord | None:
@@ -188,14 +258,14 @@ def failed_rows(storage: Storage, keys: Iterable[ShardKey]) -> Iterator[tuple[Sh
     return in_threads(lambda key: (key, read_footer_at(storage, key).errors), sorted(keys), 16)
 
 
-def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
-    """Complete the commits that were interrupted; returns all committed shards.
+def repair(storage: Storage, plans: Sequence[Plan]) -> Committed:
+    """Complete the commits that were interrupted; returns what it has found.
 
     Raises:
         DriftError: data/ has an object that belongs to none of the plans.
     """
-    objects, records = committed(storage)
-    for key in objects.without(records):
+    found = committed(storage)
+    for key in found.objects.without(found.records):
         generation, shard = key
         if generation >= len(plans) or shard >= plans[generation].shards:
             raise DriftError(
@@ -204,14 +274,14 @@ def repair(storage: Storage, plans: Sequence[Plan]) -> ShardSet:
             )
         log.info("shard %s has no record yet; writing it from the object", key)
         remake(storage, plans[generation], shard)
-    return objects
+    return found
 
 
-def _listed(storage: Storage, prefix: str) -> ShardSet:
-    try:
-        return ShardSet(key for info in storage.list(prefix) if (key := layout.shard_key(info.key)))
-    except NotFoundError:
-        return ShardSet()
+def _listed(storage: Storage, prefix: str, after: str = "") -> Iterator[tuple[ShardKey, int]]:
+    with contextlib.suppress(NotFoundError):
+        for info in storage.list(prefix, after):
+            if key := layout.shard_key(info.key):
+                yield key, info.size
 
 
 def _errors_file(errors: Sequence[RowError]) -> bytes:

@@ -54,7 +54,12 @@ def data(key: ShardKey) -> str:
 
 def record(key: ShardKey) -> str:
     """Name of a committed shard's record: a copy of the record in its footer."""
-    return f"{RECORDS_PREFIX}{shard_name(key)}.json"
+    return f"{before_record(key)}.json"
+
+
+def before_record(key: ShardKey) -> str:
+    """Name that sorts before the record of a shard, and after that of the shard before it."""
+    return RECORDS_PREFIX + shard_name(key)
 
 
 def errors(key: ShardKey) -> str:

@@ -6,6 +6,7 @@ reads the footers of the manifest files and streams their `id` columns once.
 """
 
 import base64
+import bisect
 import io
 import itertools
 import json
@@ -123,7 +124,7 @@ class Plan(BaseModel):
 
     def _ref(self, index: int) -> RowRef:
         row, variant = divmod(index, self.variants)
-        at = int(np.searchsorted(self._file_ends, row, side="right"))
+        at = bisect.bisect_right(self._file_ends, row)
         return RowRef(self.files[at].uri, row - (self._file_ends[at] - self.files[at].rows), variant)
 
     @cached_property
@@ -145,6 +146,10 @@ class Job:
     def pairs(self) -> int:
         """Number of planned pairs; an id that a retry generation repeats is counted once."""
         return sum(plan.pairs for plan in self.plans if plan.kind == "manifest")
+
+    def continues(self, earlier: "Job") -> bool:
+        """Whether these are the plans of an earlier reading, and perhaps later ones."""
+        return self.plans[: len(earlier.plans)] == earlier.plans
 
     def shard_keys(self) -> Iterator[layout.ShardKey]:
         """Iterate over the keys of all planned shards."""
@@ -271,7 +276,9 @@ def _inspected(
     columns = CarriedColumns(planned)
     for uri in files:
         _stop_if(ended)
-        listing, carried = manifest.inspect(uri, recipe, settings, partitions(uri, spec.manifests))
+        listing, carried = manifest.inspect(
+            uri, recipe, settings, partitions(uri, spec.manifests), spec.runtime.shard_rows
+        )
         if planned is None and earlier.plans and listing.rows:
             planned = _same_columns(uri, carried, earlier)
             columns = CarriedColumns(planned)

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from stereo_jobs.data.storage import NotFoundError, Storage
 from stereo_jobs.errors import DamagedError
 from stereo_jobs.output import layout
-from stereo_jobs.output.commits import committed, read_records
+from stereo_jobs.output.commits import read_records, recorded_beyond
 from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Job, Plan
 from stereo_jobs.output.reading import intact, read_json
@@ -153,11 +153,18 @@ class RolledUp(BaseModel):
     pace: Throughput | None = None
 
 
-def totals(storage: Storage, job: Job) -> Totals:
-    """Sum up all records: those in `progress.json`, and the newer ones one by one."""
-    sums = _load(storage, job)
-    _, keys = committed(storage)
-    add(sums, job, read_records(storage, planned_only(job, keys.without(sums.shards))))
+def totals(storage: Storage, job: Job, known: Totals | None = None) -> Totals:
+    """Sum up all records: those in `progress.json`, and the newer ones one by one.
+
+    Args:
+        storage: the storage of the output.
+        job: its plans.
+        known: an earlier result for this job, to go on from where there is no `progress.json`; it is changed.
+    """
+    sums = rolled_up(storage, job)
+    if known and not sums.shards:
+        sums = known
+    add(sums, job, read_records(storage, recorded_beyond(storage, job.plans, sums.shards)))
     return sums
 
 
@@ -215,7 +222,7 @@ def throughput(storage: Storage) -> Throughput | None:
         return None
 
 
-def _load(storage: Storage, job: Job) -> Totals:
+def rolled_up(storage: Storage, job: Job) -> Totals:
     """Read `progress.json`; nothing is summed up if it is missing, damaged, or contradicts the plans."""
     try:
         with intact(storage, layout.PROGRESS):

@@ -14,7 +14,7 @@ import numpy as np
 
 from stereo_jobs.data.storage import Storage
 from stereo_jobs.output import layout
-from stereo_jobs.output.commits import committed, failed_rows, keys_with_errors
+from stereo_jobs.output.commits import failed_rows, keys_with_errors, sizes
 from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Job, Plan
 from stereo_jobs.output.progress import planned_only
@@ -161,7 +161,7 @@ def summarise(storage: Storage, job: Job, most_shards: int | None = None) -> Err
 def _listed(storage: Storage, job: Job) -> tuple[ShardSet, list[ShardKey]]:
     """List the committed shards, and the planned ones among them that have an errors file."""
     with_errors = keys_with_errors(storage)  # before the shards: an errors file is written after its shard
-    done, _ = committed(storage)
+    done = ShardSet(key for key, _ in sizes(storage))
     return done, [key for key in planned_only(job, with_errors) if key in done]
 
 

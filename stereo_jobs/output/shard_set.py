@@ -4,6 +4,8 @@ import base64
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
+
 from stereo_jobs.output.layout import MOST_SHARDS, ShardKey
 
 _MOST_BYTES = MOST_SHARDS // 8
@@ -49,19 +51,36 @@ class ShardSet:
                         yield generation, 8 * byte + bit
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, ShardSet) and len(self) == len(other) and all(key in other for key in self)
+        return isinstance(other, ShardSet) and self._stripped() == other._stripped()
 
     __hash__ = None  # type: ignore[assignment]
+
+    def gaps(self, generation: int, shards: int) -> Iterator[range]:
+        """Iterate over the runs of consecutive shards of a generation that are not in the set.
+
+        Args:
+            generation: the generation.
+            shards: how many shards it has; those beyond are none of its gaps.
+        """
+        bitmap = np.frombuffer(bytes(self._bitmaps.get(generation, b"")) or b"\0", np.uint8)  # padded if it is short
+        bits = np.unpackbits(bitmap, count=shards, bitorder="little")
+        starts, stops = (np.flatnonzero(np.diff(bits, prepend=1, append=1).astype(np.int8) == step) for step in (-1, 1))
+        return (range(start, stop) for start, stop in zip(starts.tolist(), stops.tolist(), strict=True))
 
     def without(self, other: "ShardSet") -> Iterator[ShardKey]:
         """Iterate over the keys that are not in the other set, in ascending order."""
         return (key for key in self if key not in other)
 
+    def _stripped(self) -> dict[int, bytes]:
+        """Return the bitmaps without the room to grow that they have, and without those that are empty."""
+        stripped = {generation: bytes(bitmap).rstrip(b"\0") for generation, bitmap in self._bitmaps.items()}
+        return {generation: bitmap for generation, bitmap in stripped.items() if bitmap}
+
     def pack(self) -> dict[str, str]:
         """Compress to JSON values, one per generation; a few kilobytes for a million consecutive shards."""
         return {
-            str(generation): base64.b64encode(zlib.compress(bytes(bitmap).rstrip(b"\0"))).decode()
-            for generation, bitmap in self._bitmaps.items()
+            str(generation): base64.b64encode(zlib.compress(bitmap)).decode()
+            for generation, bitmap in self._stripped().items()
         }
 
     @classmethod

@@ -107,7 +107,7 @@ def verify(storage: Storage, job: Job, settings: StorageSpec) -> VerifyReport:
         settings: S3 access, for manifests whose ids file is missing.
     """
     report = VerifyReport(planned=job.pairs)
-    objects, records = committed(storage)
+    objects, records, _ = committed(storage)
     planned = ShardSet(job.shard_keys())
     found = ShardSet([*objects, *records])
     for key in found.without(planned):

@@ -6,12 +6,12 @@ A run is alive while its objects change; the lease decides by the same rule. The
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from stereo_jobs.data.storage import Storage
 from stereo_jobs.errors import InterruptedRunError, StorageError, StorageUnavailableError
 from stereo_jobs.output import layout, lease, progress
-from stereo_jobs.output.plan import load_job
+from stereo_jobs.output.plan import Job, load_job
 from stereo_jobs.output.progress import Status, Throughput
 
 EVERY_S = 5.0
@@ -57,7 +57,7 @@ class OutputSnapshot:
 
 def look(storage: Storage) -> OutputSnapshot:
     """Look once. Whether a run that holds the output is alive needs two looks: until then the state is `quiet`."""
-    snapshot, _ = _look(storage)
+    snapshot, _, _ = _look(storage)
     return snapshot
 
 
@@ -80,9 +80,10 @@ def watch(
     """
     before, changed, alive = "", clock(), False
     snapshot: OutputSnapshot | None = None
+    sums: _Sums | None = None
     while True:
         try:
-            snapshot, pulse = _look(storage)
+            snapshot, pulse, sums = _look(storage, sums)
         except StorageUnavailableError as error:
             if snapshot is None:
                 raise
@@ -113,21 +114,29 @@ def _judged(snapshot: OutputSnapshot, alive: bool, unchanged_s: float, patience_
     return snapshot
 
 
-def _look(storage: Storage) -> tuple[OutputSnapshot, str]:
-    """Return a snapshot, and a text that differs from the last one whenever a run has done something."""
+class _Sums(NamedTuple):
+    """What a look has read: the next one goes on from there if `progress.json` is missing."""
+
+    job: Job
+    totals: progress.Totals
+
+
+def _look(storage: Storage, before: _Sums | None = None) -> tuple[OutputSnapshot, str, _Sums]:
+    """Return a snapshot, a text that differs from the last one whenever a run has done something, and what was read."""
     job = load_job(storage)
     if not job.plans:
         raise StorageError(f"{storage.uri}: no job is planned here; check the path, or whether it was removed")
-    status = progress.status(job, progress.totals(storage, job))
+    sums = _Sums(job, progress.totals(storage, job, before.totals if before and job.continues(before.job) else None))
+    status = progress.status(job, sums.totals)
     held, tag = lease.look(storage)
     throughput = progress.throughput(storage) if held is not False else None
     pulse = f"{tag} {status.shards_done} {status.shards_planned} {throughput}"
     if status.complete and all(storage.exists(layout.success(plan.generation)) for plan in job.plans):
-        return OutputSnapshot("done", status), pulse
+        return OutputSnapshot("done", status), pulse, sums
     if held or throughput:
         note = "one look cannot show whether its run is alive; --watch can"
-        return OutputSnapshot("quiet", status, throughput, note), pulse
-    return _stopped(status, "no run is at work"), pulse
+        return OutputSnapshot("quiet", status, throughput, note), pulse, sums
+    return _stopped(status, "no run is at work"), pulse, sums
 
 
 def _stopped(status: Status, why: str) -> OutputSnapshot:

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from stereo_jobs.data.storage import Storage
 from stereo_jobs.output import layout
-from stereo_jobs.output.commits import committed, failed_rows, keys_with_errors
+from stereo_jobs.output.commits import failed_rows, keys_with_errors, sizes
 from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.reading import intact
 from stereo_jobs.records import IMAGE_COLUMNS, RowError
@@ -42,7 +42,7 @@ def read_scalars(storage: Storage, most_rows: int | None = None) -> pa.Table:
 
 def shard_keys(storage: Storage) -> list[ShardKey]:
     """The keys of all committed shards, in order."""
-    return sorted(committed(storage)[0])
+    return sorted(key for key, _ in sizes(storage))
 
 
 def read_rows(storage: Storage, places: Sequence[tuple[int, int]], columns: Sequence[str]) -> Iterator[dict[str, Any]]:

@@ -42,7 +42,11 @@ from stereo_jobs.workers.worker import STORE_PATIENCE_S, GeneratorFactory, load_
 log = logging.getLogger(__name__)
 
 SAVE_TOTALS_EVERY_S = 10.0
-"""Seconds between two writes of the totals, which spare other readers most of the records."""
+"""Most seconds between two writes of the totals, which show that the run is alive and how fast it is."""
+SAVE_TOTALS_AFTER = 8
+"""Committed shards after which the totals are written sooner: a look from outside reads the records of newer ones."""
+SAVE_TOTALS_AT_MOST_EVERY_S = 1.0
+"""Least seconds between two writes of the totals."""
 LOOK_EVERY_S = 5.0
 """Seconds between two looks whether the plans of the output are still there."""
 MIN_ROWS_FOR_RATIO = 100
@@ -140,11 +144,11 @@ def run(
 
         _, job, recipe = prepare(spec, storage, extend=extend, ended=ended)
         storage.hold()
+        found = repair(storage, job.plans)
         if retry:
-            job = plan_retry(spec, storage, job)
-        done = repair(storage, job.plans)
-        totals = audit.checked_totals(storage, job, done)
-        queue = ShardQueue(job, done)
+            job = plan_retry(spec, storage, job, found.objects)
+        totals = audit.checked_totals(storage, job, found)
+        queue = ShardQueue(job, found.objects)
         plan.refuse_changed_files(job, spec.runtime.storage, queue.generations, ended)
         current = _Run(
             spec, storage, job, queue=queue, totals=totals, metrics=JobMetrics(storage.uri, on_ray=not local)
@@ -222,6 +226,8 @@ class _Run:
         self._failed = 0
         self._saved = 0.0
         """When the totals were last written."""
+        self._unsaved = 0
+        """Committed shards that were not in them."""
 
     def tell_start(self, watch: ProgressCallback, starting: str) -> None:
         """Report what the first workers are waiting for; see `RunProgress.starting`."""
@@ -246,8 +252,8 @@ class _Run:
             for outcome in pool.wait(0.5):
                 self._settle(outcome)
             state = self._progress(pool)
-            if holding and time.monotonic() - self._saved >= SAVE_TOTALS_EVERY_S:
-                self._saved = time.monotonic()
+            wait_s = SAVE_TOTALS_EVERY_S if self._unsaved < SAVE_TOTALS_AFTER else SAVE_TOTALS_AT_MOST_EVERY_S
+            if holding and time.monotonic() - self._saved >= wait_s:
                 self.save_totals(progress.Throughput.now(state.pairs_per_s, state.eta_s, state.workers))
             self._metrics.run(state.planned, state.left, state.queued, state.running, state.workers)
             watch(state)
@@ -290,6 +296,7 @@ class _Run:
     def save_totals(self, throughput: progress.Throughput | None = None) -> None:
         """Write the totals. If that fails, readers read more records instead. Raises OutputGoneError."""
         self._stop_if_gone()
+        self._saved, self._unsaved = time.monotonic(), 0
         try:
             progress.save(self._storage, self._totals, throughput)
         except StorageUnavailableError as error:
@@ -340,6 +347,7 @@ class _Run:
         if record is None:
             return
         progress.add(self._totals, self._job, [record])
+        self._unsaved += 1
         self._metrics.shard(record)
         self._made += record.succeeded + record.failed + record.rejected
         if outcome.task.plan.kind == "manifest":  # a retried row that fails again was counted before

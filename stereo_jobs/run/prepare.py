@@ -10,8 +10,9 @@ from stereo_jobs.errors import ManifestError, StereoJobsError
 from stereo_jobs.models import device
 from stereo_jobs.models.resolve import DEPTH_EXAMPLE, ESTIMATOR_EXAMPLE, PLAIN_EXAMPLE, resolve_recipe
 from stereo_jobs.output import layout, plan
-from stereo_jobs.output.commits import failed_rows, keys_with_errors, repair
+from stereo_jobs.output.commits import failed_rows, keys_with_errors
 from stereo_jobs.output.plan import Job
+from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.records import REJECTED
 from stereo_jobs.spec import DEMO, JobSpec, Recipe
 from stereo_jobs.version import __version__
@@ -141,18 +142,23 @@ def _unplanned(spec: JobSpec, job: Job, extend: bool) -> list[str]:
     return new if wanted else []
 
 
-def plan_retry(spec: JobSpec, storage: Storage, job: Job) -> Job:
+def plan_retry(spec: JobSpec, storage: Storage, job: Job, done: ShardSet) -> Job:
     """Plan all rows whose latest state is failed as a new generation, and publish it.
+
+    Args:
+        spec: the job.
+        storage: the storage of its output.
+        job: its plans.
+        done: its committed shards.
 
     Returns:
         The job with that generation; the same job if no row is failed, or an earlier retry is unfinished.
     """
     failed: dict[int, list[int]] = {}
-    objects = repair(storage, job.plans)
-    if any(key not in objects for key in job.shard_keys() if job.plans[key[0]].kind == "retry"):
+    if any(done.count(plan.generation) < plan.shards for plan in job.plans if plan.kind == "retry"):
         log.info("an earlier retry is unfinished; it is resumed")
         return job
-    with_errors = (key for key in keys_with_errors(storage) if key in objects)
+    with_errors = (key for key in keys_with_errors(storage) if key in done)
     for (generation, shard), errors in failed_rows(storage, with_errors):
         first = shard * job.plans[generation].shard_rows
         again = [first + error.row for error in errors if error.error_type != REJECTED]

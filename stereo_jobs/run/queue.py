@@ -1,9 +1,8 @@
 """The order in which a run dispatches its shards."""
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
-from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Job
 from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.workers.task import ShardTask
@@ -29,11 +28,17 @@ class ShardQueue:
         self._later: deque[ShardTask] = deque()
         self.generations: set[int] = set()
         self.shards = self.pairs = 0
-        for generation, shard in _open(job, done):
-            self.generations.add(generation)
-            self.shards += 1
-            self.pairs += job.plans[generation].pairs_in(shard)
-        self._rest = (ShardTask(job.plans[generation], shard) for generation, shard in _open(job, done))
+        for plan in job.plans:
+            for gap in done.gaps(plan.generation, plan.shards):
+                self.generations.add(plan.generation)
+                self.shards += len(gap)
+                self.pairs += (len(gap) - 1) * plan.shard_rows + plan.pairs_in(gap[-1])
+        self._rest = (
+            ShardTask(plan, shard)
+            for plan in job.plans
+            for gap in done.gaps(plan.generation, plan.shards)
+            for shard in gap
+        )
         self._next = next(self._rest, None)
 
     def __bool__(self) -> bool:
@@ -68,8 +73,3 @@ def _first(tasks: deque[ShardTask], takes: Callable[[ShardTask], bool]) -> Shard
     if task is not None:
         tasks.remove(task)
     return task
-
-
-def _open(job: Job, done: ShardSet) -> Iterator[ShardKey]:
-    """Keys of the shards that are not committed."""
-    return (key for key in job.shard_keys() if key not in done)

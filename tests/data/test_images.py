@@ -6,8 +6,10 @@ import struct
 import tracemalloc
 import zlib
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from stereo_jobs.data.images import (
@@ -237,6 +239,36 @@ def test_disparity_round_trips_exactly_as_float32():
     decoded = decode_disparity(data)
     assert decoded.dtype == np.float32
     np.testing.assert_array_equal(decoded, disparity)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (700, 67)])
+def test_disparity_keeps_every_bit_in_every_reader(shape):
+    """The shapes have one strip and several; the patterns include numbers that are not finite or hardly above 0."""
+    from datasets import Image as HubImage  # takes a second to import
+
+    rng = np.random.default_rng(6)
+    special = np.array([0x7FC00001, 0xFFC00000, 0x7F800000, 0xFF800000, 0x80000000, 0x00000001, 0x7F7FFFFF], np.uint32)
+    patterns = rng.integers(0, 2**32, shape, dtype=np.uint32)
+    patterns.flat[: len(special)] = special[: patterns.size]
+    disparity = patterns.view(np.float32)
+    data = encode_disparity(disparity)
+    assert tifffile.TiffFile(io.BytesIO(data)).pages[0].predictor == 3
+    readers = {
+        "own": decode_disparity(data),
+        "PIL": np.asarray(Image.open(io.BytesIO(data))),
+        "OpenCV": cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED),
+        "datasets": np.asarray(HubImage().decode_example({"bytes": data, "path": None})),
+    }
+    for name, found in readers.items():
+        assert found.dtype == np.float32, name
+        np.testing.assert_array_equal(found.view(np.uint32), patterns, err_msg=name)
+
+
+def test_a_disparity_of_an_older_version_is_read():
+    disparity = np.random.default_rng(7).normal(0, 50, (9, 13)).astype(np.float32)
+    buffer = io.BytesIO()
+    Image.fromarray(disparity).save(buffer, "TIFF", compression="tiff_adobe_deflate")
+    np.testing.assert_array_equal(decode_disparity(buffer.getvalue()), disparity)
 
 
 def test_encoding_is_deterministic():

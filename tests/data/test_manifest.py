@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import random
 import re
 import uuid
 from pathlib import Path
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from stereo_jobs.data import manifest_reader, row_groups
+from stereo_jobs.data.building.build import build
 from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.data.manifest import (
     INPUTS,
@@ -336,6 +338,22 @@ def test_an_id_that_is_not_text_is_refused(write):
     uri = write({"id": invalid_utf8(b"fine", b"\xff\xfe")})
     with pytest.raises(ManifestError, match="row 1: id"):
         list(stream_ids(listed(uri), LOCAL))
+
+
+def test_a_large_row_group_is_not_shared_by_many_shards(write, tmp_path, monkeypatch):
+    monkeypatch.setattr("stereo_jobs.data.manifest.MOST_GROUP_BYTES", 1024**2)
+    monkeypatch.setattr("stereo_jobs.data.building.tables.BATCH_BYTES", 500_000)
+    pictures = [random.Random(i).randbytes(30_000) for i in range(90)]
+    uri = write({"id": [f"r{i}" for i in range(90)], "prompt": ["p"] * 90, "image": pictures}, row_group_size=70)
+    with pytest.raises(ManifestError) as caught:
+        inspect(uri, Recipe(), LOCAL, shard_rows=8)
+    assert f"{uri}: row group 0 has 2 MB, and each of its 9 shards would read all" in str(caught.value)
+    remedy = re.search(r"shard_rows to (\d+)", str(caught.value))
+    assert inspect(uri, Recipe(), LOCAL, shard_rows=int(remedy[1]))[0].rows == 90
+    with pytest.raises(ManifestError, match="each of its 18 shards"):
+        inspect(uri, Recipe(variants={"seeds": 2}), LOCAL, shard_rows=8)
+    build(uri, str(tmp_path / "small.parquet"), LOCAL)
+    assert inspect(str(tmp_path / "small.parquet"), Recipe(), LOCAL, shard_rows=1)[0].rows == 90
 
 
 @pytest.mark.parametrize("encode", [pa.array, lambda ids: pa.array(ids, pa.large_string()), None])

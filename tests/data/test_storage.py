@@ -136,6 +136,15 @@ def test_list_is_in_key_order_and_filtered_by_prefix(storage):
     assert list(storage.list("nothing/here")) == []
 
 
+def test_list_begins_behind_a_key_that_need_not_exist(storage):
+    for key in ("data/a", "data/b.x", "data/c/deep", "data/d", "other/x"):
+        storage.create(key, key.encode())
+    behind = {"data/b": ["data/b.x", "data/c/deep", "data/d"], "data/c/deep": ["data/d"], "data/d": [], "data/e": []}
+    for after, found in behind.items():
+        assert [info.key for info in storage.list("data/", after)] == found
+    assert [info.key for info in storage.list(after="data/d")] == ["other/x"]
+
+
 def test_size_and_exists_tell_without_reading(storage):
     storage.create("data/a", b"12345")
     assert storage.size("data/a") == 5

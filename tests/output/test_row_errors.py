@@ -262,7 +262,7 @@ def test_cut_and_weighted_prompts_are_counted_in_records_and_totals(make_spec, m
     assert (notes.cut, notes.weighted, notes.weighted_example in ("row-0002", "row-0003")) == (3, 2, True)
     storage = open_storage(spec.output)
     job = load_job(storage)
-    records = read_records(storage, job.shard_keys())
+    records = list(read_records(storage, job.shard_keys()))
     assert [(r.prompts.cut, r.prompts.cut_example, r.prompts.weighted) for r in records] == [
         (1, "row-0001", 1),
         (2, "row-0003", 1),

@@ -1,5 +1,6 @@
 """A set of shards behaves as a set and stays small."""
 
+import itertools
 import json
 
 import pytest
@@ -41,3 +42,11 @@ def test_a_million_shards_are_small():
 def test_broken_bitmaps_are_refused():
     with pytest.raises(ValueError, match="shards of generation 0"):
         ShardSet.unpack({"0": "AAAA"})
+
+
+@given(st.lists(keys), st.integers(0, 3), st.integers(0, 600))
+def test_gaps_are_what_is_missing(some, generation, shards):
+    gaps = list(ShardSet(some).gaps(generation, shards))
+    missing = [shard for shard in range(shards) if (generation, shard) not in set(some)]
+    assert [shard for gap in gaps for shard in gap] == missing
+    assert all(earlier.stop < later.start for earlier, later in itertools.pairwise(gaps))

@@ -58,7 +58,7 @@ def test_dropped_pairs_are_listed_and_are_no_failures(make_spec, fixed_verdicts)
     assert found.ok, found.problems
     assert (found.succeeded, found.failed, found.rejected, found.missing) == (5, 0, 3, 0)
     storage = open_storage(spec.output)
-    records = read_records(storage, load_job(storage).shard_keys())
+    records = list(read_records(storage, load_job(storage).shard_keys()))
     assert [(r.planned, r.succeeded, r.failed, r.rejected) for r in records] == [
         (3, 2, 0, 1),
         (3, 1, 0, 2),
