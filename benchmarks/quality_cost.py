@@ -22,6 +22,7 @@ import torch
 from stereo_jobs.baselines import stretch
 from stereo_jobs.pipeline.scoring import use_one_thread
 from stereo_jobs.quality.measure import measure
+from stereo_jobs.quality.working_size import WorkingSize
 from stereo_jobs.stereo.warp import forward_warp
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
@@ -79,9 +80,7 @@ def pair_of(seed: int, size: int, share: float) -> dict[str, Any]:
     warp = forward_warp(torch.from_numpy(disparity)[None], torch.ones(1), subpixel=True)
     right, hole = stretch(scene.left, disparity)
     raw = cv2.GaussianBlur(right, (0, 0), size / 512)
-    depth = (
-        cv2.resize(disparity, (256, 256), interpolation=cv2.INTER_NEAREST) if size < 0 else disparity + np.float32(1)
-    )
+    depth = WorkingSize.compared(size, size).values(disparity)
     return {
         "left": scene.left,
         "right": right,
