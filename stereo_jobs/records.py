@@ -107,7 +107,7 @@ class RowError:
 
 
 class LeftDepth(NamedTuple):
-    """Depth that the estimator finds in a finished left view, for quality control, at the size of scoring.
+    """Depth that the estimator finds in a finished left view, at the size at which quality control compares the views.
 
     Attributes:
         plain: H,W float32 inverse depth of the left view.

@@ -114,6 +114,7 @@ stereo-jobs evaluate out/techniques --toyscapes 8 --protocol paper --table techn
 stereo-jobs evaluate out/cost --table cost --local
 stereo-jobs evaluate out/sweep --toyscapes 16 --protocol metric --sweep shift_step=0.1,0.2,0.4,0.6,0.8 --local
 python benchmarks/verdict.py --first 2000
+python benchmarks/quality_cost.py
 python -m stereo_jobs.toyscapes vae
 python -m stereo_jobs.toyscapes decoder
 python -m stereo_jobs.toyscapes latents

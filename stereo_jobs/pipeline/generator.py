@@ -146,7 +146,7 @@ class PairGenerator:
             chosen = lefts.take(padded([index[left_of(row)] for row in rows], self.batch_size))
             views = self._finished_views(rows, chosen, guidance.pair)
             made = labelled_pairs(rows, chosen, views, self.method)
-            results += scorer.score(made, rows, self.batch_size)
+            results += scorer.score(made, rows, chosen, self.batch_size)
         return results
 
     def _finished_views(self, rows: list[Row], lefts: LeftViews, guidance: float) -> FinishedViews:

@@ -34,6 +34,7 @@ class LeftViews:
         images: H,W,3 uint8 each, at the image's size.
         maps: H,W float32 each: inverse depth or disparity of the image, whatever the geometry asks for.
         refined: H,W float32 each: the same with its edges on those of the image; `maps` where the method refines none.
+        depths: h,w float32 each: inverse depth of the image as the estimator gives it; None where the row has a map.
         conditional: B,n,c text embeddings.
         unconditional: the same of the negative prompt; steps,B,n,c where they were optimised.
         condition: B,1,h,w depth in [-1, 1] for a depth-conditioned U-Net; None for any other.
@@ -45,6 +46,7 @@ class LeftViews:
     images: list[Image]
     maps: list[Tensor]
     refined: list[Tensor]
+    depths: list[Tensor | None]
     conditional: Tensor
     unconditional: Tensor
     condition: Tensor | None
@@ -60,6 +62,7 @@ class LeftViews:
             images=[self.images[i] for i in indices],
             maps=[self.maps[i] for i in indices],
             refined=[self.refined[i] for i in indices],
+            depths=[self.depths[i] for i in indices],
             conditional=self.conditional[at],
             unconditional=self.unconditional.index_select(self.unconditional.dim() - 3, at),
             condition=None if self.condition is None else self.condition[at],
@@ -166,6 +169,7 @@ class LeftViewMaker:
             made.images,
             maps,
             _with_images(_refined, found, made.images) if self.method.refines_edges else maps,
+            [v if one.map is None else None for v, one in zip(found, decoded, strict=True)],
             conditional,
             made.unconditional,
             batch.condition,

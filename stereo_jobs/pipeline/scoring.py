@@ -5,18 +5,19 @@ A job's worker and a notebook call the same functions, so that one pair has one 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.depth_estimator import DepthEstimator
 from stereo_jobs.models.safety import SafetyChecker
 from stereo_jobs.pipeline.batching import padded
-from stereo_jobs.pipeline.left_view import at_size_of
+from stereo_jobs.pipeline.left_view import LeftViews
 from stereo_jobs.pixels import F32, Image
 from stereo_jobs.quality import truth
 from stereo_jobs.quality.config import QualityConfig
@@ -33,6 +34,7 @@ from stereo_jobs.records import (
     RowError,
     StereoPair,
 )
+from stereo_jobs.stereo.disparity import resize
 
 # --- By models, in the thread that owns them ---
 
@@ -52,13 +54,14 @@ class ModelScorer:
     safety: SafetyChecker | None
 
     def score(
-        self, results: Sequence[StereoPair | RowError], rows: Sequence[Row], batch_size: int
+        self, results: Sequence[StereoPair | RowError], rows: Sequence[Row], lefts: LeftViews, batch_size: int
     ) -> list[StereoPair | RowError]:
         """Return the same results, pairs with their `model_scores`.
 
         Args:
             results: at most `batch_size` pairs or errors.
             rows: the row of each result.
+            lefts: the left views that the pairs were made from, at least one for each result.
             batch_size: images per network call: numbers depend on the batch shape, so that it is always whole.
         """
         pairs = {i: result for i, result in enumerate(results) if isinstance(result, StereoPair)}
@@ -67,7 +70,7 @@ class ModelScorer:
         # Each pair keeps its own place, so that a failed neighbour changes nothing; some pair stands in for that one.
         some = next(iter(pairs.values()))
         batch = [pairs.get(i, some) for i in range(batch_size)]
-        depths, clips = self._depths(batch), self._clips(batch, rows)
+        depths, clips = self._depths(pairs, batch, lefts), self._clips(batch, rows)
         return [
             dataclasses.replace(result, model_scores=ModelScores(depths[i], clips[i], self._unsafe(result)))
             if isinstance(result, StereoPair)
@@ -75,15 +78,32 @@ class ModelScorer:
             for i, result in enumerate(results)
         ]
 
-    def _depths(self, batch: list[StereoPair]) -> list[LeftDepth] | list[None]:
-        """Estimate the depth of the left views and of their mirror images."""
+    def _depths(
+        self, pairs: Mapping[int, StereoPair], batch: list[StereoPair], lefts: LeftViews
+    ) -> list[LeftDepth] | list[None]:
+        """Estimate the depth of the left views, unless all of it is known from their shift, and of their mirror images.
+
+        Args:
+            pairs: the pairs by their place in the batch.
+            batch: the same, with some pair in all other places.
+            lefts: the left views of all places.
+        """
         if self.depth is None:
             return [None] * len(batch)
-        plain = _working_depths(self.depth, [pair.left for pair in batch])
+        known: dict[int, Tensor] = {}
+        for i, pair in pairs.items():
+            depth = lefts.depths[i]
+            if depth is not None and np.array_equal(pair.left, lefts.images[i]):
+                known[i] = depth
+        if len(known) == len(pairs):
+            some = next(iter(known.values()))
+            plain = _small([known.get(i, some) for i in range(len(batch))], batch)
+        else:
+            plain = _small(self.depth.inverse_depth([pair.left for pair in batch]), batch)
         flipped: dict[int, Image] = {}  # pairs that pad the batch share their image
         for pair in batch:
             flipped.setdefault(id(pair), np.ascontiguousarray(pair.left[:, ::-1]))
-        mirrored = _working_depths(self.depth, [flipped[id(pair)] for pair in batch])
+        mirrored = _small(self.depth.inverse_depth([flipped[id(pair)] for pair in batch]), batch)
         return [LeftDepth(*both) for both in zip(plain, mirrored, strict=True)]
 
     def _clips(self, batch: list[StereoPair], rows: Sequence[Row]) -> list[ClipScores | None]:
@@ -102,11 +122,13 @@ class ModelScorer:
         return None if self.safety is None else any(self.safety.flags(np.stack([pair.left, pair.right])))
 
 
-def _working_depths(estimator: DepthEstimator, images: list[Image]) -> list[F32]:
-    """Estimate depth at the size at which pairs are scored, so that a waiting pair needs less memory: h,w each."""
-    found = zip(estimator.inverse_depth(images), images, strict=True)
-    whole = (np.asarray(at_size_of(values, image).cpu().numpy(), np.float32) for values, image in found)
-    return [WorkingSize.of(*values.shape).values(values) for values in whole]
+def _small(depths: Sequence[Tensor], batch: Sequence[StereoPair]) -> list[F32]:
+    """Resize depths to the size at which the views are compared: h,w each."""
+    sizes = (WorkingSize.compared(*pair.disparity.shape) for pair in batch)
+    return [
+        np.asarray(resize(values[None], (size.height, size.width))[0].cpu().numpy(), np.float32)
+        for values, size in zip(depths, sizes, strict=True)
+    ]
 
 
 # --- By metrics, on the CPU ---

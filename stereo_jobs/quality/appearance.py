@@ -1,5 +1,6 @@
 """Whether the views look alike where they show the same things, and the holes like their surroundings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -41,27 +42,28 @@ class Appearance:
     raw_backwarp_lpips: float
 
 
-def measure_appearance(views: Views, found: Match) -> Appearance:
+def measure_appearance(views: Views, small: Views, found: Match) -> Appearance:
     """Compare the views through the label and their colours through the matcher, and measure the holes.
 
     Args:
-        views: the pair and its label.
-        found: what the matcher finds in its left and right view.
+        views: the pair and its label, at the size at which its holes are looked at.
+        small: the same at the size at which the views are compared.
+        found: what the matcher finds in the left and right view of `small`.
     """
-    back = back_warp(views, views.right)
-    raw = None if views.raw_right is None else back_warp(views, views.raw_right)
+    backs = [back_warp(small, right) for right in (small.right, small.raw_right) if right is not None]
+    lpips = _lpips(small.left, backs, small.visible)
     return Appearance(
-        backwarp_psnr=_psnr(views.left, back, views.visible),
-        backwarp_ssim=_ssim(views.left, back, views.visible),
-        backwarp_lpips=_lpips(views.left, back, views.visible),
+        backwarp_psnr=_psnr(small.left, backs[0], small.visible),
+        backwarp_ssim=_ssim(small.left, backs[0], small.visible),
+        backwarp_lpips=lpips[0],
         siou=siou(views.left, views.right, views.warped if views.true_right is None else views.true_right),
-        color_delta=colour_drift(views.left, views.right, found, views.visible),
+        color_delta=colour_drift(small.left, small.right, found, small.visible),
         hole_share=float(views.hole.mean()) if views.hole.size else np.nan,
         hole_sharpness=hole_sharpness(views.right, views.hole),
         seam=seam(views.right, views.hole),
         ghost=ghost(views),
         speckle=speckle(views.right, views.hole),
-        raw_backwarp_lpips=np.nan if raw is None else _lpips(views.left, raw, views.visible),
+        raw_backwarp_lpips=lpips[1] if len(lpips) > 1 else np.nan,
     )
 
 
@@ -86,14 +88,15 @@ def _psnr(left: Image, back: Image, visible: Bools) -> float:
 def _ssim(left: Image, back: Image, visible: Bools) -> float:
     if min(visible.shape) < 7:  # the size of its window
         return np.nan
+    left, back = left.astype(np.float32), back.astype(np.float32)  # half the time of float64
     _, values = structural_similarity(left, back, channel_axis=-1, data_range=255, full=True)  # type: ignore[no-untyped-call]
     return masked_mean(values.mean(-1), visible)
 
 
-def _lpips(left: Image, back: Image, visible: Bools) -> float:
+def _lpips(left: Image, backs: Sequence[Image], visible: Bools) -> list[float]:
     if min(visible.shape) < SMALLEST_SIDE or not visible.any():
-        return np.nan
-    return masked_mean(lpips_model()(left, back).map, visible)
+        return [np.nan] * len(backs)
+    return [masked_mean(values, visible) for values in lpips_model()(left[None], np.stack(backs)).map]
 
 
 def siou(left: Image, right: Image, wanted: Image) -> float:
@@ -159,12 +162,11 @@ def surround(hole: Bools) -> Bools:
     the frame has its background to its left.
     """
     deep = max(4, hole.shape[1] // 16)
-    beside = np.zeros_like(hole)
-    border = _right_border(hole)
-    for step in range(1, min(deep, hole.shape[1] - 1) + 1):
-        beside[:, step:] |= hole[:, :-step]
-        beside[:, :-step] |= border[:, step:]
-    return beside & ~hole
+    line = np.ones((1, deep + 1), np.uint8)
+    # Whether any of the last `deep` pixels of the row is a hole, or any of the next ones lies in one at the border.
+    behind = cv2.dilate(hole.astype(np.uint8), line, anchor=(deep, 0))
+    ahead = cv2.dilate(_right_border(hole).astype(np.uint8), line, anchor=(0, 0))
+    return np.asarray(cv2.max(behind, ahead) > hole)
 
 
 def _right_border(hole: Bools) -> Bools:
@@ -178,18 +180,17 @@ def hole_sharpness(right: Image, hole: Bools) -> float:
     Returns:
         The ratio; NaN where fewer than `FEWEST_PIXELS` pixels lie inside the holes or beside them.
     """
-    laplacian = cv2.Laplacian(_grey(right), cv2.CV_64F)
+    laplacian = cv2.Laplacian(_grey(right), cv2.CV_16S)
     inside, beside = _inner(hole), surround(hole) & _inner(~hole)
     if min(inside.sum(), beside.sum()) < FEWEST_PIXELS:
         return np.nan
-    inner, outer = float(laplacian[inside].var()), float(laplacian[beside].var())
+    inner, outer = (float(laplacian[area].var(dtype=np.float64)) for area in (inside, beside))
     return (inner + QUANTISATION_LAPLACIAN) / (outer + QUANTISATION_LAPLACIAN)
 
 
 def _inner(area: Bools) -> Bools:
     """Pixels of the area whose four neighbours, as far as they lie in the frame, belong to the area, too: H,W."""
-    padded = np.pad(area, 1, mode="edge")
-    return area & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.asarray(cv2.erode(area.astype(np.uint8), cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))) > 0)
 
 
 def seam(right: Image, hole: Bools) -> float:
@@ -202,14 +203,15 @@ def seam(right: Image, hole: Bools) -> float:
     Returns:
         The ratio; NaN without holes.
     """
-    step = np.abs(np.diff(right.astype(np.float64), axis=1)).mean(-1)  # H,W,3 -> H,W-1
+    step = cv2.absdiff(right[:, 1:], right[:, :-1])  # H,W-1,3
     border = _right_border(hole)
     across = (hole[:, :-1] & ~hole[:, 1:]) | (~hole[:, :-1] & border[:, 1:])
     near = hole | surround(hole)
     around = near[:, :-1] & near[:, 1:] & (hole[:, :-1] == hole[:, 1:])
     if not across.any() or not around.any():
         return np.nan
-    return float((np.median(step[across]) + QUANTISATION) / (np.median(step[around]) + QUANTISATION))
+    over, beside = (float(np.median(step[pixels].mean(-1))) for pixels in (across, around))
+    return (over + QUANTISATION) / (beside + QUANTISATION)
 
 
 def speckle(right: Image, hole: Bools) -> float:
@@ -223,9 +225,9 @@ def speckle(right: Image, hole: Bools) -> float:
         The difference of both shares, at most 1; about 0 for holes like the background, a little less where it has
         more structure. NaN where fewer than `FEWEST_PIXELS` pixels lie inside the holes or beside them.
     """
-    apart = cv2.absdiff(right, cv2.medianBlur(np.ascontiguousarray(right), 3)).max(-1)  # H,W,3 -> H,W
+    apart = cv2.absdiff(right, cv2.medianBlur(np.ascontiguousarray(right), 3))  # H,W,3
     whole = cv2.morphologyEx(hole.astype(np.uint8), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)) > 0
-    inside, beside = apart[_inner(whole)], apart[surround(whole) & _inner(~whole)]
+    inside, beside = (apart[area].max(-1) for area in (_inner(whole), surround(whole) & _inner(~whole)))
     if min(inside.size, beside.size) < FEWEST_PIXELS:
         return np.nan
     limit = max(SPECKLE_LEVELS, 1.5 * float(np.quantile(beside, 0.98)))

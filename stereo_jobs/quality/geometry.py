@@ -31,22 +31,23 @@ class Geometry:
     raw_bad_2: float
 
 
-def measure_geometry(views: Views, found: Match) -> Geometry:
+def measure_geometry(views: Views, small: Views, found: Match) -> Geometry:
     """Compare the label with what a matcher finds in the views.
 
     Args:
-        views: the pair and its label.
-        found: what the matcher finds in its left and right view.
+        views: the pair and its label, at the size at which its holes are looked at.
+        small: the same at the size at which the views are compared.
+        found: what the matcher finds in the left and right view of `small`, on both sides of zero.
     """
-    label, visible, reach = views.disparity, views.visible, views.reach
+    label, visible, largest, least = small.disparity, small.visible, small.reach, float(small.disparity.min(initial=0))
     final = agreement(found, label, visible)
-    control = agreement(match(views.left, views.warped, reach), label, visible)
+    control = agreement(match(small.left, small.warped, largest, least), label, visible)
     raw = None
-    if views.raw_right is not None:
-        raw = agreement(match(views.left, views.raw_right, reach), label, visible)
+    if small.raw_right is not None:
+        raw = agreement(match(small.left, small.raw_right, largest, least), label, visible)
     return Geometry(
         **vars(final),
-        lr_consistency=left_right_consistency(found, match_right(views.left, views.right, reach), visible),
+        lr_consistency=left_right_consistency(found, match_right(small.left, small.right, largest, least), visible),
         identity=parallax_ratio(found, label, visible),
         vertical_px=vertical_shift(views.left, views.right),
         control_bad_2=control.bad_2,
@@ -55,12 +56,14 @@ def measure_geometry(views: Views, found: Match) -> Geometry:
     )
 
 
-def match_right(left: Image, right: Image, reach: float) -> Match:
+def match_right(left: Image, right: Image, max_disparity: float, min_disparity: float | None = None) -> Match:
     """Match from the right view: its pixel x shows what stands at x + d in the left view.
 
     The matcher is given the mirrored pair, since it always matches from the left view.
     """
-    flipped = match(np.ascontiguousarray(right[:, ::-1]), np.ascontiguousarray(left[:, ::-1]), reach)
+    flipped = match(
+        np.ascontiguousarray(right[:, ::-1]), np.ascontiguousarray(left[:, ::-1]), max_disparity, min_disparity
+    )
     return Match(flipped.disparity[:, ::-1], flipped.valid[:, ::-1])
 
 

@@ -2,16 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from stereo_jobs.pixels import F32, Bools
 from stereo_jobs.quality.labelled_pair import Views
-from stereo_jobs.stereo.warp import forward_warp
 
 FEWEST_PLACES = 5
 """The smallest length of boundary, in pixels, of which a share is told."""
@@ -30,7 +28,6 @@ BLOCK = 2**13
 _SIDES = ((0, 1), (-1, 0), (1, 0))  # row, column: the background lies to the right, above or below of a hole
 
 Numbers = NDArray[np.int64]
-T = TypeVar("T", bound=np.generic)
 
 
 def ghost(views: Views) -> float:
@@ -50,9 +47,7 @@ def ghost(views: Views) -> float:
         A share in [0, 1]; NaN with fewer than `FEWEST_PLACES` pixels of boundary between an object's hole and its
         background.
     """
-    disparity = torch.from_numpy(views.disparity)[None]
-    warp = forward_warp(disparity, torch.ones(1), subpixel=True)
-    boundary = _Boundary(views, warp(disparity[:, None], np.nan)[0, 0].numpy(), _unit(views.hole.shape[1]))
+    boundary = _Boundary(views, views.right_disparity, _unit(views.hole.shape[1]))
     places, near, away = (np.zeros_like(views.hole) for _ in range(3))
     for place in boundary.places():
         at = place.row, place.column
@@ -120,7 +115,7 @@ class _Boundary:
                 there = np.rint(np.nan_to_num(x + behind)).astype(np.int64)
                 at = y[:, None] - steps * dy, there[:, None] - steps * dx
                 nearer = _take(self.views.disparity, *at) > behind[:, None] + self._step
-                objects = np.where(nearer[..., None], _take(self.views.left.astype(np.float32), *at), np.nan)
+                objects = np.where(nearer[..., None], _take(self.views.left, *at), np.nan)
                 kept = nearer.any(1)
                 if kept.any():
                     yield _Places(y[kept], x[kept], (dy, dx), behind[kept], objects[kept])
@@ -191,7 +186,7 @@ class _Boundary:
         return np.where(self._is_background(place, *at)[..., None], self._right(*at), np.nan)
 
     def _right(self, rows: Numbers, columns: Numbers) -> F32:
-        return _take(self.views.right.astype(np.float32), rows, columns)
+        return _take(self.views.right, rows, columns)
 
     def _is_background(self, place: _Places, rows: Numbers, columns: Numbers) -> Bools:
         """Tell which pixels (N,M) of the right view lie on the same background as each place."""
@@ -206,11 +201,13 @@ def _quantile(values: F32, share: float) -> F32:
     return np.asarray(np.take_along_axis(np.sort(values, -1), place, -1)[..., 0], np.float32)
 
 
-def _take(values: NDArray[T], rows: Numbers, columns: Numbers) -> NDArray[T]:
-    """Values (H,W or H,W,C) at rows and columns of one shape; NaN, or False of a mask, beyond the frame."""
+def _take(values: NDArray[Any], rows: Numbers, columns: Numbers) -> NDArray[Any]:
+    """Values (H,W or H,W,C) at rows and columns of one shape, as float32; NaN, or False of a mask, beyond the frame."""
     height, width = values.shape[:2]
     inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
     taken = values[rows.clip(0, height - 1), columns.clip(0, width - 1)]
+    if values.dtype != np.bool_:
+        taken = taken.astype(np.float32, copy=False)
     taken[~inside] = False if values.dtype == np.bool_ else np.nan
     return np.asarray(taken)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from stereo_jobs.pixels import F32, Bools, Image
 from stereo_jobs.stereo.fill import background_columns, extend_background, fill_sparse
-from stereo_jobs.stereo.warp import forward_warp
+from stereo_jobs.stereo.warp import ForwardWarp, forward_warp
 
 T = TypeVar("T", bound=np.generic)
 
@@ -70,8 +70,7 @@ class Views:
         """
         check_sizes(left, right, disparity, nonocc_left, hole_right, raw_right=raw_right, true_right=true_right)
         known = np.isfinite(disparity)
-        complete = fill_sparse(torch.from_numpy(np.ascontiguousarray(disparity, np.float32))[None])[0].numpy()
-        complete = np.where(np.isfinite(complete), complete, np.float32(0))
+        complete = disparity if known.all() else _without_gaps(disparity)
         views = cls(left, right, complete, nonocc_left & known, hole_right, raw_right, true_right)
         return views if scale_sign >= 0 else views._mirrored()
 
@@ -93,15 +92,29 @@ class Views:
         return float(np.abs(self.disparity).max(initial=0.0))
 
     @cached_property
+    def warp(self) -> ForwardWarp:
+        """The label's warp to the right view, of one map."""
+        return forward_warp(torch.from_numpy(self.disparity)[None], torch.ones(1), subpixel=True)
+
+    @cached_property
+    def right_disparity(self) -> F32:
+        """H,W float32, disparity of the right view's pixels, by the label's warp; NaN in its holes."""
+        return np.asarray(self.warp(torch.from_numpy(self.disparity)[None, None], np.nan)[0, 0].numpy(), np.float32)
+
+    @cached_property
     def warped(self) -> Image:
         """The left view warped by the label, holes filled from the background: a right view that fits the label."""
-        disparity = torch.from_numpy(self.disparity)[None]
-        sign = torch.ones(1)
-        warp = forward_warp(disparity, sign, subpixel=True)
-        columns = background_columns(warp.filled, warp(disparity[:, None])[:, 0], sign)
+        warp = self.warp
+        columns = background_columns(warp.filled, torch.from_numpy(self.right_disparity)[None], torch.ones(1))
         pixels = torch.from_numpy(self.left).permute(2, 0, 1)[None].float()  # H,W,3 -> 1,3,H,W
         filled = extend_background(warp(pixels), columns)[0].permute(1, 2, 0)
         return np.asarray((filled + 0.5).clamp(0, 255).to(torch.uint8).numpy(), np.uint8)
+
+
+def _without_gaps(disparity: F32) -> F32:
+    """Fill unknown disparities from their rows; 0 where none is known at all."""
+    complete = fill_sparse(torch.from_numpy(np.ascontiguousarray(disparity, np.float32))[None])[0].numpy()
+    return np.where(np.isfinite(complete), complete, np.float32(0))
 
 
 def check_sizes(
@@ -132,12 +145,12 @@ def _flip(values: NDArray[T]) -> NDArray[T]:
 
 def sample(image: NDArray[np.generic], disparity: F32) -> NDArray[np.float64]:
     """Sample an image (H,W or H,W,C) at x - d(x), linearly along the row; beyond the frame, its edge is repeated."""
-    width = disparity.shape[1]
+    height, width = disparity.shape
     at = np.clip(np.arange(width) - disparity.astype(np.float64), 0, width - 1)
-    first = np.floor(at).astype(np.int64)
+    first = at.astype(np.int64)  # rounds down: no place is negative
     second = np.minimum(first + 1, width - 1)
     share = at - first
-    if image.ndim == 3:
-        first, second, share = first[..., None], second[..., None], share[..., None]
-    a, b = (np.take_along_axis(image, columns, 1).astype(np.float64) for columns in (first, second))
-    return np.asarray(a + share * (b - a), np.float64)
+    rows = np.arange(height)[:, None] * width
+    a, b = (image.reshape(height * width, *image.shape[2:])[rows + columns] for columns in (first, second))
+    share = share.reshape(*share.shape, *(1,) * (image.ndim - 2))
+    return np.asarray(a + share * np.subtract(b, a, dtype=np.float64), np.float64)

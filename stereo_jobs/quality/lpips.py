@@ -60,20 +60,23 @@ class LPIPS:
     def __call__(self, first: Image, second: Image) -> Distance:
         """Distance of two images (H,W,3 uint8, RGB), or of the pairs of two batches (B,H,W,3 uint8); symmetric.
 
+        A first batch of one image is compared with each of the second batch; its features are found once.
+
         Raises:
             ValueError: an input has another type or shape, the shapes differ, or a side is below `SMALLEST_SIDE`
                 pixels.
         """
         _check(first, second)
-        *batch, height, width, _ = first.shape
-        images = torch.from_numpy(np.stack([first, second]).reshape(-1, height, width, 3)).to(self.device)
-        x = images.permute(0, 3, 1, 2).float() / 127.5 - 1  # 2B,H,W,3 -> 2B,3,H,W, [0,255] -> [-1,1]
-        score = x.new_zeros(len(x) // 2)
-        upsampled = x.new_zeros(len(x) // 2, 1, height, width)
+        *batch, height, width, _ = second.shape
+        both = [np.reshape(image, (-1, height, width, 3)) for image in (first, second)]
+        x = torch.from_numpy(np.concatenate(both)).to(self.device)
+        x = x.permute(0, 3, 1, 2).float() / 127.5 - 1  # A+B,H,W,3 -> A+B,3,H,W, [0,255] -> [-1,1]; A is B or 1
+        score = x.new_zeros(len(both[1]))
+        upsampled = x.new_zeros(len(both[1]), 1, height, width)
         with torch.inference_mode(), self._exact():
             for w, y in zip(self.w, self._features(x), strict=True):
                 y_hat = y / (y.square().sum(1, keepdim=True).sqrt() + 1e-10)
-                y1, y2 = y_hat.chunk(2)  # 2B,C,h,w -> B,C,h,w each
+                y1, y2 = y_hat[: len(both[0])], y_hat[len(both[0]) :]  # A+B,C,h,w -> A,C,h,w and B,C,h,w
                 d = (w * (y1 - y2).square()).sum(1, keepdim=True)  # B,C,h,w -> B,1,h,w
                 score += d.mean((1, 2, 3))
                 upsampled += F.interpolate(d, (height, width), mode="bilinear", align_corners=False)
@@ -109,7 +112,7 @@ def _check(first: Image, second: Image) -> None:
     for name, image in (("first", first), ("second", second)):
         if image.ndim not in (3, 4) or image.shape[-1] != 3 or image.dtype != np.uint8:
             raise ValueError(f"{name} must be H,W,3 or B,H,W,3 uint8, got {image.shape} {image.dtype}")
-    if first.shape != second.shape:
+    if first.shape not in (second.shape, (1, *second.shape[1:])):
         raise ValueError(f"first and second must have one shape, got {first.shape} and {second.shape}")
     if min(first.shape[-3:-1]) < SMALLEST_SIDE:
         raise ValueError(f"first: LPIPS on AlexNet needs sides of {SMALLEST_SIDE} pixels or more, got {first.shape}")

@@ -64,7 +64,9 @@ def measure(
     clip_right: float | None = None,
     scale_sign: int = 1,
 ) -> Metrics:
-    """Measure one pair, at its `WorkingSize`: pixels in the metrics of a larger pair are pixels of that size.
+    """Measure one pair: holes, ghosts, edges and heights at its `WorkingSize`, all others where views are compared.
+
+    Pixels in the metrics are pixels of the size at which they are measured.
 
     Args:
         left: H,W,3 uint8.
@@ -75,7 +77,7 @@ def measure(
         hole_right: H,W bool, right pixels without a source in the left view.
         raw_right: H,W,3 uint8, the right view before it was composited; None: no composite.
         true_right: H,W,3 uint8, the view of a real camera; None: not known. Only `siou` uses it.
-        depth: inverse depth, as estimated for the left view, at the pair's size or its `WorkingSize`; without it, both
+        depth: inverse depth, as estimated for the left view, at any size in the pair's shape; without it, both
             depth metrics are None.
         mirrored_depth: the same, as estimated for the mirrored left view.
         clip_left: CLIP score of the left view with its prompt; None: not scored.
@@ -86,24 +88,28 @@ def measure(
         ValueError: an image is not H,W,3 uint8, or the sizes differ.
     """
     check_sizes(left, right, disparity, nonocc_left, hole_right, raw_right=raw_right, true_right=true_right)
-    size = WorkingSize.of(*disparity.shape)
-    disparity = size.disparity(disparity)
-    views = Views.of(
-        size.image(left),
-        size.image(right),
-        disparity,
-        size.mask(nonocc_left),
-        size.mask(hole_right),
-        raw_right=None if raw_right is None else size.image(raw_right),
-        true_right=None if true_right is None else size.image(true_right),
-        scale_sign=scale_sign,
-    )
-    found = match(views.left, views.right, views.reach)
-    values = asdict(measure_geometry(views, found)) | asdict(measure_appearance(views, found))
-    nearness = disparity if scale_sign >= 0 else -disparity
+
+    def at(size: WorkingSize) -> Views:
+        return Views.of(
+            size.image(left),
+            size.image(right),
+            size.disparity(disparity),
+            size.mask(nonocc_left),
+            size.mask(hole_right),
+            raw_right=None if raw_right is None else size.image(raw_right),
+            true_right=None if true_right is None else size.image(true_right),
+            scale_sign=scale_sign,
+        )
+
+    whole, size = WorkingSize.of(*disparity.shape), WorkingSize.compared(*disparity.shape)
+    views = at(whole)
+    small = views if size == whole else at(size)
+    found = match(small.left, small.right, small.reach)
+    values = asdict(measure_geometry(views, small, found)) | asdict(measure_appearance(views, small, found))
     if depth is not None:
+        nearness = size.disparity(disparity if scale_sign >= 0 else -disparity)
         depth = size.values(depth)
-        values["depth_rank"] = depth_rank(nearness, depth, np.isfinite(disparity))
+        values["depth_rank"] = depth_rank(nearness, depth, np.isfinite(nearness))
         if mirrored_depth is not None:
             values["depth_confidence"] = depth_doubt(depth, size.values(mirrored_depth))
     values |= {"clip_left": clip_left, "clip_right": clip_right}

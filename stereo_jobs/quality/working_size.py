@@ -1,4 +1,4 @@
-"""The size at which pairs are scored: their own, or a smaller one, so that the cost of a pair has a bound."""
+"""The sizes at which pairs are scored: their own, or a smaller one, so that the cost of a pair has a bound."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,9 @@ import numpy as np
 from stereo_jobs.pixels import F32, Bools, Image
 
 MOST_PIXELS = 1_500_000
-"""The largest width times height that is scored as it is. A matcher's cost grows with the cube of the side."""
+"""The largest width times height whose holes are looked at as they are."""
+MOST_COMPARED = 2**16
+"""The largest width times height at which both views are compared, by a matcher or through the label: 256 x 256."""
 MOST_COLUMNS = 2048
 """The largest width that is scored as it is; a matcher's memory grows with its square."""
 
@@ -30,10 +32,23 @@ class WorkingSize:
     @classmethod
     def of(cls, height: int, width: int) -> "WorkingSize":
         """The working size of a pair: at most `MOST_PIXELS` pixels and `MOST_COLUMNS` columns, in the same shape."""
-        if height * width <= MOST_PIXELS and width <= MOST_COLUMNS:
+        return cls._within(height, width, MOST_PIXELS)
+
+    @classmethod
+    def compared(cls, height: int, width: int) -> "WorkingSize":
+        """The size at which both views are compared: at most `MOST_COMPARED` pixels and `MOST_COLUMNS` columns.
+
+        A matcher's cost grows with the cube of the side, and its disparities have fractions of a pixel at any size.
+        """
+        return cls._within(height, width, MOST_COMPARED)
+
+    @classmethod
+    def _within(cls, height: int, width: int, pixels: int) -> "WorkingSize":
+        if height * width <= pixels and width <= MOST_COLUMNS:
             return cls(height, width, 1.0)
-        zoom = min((MOST_PIXELS / (height * width)) ** 0.5, MOST_COLUMNS / width)
-        rows, columns = max(1, int(height * zoom)), max(1, int(width * zoom))
+        zoom = min((pixels / (height * width)) ** 0.5, MOST_COLUMNS / width)
+        columns = max(1, int(width * zoom))
+        rows = max(1, min(int(height * zoom), pixels // columns))
         return cls(rows, columns, columns / width)
 
     def image(self, image: Image) -> Image:

@@ -102,7 +102,10 @@ def forward_warp(disparity: Tensor, scale_sign: Tensor, *, subpixel: bool = Fals
     """
     mirrored = (scale_sign < 0)[:, None, None].to(disparity.device)
     # The view from the other side is the mirror image of the view from this side of the mirrored scene.
-    warp = (_draw_surfaces if subpixel else _move_pixels)(torch.where(mirrored, -disparity.flip(-1), disparity))
+    draw = _draw_surfaces if subpixel else _move_pixels
+    if disparity.device.type == "cpu" and not mirrored.any():  # on a GPU the answer would be waited for
+        return draw(disparity)
+    warp = draw(torch.where(mirrored, -disparity.flip(-1), disparity))
     turned = warp.mirrored()
     made: dict[str, Any] = {
         name: None if values is None else torch.where(mirrored, vars(turned)[name], values)

@@ -58,6 +58,7 @@ def test_the_noise_of_the_default_shift_stays_white(monkeypatch, name, sign):
         images=pictures,
         maps=list(maps),
         refined=list(maps),
+        depths=[None] * BATCH,
         conditional=text,
         unconditional=text,
         condition=None,

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from stereo_jobs.data.images import encode_disparity, encode_png
 from stereo_jobs.models.resolve import resolve_recipe
 from stereo_jobs.notebook import StereoImage, StereoPipeline
 from stereo_jobs.pipeline.generator import PairGenerator
@@ -12,6 +13,7 @@ from stereo_jobs.pipeline.scoring import measure_pair, quality_cells
 from stereo_jobs.quality.config import QualityConfig
 from stereo_jobs.records import DATASET_COLUMNS, Mean, QualitySummary, Row, StereoPair, Truth
 from stereo_jobs.spec import Recipe
+from stereo_jobs.stereo.disparity import resize
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.models.tiny import write_clip
@@ -97,6 +99,37 @@ def test_the_pipeline_looks_at_the_depth_of_finished_left_views(one_thread):
     assert measure_pair(alone) == measure_pair(made[1])
     assert blind.model_scores.depth is None
     assert measure_pair(blind).depth_rank is None
+
+
+def test_depth_that_the_shift_was_made_of_is_not_estimated_again(one_thread, monkeypatch):
+    size = {"width": 64, "height": 64}
+    pipeline = PairGenerator.load(resolve_recipe(Recipe(method=SHORT, size=size)), "cpu", 2)
+    calls = []
+    estimate = pipeline.depth.inverse_depth
+
+    def counted(images):
+        calls.append([np.array(image) for image in images])
+        return estimate(images)
+
+    monkeypatch.setattr(pipeline.depth, "inverse_depth", counted)
+    rows = [Row(f"r{i}", "a red circle", "", i, 8.0) for i in range(2)]
+    made = pipeline.generate(rows)
+    shifted, mirrored = calls
+    for pair, image, turned in zip(made, shifted, mirrored, strict=True):
+        np.testing.assert_array_equal(pair.left, image)
+        np.testing.assert_array_equal(pair.left[:, ::-1], turned)
+    again = estimate([pair.left for pair in made])
+    for pair, values in zip(made, again, strict=True):
+        assert pair.model_scores.depth.plain.tobytes() == resize(values[None], (64, 64))[0].numpy().tobytes()
+
+    calls.clear()
+    depth = encode_disparity(render(draw_scene(1), 64, 64).disparity)
+    image = encode_png(render(draw_scene(1), 64, 64).left)
+    known = resolve_recipe(Recipe(mode="image", method=SHORT | {"geometry": "metric"}, size=size))
+    photo = Row("photo", "", "", 0, 8.0, {"image": image, "disparity": depth})
+    (pair,) = pipeline.with_recipe(known, 2).generate([photo])
+    assert len(calls) == 2, "the row's own map is no estimate"
+    assert pair.model_scores.depth is not None
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_a_true_right_view_warps_back(view):
     views = views_of(view)
     back = back_warp(views, view.right)
     np.testing.assert_array_equal(back[~views.visible], view.left[~views.visible])
-    measured = measure_appearance(views, match(views.left, views.right, views.reach))
+    measured = measure_appearance(views, views, match(views.left, views.right, views.reach))
     error = ((back.astype(float) - view.left)[views.visible] ** 2).mean()
     assert measured.backwarp_psnr == pytest.approx(10 * np.log10(255**2 / error))
     assert measured.backwarp_psnr > 30

@@ -55,6 +55,15 @@ def slow_lpips(first, second):
     return sum(m.mean() for m in maps), sum(cv2.resize(m, (width, height)) for m in maps)
 
 
+def test_one_image_is_compared_with_a_batch_as_with_each_of_it():
+    model, one, others = lpips_model(), smooth(48, 40), np.stack([smooth(48, 40, seed) for seed in (1, 2, 3)])
+    together = model(one[None], others)
+    for score, values, other in zip(together.score, together.map, others, strict=True):
+        alone = model(one, other)
+        assert score == pytest.approx(float(alone.score), rel=1e-4)
+        np.testing.assert_allclose(values, alone.map, atol=1e-5)
+
+
 @pytest.mark.parametrize(("name", "value"), [("p0", 0.722), ("p1", 0.138)])
 def test_the_published_images_give_the_published_numbers(name, value):
     distance = lpips_model()(published("ref"), published(name))

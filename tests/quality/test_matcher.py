@@ -6,7 +6,7 @@ from dataclasses import astuple
 import numpy as np
 import pytest
 
-from stereo_jobs.quality.matcher import Match, agreement, match, robust_line
+from stereo_jobs.quality.matcher import MOST_FITTED, Match, agreement, match, robust_line
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import LEVELS, draw_scene
 
@@ -100,6 +100,34 @@ def test_disparities_up_to_the_largest_expected_are_found():
         assert np.median(found.disparity[middle][found.valid[middle]]) == d
 
 
+def test_only_the_expected_range_is_searched(views):
+    """A few pixels more are: other disparities are not found, and those of the range are as good as without bounds."""
+    noise = np.random.default_rng(0).integers(0, 256, (64, 160, 3)).astype(np.uint8)
+    for d, low, high in ((20, 16, 24), (-20, -24, -16), (3, 0, 5)):
+        found = match(noise, np.roll(noise, -d, axis=1), high, low)
+        middle = np.s_[:, 50:-50]
+        assert found.valid[middle].mean() > 0.95
+        assert np.median(found.disparity[middle][found.valid[middle]]) == d
+    assert match(noise, np.roll(noise, 60, axis=1), 5, 0).valid[:, 70:-70].mean() < 0.1
+    for view in views["crowded"][:5]:
+        bounded = match(view.left, view.right, reach(view), float(view.disparity.min()))
+        one, other = (
+            agreement(found, view.disparity, view.nonocc_left)
+            for found in (bounded, match(view.left, view.right, reach(view)))
+        )
+        assert one.bad_2 == pytest.approx(other.bad_2, abs=0.02)
+        assert one.density == pytest.approx(other.density, abs=0.02)
+
+
+def test_a_line_through_many_pixels_is_that_through_some_of_them():
+    rng = np.random.default_rng(4)
+    label = rng.uniform(0, 40, (256, 256)).astype(np.float32)
+    found = Match((0.9 * label + 2 + rng.normal(0, 0.5, label.shape)).astype(np.float32), label >= 0)
+    assert label.size > 4 * MOST_FITTED
+    a = agreement(found, label, label >= 0)
+    assert (a.fit_a, a.fit_b) == pytest.approx((0.9, 2), abs=0.05)
+
+
 def test_a_match_has_the_size_of_the_views():
     for height, width in ((32, 32), (50, 131)):
         view = render(draw_scene(1), width, height)
@@ -121,6 +149,13 @@ def test_no_disparity_to_search_for_is_refused(value):
     view = np.zeros((32, 32, 3), np.uint8)
     with pytest.raises(ValueError, match=f"must be finite and not negative, got {value}"):
         match(view, view, value)
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 5.0])
+def test_an_empty_range_is_refused(value):
+    view = np.zeros((32, 32, 3), np.uint8)
+    with pytest.raises(ValueError, match=f"min_disparity must be finite and at most 4, got {value}"):
+        match(view, view, 4, value)
 
 
 # --- Figures ---

@@ -5,9 +5,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from stereo_jobs.quality.appearance import hole_sharpness, seam, speckle
 from stereo_jobs.quality.measure import measure
 from stereo_jobs.quality.truth import score
-from stereo_jobs.quality.working_size import MOST_COLUMNS, MOST_PIXELS, WorkingSize
+from stereo_jobs.quality.working_size import MOST_COLUMNS, MOST_COMPARED, MOST_PIXELS, WorkingSize
 from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 
@@ -19,14 +20,18 @@ often = settings(max_examples=200, deadline=None, derandomize=True, database=Non
 @example(1024, 1024)
 @example(16, 3_000_000)
 @example(3_000_000, 16)
-def test_the_size_is_bounded_and_keeps_the_shape(height, width):
-    size = WorkingSize.of(height, width)
-    assert size.height * size.width <= MOST_PIXELS
-    assert 1 <= size.width <= MOST_COLUMNS
-    small = height * width <= MOST_PIXELS and width <= MOST_COLUMNS
-    assert (size == WorkingSize(height, width, 1.0)) == small
-    if min(size.height, size.width) > 50:
-        assert size.height / height == pytest.approx(size.zoom, rel=0.03)
+@example(256, 256)
+def test_both_sizes_are_bounded_and_keep_the_shape(height, width):
+    for size, most in (
+        (WorkingSize.of(height, width), MOST_PIXELS),
+        (WorkingSize.compared(height, width), MOST_COMPARED),
+    ):
+        assert size.height * size.width <= most
+        assert 1 <= size.width <= MOST_COLUMNS
+        small = height * width <= most and width <= MOST_COLUMNS
+        assert (size == WorkingSize(height, width, 1.0)) == small
+        if min(size.height, size.width) > 50:
+            assert size.height / height == pytest.approx(size.zoom, rel=0.03)
 
 
 def test_what_is_small_enough_is_not_touched():
@@ -45,6 +50,25 @@ def test_disparities_are_in_pixels_of_the_working_size_and_take_no_value_between
     size = WorkingSize.of(2000, 3000)
     assert size.zoom == pytest.approx(0.5, rel=0.01)
     assert set(np.unique(size.disparity(disparity))) == {np.float32(v) * np.float32(size.zoom) for v in (10, 90)}
+
+
+def test_views_are_compared_at_a_bounded_size_and_holes_are_looked_at_as_they_are():
+    scene = render(draw_scene(1, "test"), 480, 360)
+    parts = [scene.left, scene.right, scene.disparity, scene.nonocc_left, scene.hole_right]
+    size = WorkingSize.compared(360, 480)
+    assert (size.height, size.width) == (221, 295)
+    ways = (size.image, size.image, size.disparity, size.mask, size.mask)
+    large = vars(measure(*parts, raw_right=scene.left, depth=scene.disparity))
+    copies = [way(part) for way, part in zip(ways, parts, strict=True)]
+    small = vars(measure(*copies, raw_right=copies[0], depth=size.values(scene.disparity)))
+    own = {"siou", "vertical_px", "hole_share", "hole_sharpness", "seam", "ghost", "speckle"}
+    assert {name: large[name] for name in large.keys() - own} == {name: small[name] for name in small.keys() - own}
+    holes = scene.right, scene.hole_right
+    assert (large["seam"], large["hole_sharpness"], large["speckle"]) == (
+        seam(*holes),
+        hole_sharpness(*holes),
+        speckle(*holes),
+    )
 
 
 @pytest.mark.slow
