@@ -27,6 +27,9 @@ class StandIn:
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
 
+    def decode(self, row: Row) -> Row:
+        return row
+
     def generate(self, rows: Sequence[Row]) -> list[StereoPair | RowError]:
         return [self._one(row) for row in rows]
 

@@ -1,7 +1,7 @@
 """The interface between a worker and what makes pairs, and how rows become batches. Imports no torch."""
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from stereo_jobs.records import Camera, Row, RowError, StereoPair
 
@@ -21,8 +21,15 @@ class Generator(Protocol):
     batch_size: int
     inputs: tuple[str, ...]
 
-    def generate(self, rows: Sequence[Row]) -> list[StereoPair | RowError]:
-        """Return a pair or an error for each row, in the order of the rows."""
+    def decode(self, row: Row) -> Any:
+        """Decode a row's inputs, in any thread, and return what `generate` takes in its place."""
+
+    def generate(self, rows: Sequence[Any]) -> list[StereoPair | RowError]:
+        """Return a pair or an error for each row, in order.
+
+        Args:
+            rows: each is a Row, or what `decode` made of one, or an error.
+        """
 
 
 def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:

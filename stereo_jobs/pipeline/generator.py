@@ -98,9 +98,21 @@ class PairGenerator:
         """Return a generator of another recipe with the same loaded models, which the recipe must name."""
         return PairGenerator(self.sd, self.depth, recipe, batch_size, safety=self.safety, clip=self.clip)
 
+    def decode(self, row: Row) -> DecodedRow | RowError:
+        """Decode a row's images and maps, in any thread: `generate` takes the result in place of the row."""
+        if row.error:
+            return row.error
+        try:
+            return decode_row(row, self.recipe, self.sd.size_multiple)
+        except InputError as error:
+            return RowError(row.id, "InvalidRow", str(error))
+
     @torch.no_grad()
-    def generate(self, rows: Sequence[Row]) -> list[StereoPair | RowError]:
+    def generate(self, rows: Sequence[Row | DecodedRow | RowError]) -> list[StereoPair | RowError]:
         """Make stereo pairs from text, depth or photos (StereoDiffusion, Fig. 1).
+
+        Args:
+            rows: rows, or what `decode` made of them.
 
         Returns:
             A pair or an error for every row, in order.
@@ -110,19 +122,16 @@ class PairGenerator:
         # A network call has one size, and runs one or both halves of the guidance for all of its rows.
         groups: dict[tuple[Size, Guidance], list[Row]] = {}
         cut: set[str] = set()
-        for row in rows:
-            if row.error:
-                results[row.id] = row.error
+        ready = [self.decode(row) if isinstance(row, Row) else row for row in rows]
+        for one in ready:
+            if isinstance(one, RowError):
+                results[one.id] = one
                 continue
-            try:
-                decoded[row.id] = decode_row(row, self.recipe, self.sd.size_multiple)
-            except InputError as error:
-                results[row.id] = RowError(row.id, "InvalidRow", str(error))
-                continue
-            if self._cut(row):
-                cut.add(row.id)
-            self._report_unread(row, cut=row.id in cut)
-            groups.setdefault((decoded[row.id].letterbox.working, self._guidance(row)), []).append(row)
+            decoded[one.row.id] = one
+            if self._cut(one.row):
+                cut.add(one.row.id)
+            self._report_unread(one.row, cut=one.row.id in cut)
+            groups.setdefault((one.letterbox.working, self._guidance(one.row)), []).append(one.row)
         for (_, guidance), group in groups.items():
             for batch in batches(group, self.batch_size):
                 for result in self._generate([decoded[row.id] for row in batch], guidance):
@@ -130,7 +139,7 @@ class PairGenerator:
                         results[result.id] = dataclasses.replace(result, prompt_cut=True)
                     else:
                         results[result.id] = result
-        return [results[row.id] for row in rows]
+        return [results[one.id if isinstance(one, RowError) else one.row.id] for one in ready]
 
     def _generate(self, decoded: list[DecodedRow], guidance: Guidance) -> list[StereoPair | RowError]:
         """Make the pairs of a batch: at most `batch_size` left views, each with the right views of all its rows."""

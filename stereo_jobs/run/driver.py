@@ -34,10 +34,11 @@ from stereo_jobs.run.retry import GiveUp, Requeue, ShardHistory, decide
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
 from stereo_jobs.workers.local_pool import LocalPool
+from stereo_jobs.workers.patience import STORE_PATIENCE_S
 from stereo_jobs.workers.prometheus import JobMetrics
 from stereo_jobs.workers.ray.pool import RayPool
 from stereo_jobs.workers.task import Outcome, Pool, ShardTask, WorkerLost
-from stereo_jobs.workers.worker import STORE_PATIENCE_S, GeneratorFactory, load_generator
+from stereo_jobs.workers.worker import GeneratorFactory, load_generator
 
 log = logging.getLogger(__name__)
 

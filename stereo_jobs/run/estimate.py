@@ -21,10 +21,11 @@ from stereo_jobs.output.commits import read_footer_at
 from stereo_jobs.output.plan import Plan, publish
 from stereo_jobs.output.progress import Status
 from stereo_jobs.spec import JobSpec, Recipe
+from stereo_jobs.workers.encoding import device_name
 from stereo_jobs.workers.prometheus import Stage
 from stereo_jobs.workers.ray.cluster import actor_lost_errors, actor_needs, refuse_missing_gpus, start_ray
 from stereo_jobs.workers.task import IN_FLIGHT, ShardTask
-from stereo_jobs.workers.worker import ENCODERS, GeneratorFactory, ShardWorker, device_name, load_generator
+from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker, load_generator
 
 BATCHES = 3
 """Batches that are measured, after one that warms up."""
@@ -39,6 +40,7 @@ class Measurement:
         batch_size: rows per batch at the end. It was halved each time that GPU memory ran out.
         pairs: how many pairs were made.
         failures: how many rows failed, by error type.
+        threads: how many pairs the worker encodes at a time.
         load_s: seconds to load the models from this machine's disk.
         stages: seconds by stage, summed over all pairs. The stages overlap in time.
         slowest_batch_s: seconds of the slowest batch in the models.
@@ -53,6 +55,7 @@ class Measurement:
     batch_size: int
     pairs: int
     failures: dict[str, int]
+    threads: int
     load_s: float
     stages: dict[str, float]
     slowest_batch_s: float
@@ -76,7 +79,7 @@ class Measurement:
         """
         return {
             "generate": self.stages["generate"],
-            "encode": self.stages["encode"] / ENCODERS,
+            "encode": self.stages["encode"] / self.threads,
             "read and write": sum(self.stages[stage] for stage in ("read", "generate", "write")) / IN_FLIGHT,
         }
 
@@ -262,6 +265,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         batch_size=worker.generator.batch_size,
         pairs=record.succeeded + record.rejected,
         failures=record.failures,
+        threads=worker.threads,
         load_s=load_s,
         stages=_sums(spans),
         slowest_batch_s=max(batch_seconds),

@@ -2,6 +2,7 @@
 
 import atexit
 import logging
+import os
 import queue
 import threading
 import time
@@ -165,3 +166,8 @@ def _out_of_memory(error: Exception) -> bool:
 def _end(works: "queue.SimpleQueue[_Work[Any] | None]", threads: int) -> None:
     for _ in range(threads):
         works.put(None)
+
+
+def usable_cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

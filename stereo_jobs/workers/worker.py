@@ -5,25 +5,18 @@ import contextvars
 import dataclasses
 import logging
 import os
-import platform
 import socket
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
-import pyarrow as pa
-import tenacity
-
 from stereo_jobs import logs
-from stereo_jobs.data.manifest import INPUTS, SCALARS, to_row
-from stereo_jobs.data.manifest_reader import ManifestReader
-from stereo_jobs.data.reader import InputReader
-from stereo_jobs.data.shards import encode_pair, load_codecs, write_shard
+from stereo_jobs.data.shards import load_codecs, write_shard
 from stereo_jobs.data.storage import NotFoundError, open_storage
 from stereo_jobs.errors import (
     DeviceLostError,
@@ -35,34 +28,23 @@ from stereo_jobs.errors import (
 from stereo_jobs.output import layout
 from stereo_jobs.output.commits import commit, complete
 from stereo_jobs.output.guard import PlanGuard
-from stereo_jobs.output.plan import Plan
 from stereo_jobs.pipeline.batching import Generator, batches
-from stereo_jobs.records import (
-    CARRIED_PREFIX,
-    REJECTED,
-    PromptNotes,
-    QualitySummary,
-    Row,
-    RowError,
-    ShardRecord,
-    StereoPair,
-)
+from stereo_jobs.records import REJECTED, PromptNotes, QualitySummary, Row, RowError, ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
-from stereo_jobs.version import __version__
 from stereo_jobs.workers.batch_size import BatchSize
+from stereo_jobs.workers.encoding import Cells, GeneratedPair, compute_on_one_thread, encode
+from stereo_jobs.workers.patience import STORE_PATIENCE_S, patient
 from stereo_jobs.workers.prometheus import Stage
-from stereo_jobs.workers.task import GENERATE, IN_FLIGHT, ShardTask
-from stereo_jobs.workers.timed_threads import TimedThreads
+from stereo_jobs.workers.reading import Batches, ShardReader
+from stereo_jobs.workers.task import GENERATE, ShardTask
+from stereo_jobs.workers.timed_threads import TimedThreads, usable_cores
 
 log = logging.getLogger(__name__)
 P = ParamSpec("P")
 T = TypeVar("T")
 
-ENCODERS = 2
-"""Threads of a worker that score and encode pairs while the models work on others."""
-STORE_PATIENCE_S = 600.0
-"""Seconds that a finished shard waits for a store that does not answer, before the shard fails and is requeued."""
-
+FEWEST_THREADS, MOST_THREADS = 2, 16
+"""Threads of a worker that decode rows, and as many that score and encode pairs, while the models work on others."""
 CONFIRM_EVERY_S = 10.0
 """Seconds between two looks, while a shard is generated, at whether its manifest files are still the planned ones."""
 
@@ -79,37 +61,12 @@ for each pair that is scored and encoded. Without rows: the work of this name is
 Observe = Callable[[Stage, float], None]
 """Called after each piece of work with the stage and its seconds in one thread."""
 
-Cells = dict[str, Any]
-"""One row of the dataset, by column."""
-
 Encoded = Future[Cells | RowError]
 """A pair that is being scored and encoded."""
 
 
 class AbandonedError(StereoJobsError):
     """The worker was told to stop, and stopped between two batches; a later run makes the shard."""
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedPair:
-    """A pair and how it was generated.
-
-    Attributes:
-        pair: the pair.
-        seconds: its share of the seconds that its batch took.
-        attempt: number of the attempt that made it, from 1.
-        batch_size: batch size of the network calls.
-    """
-
-    pair: StereoPair
-    seconds: float
-    attempt: int
-    batch_size: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the pair's images and maps."""
-        return sum(value.nbytes for value in vars(self.pair).values() if hasattr(value, "nbytes"))
 
 
 def load_generator(recipe: Recipe, device: str, batch_size: int) -> Generator:
@@ -139,6 +96,10 @@ class ShardWorker:
         load: loads the generator, in the thread that will use it.
         report: called before each batch, and before each pair is scored.
         observe: called after each stage of work with its time.
+        cores: processor cores for this worker; None: all that this process may use.
+
+    Attributes:
+        threads: how many pairs are scored and encoded at a time, and how many rows decoded.
 
     Raises:
         ModelError: the models cannot be loaded.
@@ -152,7 +113,9 @@ class ShardWorker:
         recipe: Recipe,
         load: GeneratorFactory,
         report: Report | None = None,
+        *,
         observe: Observe = lambda stage, seconds: None,
+        cores: int | None = None,
     ) -> None:
         self.runtime = spec.runtime
         self.recipe = recipe
@@ -168,18 +131,19 @@ class ShardWorker:
             )
         self.storage.hold()
         self.guard = PlanGuard(self.storage)
-        self.manifests = ManifestReader(self.runtime.storage)
         self.name = f"{socket.gethostname()}/{os.getpid()}"
         self.stop = threading.Event()
         # Less than the shard's own deadline, so that the row is blamed and not its shard.
         timeout_s = min(self.runtime.batch_timeout_s, self.runtime.shard_timeout_s / 2)
-        self._readers = TimedThreads(IN_FLIGHT, "read", timeout_s)
-        self._encoders = TimedThreads(ENCODERS, "encode", timeout_s, MOST_WAITING_BYTES)
+        self.threads = min(max(FEWEST_THREADS, cores or usable_cores()), MOST_THREADS)
+        self._decoders = TimedThreads(self.threads, "decode", timeout_s)
+        self._encoders = TimedThreads(self.threads, "encode", timeout_s, MOST_WAITING_BYTES)
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
         load_codecs()
         self.generator = loading.result()
+        self._reader = ShardReader(self.runtime, recipe, self.generator.inputs, timeout_s)
         self._batch_size = BatchSize(self.generator.batch_size)
 
     def run(self, task: ShardTask) -> ShardRecord:
@@ -203,9 +167,10 @@ class ShardWorker:
     def _run(self, task: ShardTask) -> ShardRecord:
         if committed := patient()(self._committed, task):
             return committed
-        rows = self._timed("read", patient(), self._read, task)
+        rows = self._timed("read", patient(), self._reader.read, task)
+        ahead = self._batches(rows, task)
         context = contextvars.copy_context()
-        results, seconds = self._model_thread.submit(context.run, self._generate, rows, task).result()
+        results, seconds = self._model_thread.submit(context.run, self._generate, rows, ahead, task).result()
         encoded = [_settled(result, position) for position, result in enumerate(results)]
         finished = [result for result in encoded if not isinstance(result, RowError)]
         kept = [self._unless_rejected(result, position) for position, result in enumerate(encoded)]
@@ -231,15 +196,10 @@ class ShardWorker:
 
     def _write(self, task: ShardTask, cells: list[Cells], record: ShardRecord, errors: list[RowError]) -> ShardRecord:
         """Build the shard and commit it, if its rows are from the files that were planned."""
-        carried = patient()(self._carried, task.plan)
+        carried = patient()(self._reader.carried, task.plan)
         data = write_shard(cells, carried, record, errors, task.plan.recipe)
-        self._confirm_manifest(task)
+        self._reader.confirm(task)
         return patient()(self._commit, task, data)
-
-    def _carried(self, plan: Plan) -> pa.Schema:
-        """Return names and types of the carried columns. In a plan of an older version, all files have the same."""
-        schema = plan.arrow_schema
-        return self.manifests.carried_schema(plan.files[0]) if schema is None else schema
 
     def _commit(self, task: ShardTask, data: bytes) -> ShardRecord:
         self.guard.check(task.plan)
@@ -266,50 +226,30 @@ class ShardWorker:
             return made
         return RowError(made["id"], REJECTED, made["reject_reason"], made["run_attempt"], position)
 
-    # --- Reading ---
-
-    def _read(self, task: ShardTask) -> list[Row]:
-        """Read the shard's rows and their inputs; a row that cannot be read carries its error."""
-        runtime = self.runtime
-        prefixes = runtime.allowed_prefixes
-        if prefixes is None:
-            prefixes = tuple(sorted({file.uri.rpartition("/")[0] for file in task.plan.files}))
-        inputs = InputReader(prefixes, runtime.max_image_bytes, runtime.storage, runtime.max_image_pixels)
-        columns = SCALARS.union(INPUTS[self.recipe.mode], self.generator.inputs)
-        carried = self._carried(task.plan).names
-        cells = {
-            (file.uri, row): values
-            for file, indices in task.plan.rows_by_file(task.shard)
-            for row, values in zip(indices, self.manifests.read(file, indices, columns, carried), strict=True)
-        }
-        rows = []
-        for position, ref in enumerate(task.plan.refs(task.shard)):
-            row = self._read_row(cells[ref.uri, ref.row], ref.variant, inputs)
-            if position in task.quarantined:
-                error = RowError(row.id, "KilledWorker", "two workers died or hung while generating this row", 2)
-                row = dataclasses.replace(row, error=error)
-            rows.append(row)
-        return rows
-
-    def _confirm_manifest(self, task: ShardTask, patience_s: float | None = None) -> None:
-        """Check that the files of a shard's rows are still those that were planned. Raises DriftError."""
-        for file, _ in task.plan.rows_by_file(task.shard):
-            patient(patience_s)(self.manifests.confirm, file)
-
-    def _read_row(self, cells: Cells, variant: int, inputs: InputReader) -> Row:
-        """Read one row and its inputs, within the deadline."""
-        read = partial(to_row, cells, variant, self.recipe, self.generator.inputs, inputs)
-        if not self.generator.inputs:
-            return read()
-        row = self._readers.submit(str(cells["id"]), "reading", read).result()
-        if isinstance(row, Row):
-            return row
-        bare = to_row(cells, variant, self.recipe, (), inputs)  # what is known of it without its inputs
-        return dataclasses.replace(bare, error=dataclasses.replace(row, id=bare.id))
-
     # --- Generating ---
 
-    def _generate(self, rows: list[Row], task: ShardTask) -> tuple[list[Encoded | RowError], float]:
+    def _batches(self, rows: list[Row], task: ShardTask) -> Batches:
+        """Begin to decode the rows of a shard, a batch ahead of the models."""
+        position = {row.id: i for i, row in enumerate(rows)}
+
+        def decode(row: Row) -> Any:
+            work = f"decode {task.key} {position[row.id]}"
+            self.report(task.key, [position[row.id]], work)
+            try:
+                compute_on_one_thread()
+                return self.generator.decode(row)
+            finally:
+                self.report(task.key, [], work)
+
+        def start(row: Row) -> Future[Any]:
+            return self._decoders.submit(row.id, "decoding", partial(decode, row))
+
+        good = [row for row in rows if not row.error]
+        # With one row in work at a time, it is known which one kills.
+        ahead = self.generator.inputs and not task.one_by_one
+        return Batches(good, self.generator.batch_size, start if ahead else None)
+
+    def _generate(self, rows: list[Row], ahead: Batches, task: ShardTask) -> tuple[list[Encoded | RowError], float]:
         """Generate all rows of a shard, batch by batch.
 
         Returns:
@@ -324,18 +264,16 @@ class ShardWorker:
         for row in rows:
             if row.error:
                 results[row.id] = dataclasses.replace(row.error, row=position[row.id])
-        good = [row for row in rows if not row.error]
-        while good:
+        while ahead:
             if self.stop.is_set():
                 raise AbandonedError(f"shard {task.key} was abandoned after {len(results)} of {len(rows)} rows")
             if time.monotonic() - confirmed > CONFIRM_EVERY_S:
                 with contextlib.suppress(StorageUnavailableError):  # it is confirmed before the commit at the latest
-                    self._confirm_manifest(task, patience_s=0)
+                    self._reader.confirm(task, patience_s=0)
                 confirmed = time.monotonic()
-            batch = good[:1] if task.one_by_one else next(batches(good, self.generator.batch_size))
-            good = good[len(batch) :]
+            batch, decoded = ahead.pop(None if task.one_by_one else self.generator.batch_size)
             self.report(task.key, [position[row.id] for row in batch], GENERATE)
-            made = self._timed("generate", self._attempt, batch)
+            made = self._timed("generate", self._attempt, batch, decoded)
             self.report(task.key, [], GENERATE)  # the time that the models wait for the encoders is not the batch's
             for row in batch:
                 results[row.id] = self._encoded(task, position[row.id], row, made.pop(0))
@@ -347,29 +285,37 @@ class ShardWorker:
             return dataclasses.replace(made, row=position)
         work = f"encode {task.key} {position}"
 
-        def encode() -> Cells:
+        def encoded() -> Cells:
             self.report(task.key, [position], work)
-            return self._timed("encode", _encode, row, made, self.recipe)
+            return self._timed("encode", encode, row, made, self.recipe)
 
-        future = self._encoders.submit(row.id, "scoring and encoding", encode, made.size)
+        future = self._encoders.submit(row.id, "scoring and encoding", encoded, made.size)
         future.add_done_callback(lambda _: self.report(task.key, [], work))
         if task.one_by_one:
             future.exception()  # it is waited for: with one row in work at a time, it is known which one kills
         return future
 
-    def _attempt(self, batch: Sequence[Row], tries: int = 1) -> list[GeneratedPair | RowError]:
-        """Generate a batch; after an exception each row alone, so that only the rows at fault fail."""
+    def _attempt(
+        self, batch: Sequence[Row], decoded: Mapping[str, Any], tries: int = 1
+    ) -> list[GeneratedPair | RowError]:
+        """Generate a batch; after an exception each row alone, so that only the rows at fault fail.
+
+        Args:
+            batch: the rows.
+            decoded: what the generator takes in their place, by id.
+            tries: number of the attempt.
+        """
         started = time.monotonic()
         failure: tuple[str, str] | None = None
         try:
-            made = self.generator.generate(batch)
+            made = self.generator.generate([decoded[row.id] for row in batch])
             if [result.id for result in made] != [row.id for row in batch]:
                 raise RuntimeError("the generator returned other rows than it was given")
         except Exception as error:
             # Only words leave this block: the exception holds the failed attempt's tensors in GPU memory.
             failure = type(error).__name__, hide_passwords(str(error)[:2000])
         if failure:
-            return self._attempt_again(batch, tries, *failure)
+            return self._attempt_again(batch, decoded, tries, *failure)
         seconds, size = (time.monotonic() - started) / len(batch), self.generator.batch_size
         self._batch_size.succeeded()
         self._follow_batch_size()
@@ -387,12 +333,13 @@ class ShardWorker:
             log.warning("GPU memory: continuing with batches of %d", self.generator.batch_size)
 
     def _attempt_again(
-        self, batch: Sequence[Row], tries: int, kind: str, message: str
+        self, batch: Sequence[Row], decoded: Mapping[str, Any], tries: int, kind: str, message: str
     ) -> list[GeneratedPair | RowError]:
         """Handle a failed attempt: retry in smaller batches, or each row alone, or give up on the one row at fault.
 
         Args:
             batch: the rows that failed together.
+            decoded: what the generator takes in their place, by id.
             tries: how often they have been tried.
             kind: name of the exception.
             message: message of the exception.
@@ -408,81 +355,20 @@ class ShardWorker:
                 self._batch_size.ran_out_of_memory()
                 self._follow_batch_size()
                 parts = batches(batch, self.generator.batch_size)
-                return [result for part in parts for result in self._attempt(part, tries)]
+                return [result for part in parts for result in self._attempt(part, decoded, tries)]
         if len(batch) > 1:
             log.warning("a batch failed (%s); retrying its %d rows one at a time", message, len(batch))
-            return [result for row in batch for result in self._attempt([row], tries + 1)]
+            return [result for row in batch for result in self._attempt([row], decoded, tries + 1)]
         if tries < self.runtime.row_attempts:
-            return self._attempt(batch, tries + 1)
+            return self._attempt(batch, decoded, tries + 1)
         log.warning("row %s failed: %s", batch[0].id, message, extra={"row": batch[0].id})
         return [RowError(batch[0].id, kind, message, tries)]
-
-
-def patient(seconds: float | None = None) -> tenacity.Retrying:
-    """Return a wrapper that retries a call while the store does not answer: generated results are expensive to lose.
-
-    Args:
-        seconds: how long to retry; None: `STORE_PATIENCE_S`.
-    """
-    return tenacity.Retrying(
-        retry=tenacity.retry_if_exception_type(StorageUnavailableError),
-        wait=tenacity.wait_random_exponential(multiplier=1, max=20),
-        stop=tenacity.stop_after_delay(STORE_PATIENCE_S if seconds is None else seconds),
-        before_sleep=tenacity.before_sleep_log(log, logging.WARNING),
-        reraise=True,
-    )
 
 
 def _settled(result: "Encoded | RowError", position: int) -> "Cells | RowError":
     """Wait for the cells of a row; an error gets the row's position in the shard."""
     made = result.result() if isinstance(result, Future) else result
     return dataclasses.replace(made, row=position) if isinstance(made, RowError) else made
-
-
-def _encode(row: Row, made: GeneratedPair, recipe: Recipe) -> Cells:
-    """Score and encode a pair: all cells of its row of the dataset."""
-    sd, depth = recipe.models.stable_diffusion, recipe.models.depth
-    return (
-        encode_pair(made.pair)
-        | _score(made.pair, recipe)
-        | {
-            "seed": row.seed,
-            # A known disparity in pixels does not scale with the width.
-            "scale_percent": None if recipe.method.geometry == "metric" else row.scale_percent,
-            **dataclasses.asdict(row.camera),
-            "prompt": row.prompt,
-            "negative_prompt": row.negative_prompt,
-            "prompt_cut": made.pair.prompt_cut,  # no column: only counted, in the record
-            "mode": recipe.mode,
-            "preset": recipe.method.preset,
-            "model": sd.path,
-            "model_revision": sd.revision,
-            "depth_model": depth.path,
-            "depth_model_revision": depth.revision,
-            "run_seconds": made.seconds,
-            "run_attempt": made.attempt,
-            "run_batch": made.batch_size,
-            "run_version": __version__,
-            "run_device": f"{platform.machine()}/{device_name()}",
-        }
-        | {CARRIED_PREFIX + name: value for name, value in row.carried.items()}
-    )
-
-
-def _score(pair: StereoPair, recipe: Recipe) -> Cells:
-    """Score a pair on one thread. Without quality control and truth there are no scores, and torch is not imported."""
-    if not recipe.quality.enabled and pair.truth is None:
-        return {}
-    from stereo_jobs.pipeline.scoring import score_pair, use_one_thread
-
-    use_one_thread()
-    return score_pair(pair, recipe.quality)
-
-
-def device_name() -> str:
-    """Name of the GPU, or `cpu`."""
-    torch = sys.modules.get("torch")
-    return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
 
 
 def _free_gpu_memory() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from stereo_jobs.errors import InterruptedRunError, StorageUnavailableError
 from stereo_jobs.run.driver import run
-from stereo_jobs.workers import worker
+from stereo_jobs.workers import patience
 from tests import standin
 from tests.cluster.nodes import cluster, wait_until
 from tests.fault_proxy import FaultProxy
@@ -77,7 +77,7 @@ def once(true: Callable[[], object], act: Callable[[], None]) -> None:
 @pytest.mark.timeout(600)
 def test_a_store_that_stays_away_is_an_interruption(long_job, proxy, monkeypatch):
     job = long_job(30, proxy.endpoint, shard_attempts=1)
-    monkeypatch.setattr(worker, "STORE_PATIENCE_S", 5.0)
+    monkeypatch.setattr(patience, "STORE_PATIENCE_S", 5.0)
     once(lambda: at_work(job), lambda: setattr(proxy, "away", True))
     with pytest.raises(InterruptedRunError) as end:
         run(job.spec, local=True, load=standin.load)

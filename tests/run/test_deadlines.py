@@ -5,7 +5,7 @@ import time
 import pytest
 
 from stereo_jobs.run.driver import run
-from stereo_jobs.workers import worker
+from stereo_jobs.workers import reading, worker
 from stereo_jobs.workers.timed_threads import TIMED_OUT
 from tests import standin
 from tests.datasets import failures, rows, verdict
@@ -17,23 +17,23 @@ TEXT = ("reading", "scoring and encoding")
 def misbehaving(monkeypatch, stage, misbehave):
     """Let the culprit's reading or encoding misbehave."""
     if stage == "reading":
-        plain = worker.to_row
+        plain = reading.to_row
 
         def to_row(cells, variant, recipe, wanted, inputs):
             if cells["id"] == CULPRIT and wanted:
                 misbehave()
             return plain(cells, variant, recipe, (), inputs)
 
-        monkeypatch.setattr(worker, "to_row", to_row)
+        monkeypatch.setattr(reading, "to_row", to_row)
         return standin.load_with_images
-    encode = worker._encode
+    encode = worker.encode
 
     def encode_unless_culprit(row, made, recipe):
         if row.id == CULPRIT:
             misbehave()
         return encode(row, made, recipe)
 
-    monkeypatch.setattr(worker, "_encode", encode_unless_culprit)
+    monkeypatch.setattr(worker, "encode", encode_unless_culprit)
     return standin.load
 
 

@@ -22,6 +22,7 @@ MEASURED = Measurement(
     batch_size=4,
     pairs=10,
     failures={},
+    threads=2,
     load_s=100.0,
     stages={"read": 1.0, "generate": 20.0, "encode": 5.0, "write": 1.0},
     slowest_batch_s=9.0,

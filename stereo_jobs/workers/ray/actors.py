@@ -13,12 +13,13 @@ from stereo_jobs.output.layout import ShardKey
 from stereo_jobs.output.plan import Plan
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
+from stereo_jobs.workers.patience import patient
 from stereo_jobs.workers.prometheus import JobMetrics
 from stereo_jobs.workers.ray import preemption
 from stereo_jobs.workers.ray.actor_state import Place
-from stereo_jobs.workers.ray.cluster import actor_lost_errors
+from stereo_jobs.workers.ray.cluster import actor_lost_errors, cores_of_actor
 from stereo_jobs.workers.task import ShardTask
-from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker, patient
+from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,9 @@ class ActorWorker:
         self._heartbeats = heartbeats
         self._plans: dict[int, Plan] = {}
         self._worker: ShardWorker
-        self._make = partial(ShardWorker, spec, recipe, load, report, JobMetrics(spec.output, on_ray=True).stage)
+        observe = JobMetrics(spec.output, on_ray=True).stage
+        cores = cores_of_actor(spec.runtime)
+        self._make = partial(ShardWorker, spec, recipe, load, report, observe=observe, cores=cores)
         preemption.watch(spec.runtime.spot_notice, lambda: self._heartbeats.report_preemption.remote(number))
 
     def place(self) -> Place:

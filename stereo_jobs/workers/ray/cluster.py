@@ -13,6 +13,7 @@ from typing import Any
 from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError
 from stereo_jobs.models.device import NO_GPU_REMEDY
 from stereo_jobs.spec import ActorRange, JobSpec, Runtime
+from stereo_jobs.workers.timed_threads import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,34 @@ def actor_needs(runtime: Runtime) -> dict[str, float]:
     automatic = runtime.device == "auto" and ray.cluster_resources().get("GPU", 0) > 0
     gpus = runtime.gpus_per_actor if automatic or runtime.device == "cuda" else 0.0
     return {"num_cpus": runtime.cpus_per_actor, "num_gpus": gpus}
+
+
+def needs_by_name(needs: dict[str, float]) -> dict[str, float]:
+    """Return what one actor needs as Ray names the resources of a node, without those that it does not need."""
+    return {name: need for name, need in (("GPU", needs["num_gpus"]), ("CPU", needs["num_cpus"])) if need}
+
+
+def room_for_actors(resources: dict[str, float], needs: dict[str, float]) -> int:
+    """Return how many actors fit onto one node.
+
+    Args:
+        resources: what the node has, as Ray names it.
+        needs: what one actor needs, see `actor_needs`.
+    """
+    each = needs_by_name(needs).items()
+    return min((int(resources.get(name, 0) / need + 1e-9) for name, need in each), default=1)
+
+
+def cores_of_actor(runtime: Runtime) -> int:
+    """Return how many processor cores of its node each actor may use, if the node is as full of actors as it can be.
+
+    Call it in an actor.
+    """
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
+    return usable_cores() // max(1, room_for_actors(resources, actor_needs(runtime)))
 
 
 def refuse_missing_gpus(runtime: Runtime) -> None:

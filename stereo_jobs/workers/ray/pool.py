@@ -27,7 +27,14 @@ from stereo_jobs.workers.local_pool import IDLE_S
 from stereo_jobs.workers.ray.actor_state import Actor, ActorState
 from stereo_jobs.workers.ray.actors import ActorWorker
 from stereo_jobs.workers.ray.blocklist import Blocklist
-from stereo_jobs.workers.ray.cluster import RayCluster, actor_lost_errors, actor_needs, refuse_missing_gpus
+from stereo_jobs.workers.ray.cluster import (
+    RayCluster,
+    actor_lost_errors,
+    actor_needs,
+    needs_by_name,
+    refuse_missing_gpus,
+    room_for_actors,
+)
 from stereo_jobs.workers.ray.heartbeats import HeartbeatsClient, HeartbeatSummary
 from stereo_jobs.workers.task import IN_FLIGHT, FaultScope, Outcome, Pool, ShardTask, WorkerLost
 from stereo_jobs.workers.worker import GeneratorFactory
@@ -183,7 +190,7 @@ class RayPool(Pool):
         if loading := states.count(ActorState.LOADING):
             parts.append(f"{loading} loading models: {self._models}")
         if waiting := states.count(ActorState.WAITING):
-            each = ", ".join(f"{name} {need:g}" for name, need in self._needs_by_name() if need)
+            each = ", ".join(f"{name} {need:g}" for name, need in needs_by_name(self._needs).items())
             on = "" if self._fits else ", which no node has yet"
             parts.append(f"{waiting} waiting for room{f' ({each} each)' if each else ''}{on}")
         return ", ".join(parts)
@@ -197,17 +204,9 @@ class RayPool(Pool):
             count = wanted
         else:
             draining = sum(actor.state is ActorState.DRAINING for actor in self._actors)
-            count = max(1, sum(map(self._room, self._cluster.nodes().values())) - draining)
+            rooms = (room_for_actors(resources, self._needs) for resources in self._cluster.nodes().values())
+            count = max(1, sum(rooms) - draining)
         return min(count, self._shards) - self._abandoned
-
-    def _room(self, resources: dict[str, float]) -> int:
-        """How many actors fit onto one node."""
-        needs = self._needs_by_name()
-        return min((int(resources.get(name, 0) / need + 1e-9) for name, need in needs if need), default=1)
-
-    def _needs_by_name(self) -> list[tuple[str, float]]:
-        """What one actor needs of Ray's resources."""
-        return [("GPU", self._needs["num_gpus"]), ("CPU", self._needs["num_cpus"])]
 
     def _start(self, load_attempts: int = 1) -> None:
         """Start one more actor. It waits for room, then loads its models."""
@@ -249,7 +248,7 @@ class RayPool(Pool):
         if self.workers() >= self._needed:
             self._enough = now
         nodes, draining, heartbeats = self._cluster.nodes(), self._cluster.draining(), HeartbeatSummary([], [])
-        self._fits = any(map(self._room, nodes.values()))
+        self._fits = any(room_for_actors(resources, self._needs) for resources in nodes.values())
         if self._serving():  # before, the heartbeats actor may not have started yet
             heartbeats = self._heartbeats.summary(self._runtime.batch_timeout_s)
         self._discard_lost_and_late(set(nodes), heartbeats.late)
