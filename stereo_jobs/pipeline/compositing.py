@@ -85,8 +85,8 @@ def composites(
 ) -> list[Image]:
     """Compose each right view, without soft rims: warped pixels of the left one, diffused pixels in the holes.
 
-    A membrane of the background is mixed in at the rims of holes, where the VAE does not return their colours, and where
-    diffusion has drawn more than their surroundings hold.
+    A membrane of the background is mixed in at the rims of holes, where the VAE does not return their colours, and
+    where diffusion has drawn more than their surroundings hold.
 
     Args:
         decoded: the rows of the batch.
