@@ -12,7 +12,7 @@ from stereo_jobs.pipeline.left_view import stack
 from stereo_jobs.pipeline.resizing import Letterbox
 from stereo_jobs.pixels import Image, to_image, to_tensor
 from stereo_jobs.stereo.bands import widened
-from stereo_jobs.stereo.composite import composite, hole_depth, trusted_share
+from stereo_jobs.stereo.composite import composite, hole_depth, trusted_share, usual_share
 from stereo_jobs.stereo.fill import background_beside
 from stereo_jobs.stereo.image_warp import ImageWarp
 from stereo_jobs.stereo.membrane import membrane
@@ -85,7 +85,8 @@ def composites(
 ) -> list[Image]:
     """Compose each right view, without soft rims: warped pixels of the left one, diffused pixels in the holes.
 
-    A membrane of the background is mixed in at the rims of holes, and where the VAE does not return their colours.
+    A membrane of the background is mixed in at the rims of holes, where the VAE does not return their colours, and
+    where diffusion has drawn more than their surroundings hold.
 
     Args:
         decoded: the rows of the batch.
@@ -101,10 +102,12 @@ def composites(
 
 
 def _drawn(letterbox: Letterbox, warp: ImageWarp, left: Image, diffused: Image, latent_factor: int) -> Image:
-    """Mix the diffused pixels with a membrane of the background, where a latent cannot show the background alone."""
+    """Mix the diffused pixels with a membrane of the background, where they cannot be trusted to show it."""
     continued, seen = _membrane_into(letterbox, warp, left)
     inside = letterbox.image_into(diffused).to(continued.device)
-    share = trusted_share(continued, inside, seen, latent_factor) * hole_depth(seen, latent_factor)
+    share = hole_depth(seen, latent_factor)
+    for weight in (trusted_share, usual_share):
+        share = share * weight(continued, inside, seen, latent_factor)
     return letterbox.image_back(torch.lerp(continued, inside, share))
 
 

@@ -12,6 +12,11 @@ TRUSTED_LEVELS = 5.0
 A VAE that knows a kind of picture loses its detail, but hardly the mean colour of a latent.
 """
 
+QUIET_LEVELS = 2.0
+"""Variation, in levels of 255, that diffused pixels may always have, be their surroundings as plain as they like."""
+_AROUND = 5
+"""Width of the surroundings of a pixel, in latents."""
+
 
 def composite(warped: Tensor, filled: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
     """Combine warped pixels, where the warp is filled, with drawn pixels in the holes, without a seam.
@@ -58,6 +63,37 @@ def trusted_share(given: Tensor, returned: Tensor, seen: Tensor, factor: int) ->
     loss = membrane(loss, (near > 0)[:, 0])
     share = (TRUSTED_LEVELS**2 / (255**2 * loss).clamp_min(1e-6)).clamp(max=1)
     return functional.interpolate(share, given.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def usual_share(given: Tensor, drawn: Tensor, seen: Tensor, factor: int) -> Tensor:
+    """Weight of diffused pixels in the holes, from how much they vary beside what the picture varies around each.
+
+    A hole shows what is around it, so that on a plain wall it holds no more than a plain wall does. A U-Net that was
+    trained on other pictures draws its own there, which no error of the VAE tells.
+
+    Args:
+        given: B,3,h,w in [0, 1], the picture, continued smoothly into the holes.
+        drawn: B,3,h,w in [0, 1], as it was diffused.
+        seen: B,h,w bool, the pixels outside of holes.
+        factor: width of a latent in pixels.
+
+    Returns:
+        B,1,h,w in [0, 1]: the picture's variance around a pixel over the mean squared difference of what is drawn there
+        from its smooth continuation, at most 1.
+    """
+    known = seen[:, None].to(given.dtype)
+    there, hidden = _local_mean(known, factor), _local_mean(1 - known, factor)
+    mean, squares = (_local_mean(values * known, factor) / there.clamp_min(1e-6) for values in (given, given.square()))
+    usual = membrane((squares - mean.square()).clamp_min(0).mean(1, keepdim=True), seen)
+    drawn_away = (drawn - given).square().mean(1, keepdim=True) * (1 - known)
+    varied = _local_mean(drawn_away, factor) / hidden.clamp_min(1e-6)
+    return (((QUIET_LEVELS / 255) ** 2 + usual) / varied.clamp_min(1e-12)).clamp(max=1)
+
+
+def _local_mean(values: Tensor, factor: int) -> Tensor:
+    """Mean over the surroundings of each pixel; what lies outside of the picture does not count."""
+    width = (_AROUND * factor) // 2 * 2 + 1
+    return functional.avg_pool2d(values, width, stride=1, padding=width // 2, count_include_pad=False)
 
 
 def hole_depth(seen: Tensor, factor: int) -> Tensor:

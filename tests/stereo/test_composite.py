@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from stereo_jobs.stereo.composite import TRUSTED_LEVELS, composite, hole_depth, trusted_share
+from stereo_jobs.stereo.composite import QUIET_LEVELS, TRUSTED_LEVELS, composite, hole_depth, trusted_share, usual_share
 
 HEIGHT, WIDTH = 24, 40
 HOLE = slice(10, 22)
@@ -119,6 +119,61 @@ def test_a_hole_takes_the_trust_around_it_and_what_was_drawn_in_it_counts_nothin
     error = torch.where(seen, 0.0, 200.0)[:, None]
     assert (shares(error, seen) == 1).all()
     assert (shares(0.0, torch.zeros_like(seen)) == 1).all()  # nothing is seen at all
+
+
+GREY = 0.5
+
+
+def wall(levels, seed):
+    """A grey wall with a grain of so many levels, RMS: 1,3,64,96."""
+    return GREY + levels / 255 * torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(seed))
+
+
+def hole_of(share):
+    """The shares inside of a hole of 32 times 32 pixels, away from its rim."""
+    return share[..., 24:40, 24:40]
+
+
+def usual(wall_levels, drawn_levels):
+    """Shares of a hole in a wall with one grain, drawn with another."""
+    seen = torch.ones(1, 64, 96, dtype=torch.bool)
+    seen[:, 16:48, 16:48] = False
+    given = torch.where(seen[:, None], wall(wall_levels, 1), GREY)
+    return hole_of(usual_share(given, wall(drawn_levels, 2), seen, FACTOR))
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.9 * QUIET_LEVELS])
+def test_a_plain_wall_may_be_drawn_plain(drawn):
+    assert (usual(0.0, drawn) == 1).all()
+
+
+def test_what_is_drawn_on_a_plain_wall_counts_the_less_the_more_it_is():
+    for times in (3, 6, 12):
+        share = usual(0.0, times * QUIET_LEVELS)
+        torch.testing.assert_close(share, torch.full_like(share, 1 / times**2), rtol=0.15, atol=0)
+
+
+def test_a_wall_with_grain_may_be_drawn_with_as_much():
+    assert usual(20.0, 20.0).min() > 0.8
+    share = usual(20.0, 40.0)
+    torch.testing.assert_close(share, torch.full_like(share, 1 / 4), rtol=0.25, atol=0)
+
+
+def test_what_is_usual_is_told_place_by_place_and_picture_by_picture():
+    seen = torch.ones(1, 64, 96, dtype=torch.bool)
+    seen[:, 16:48, 40:56] = False
+    left_half = torch.arange(96) < 48
+    given = torch.where(left_half, wall(20.0, 1), torch.full((1, 3, 64, 96), GREY))
+    drawn = wall(20.0, 2)
+    share = usual_share(torch.where(seen[:, None], given, GREY), drawn, seen, 4)
+    assert share[..., 24:40, 40].min() > 2 * share[..., 24:40, 55].max()
+    both = usual_share(torch.cat([given, given.flip(3)]), drawn.repeat(2, 1, 1, 1), seen.repeat(2, 1, 1), 4)
+    assert torch.equal(both[:1], usual_share(given, drawn, seen, 4))
+
+
+def test_a_picture_of_which_nothing_is_seen_takes_what_is_drawn_only_where_it_is_plain():
+    seen = torch.zeros(1, 64, 96, dtype=torch.bool)
+    assert hole_of(usual_share(torch.full((1, 3, 64, 96), GREY), wall(0.0, 2), seen, FACTOR)).min() == 1
 
 
 def test_pixels_count_as_much_as_they_are_far_from_what_is_seen_in_latents():
