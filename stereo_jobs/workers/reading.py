@@ -12,7 +12,7 @@ from stereo_jobs.data.manifest import INPUTS, SCALARS, to_row
 from stereo_jobs.data.manifest_reader import ManifestReader
 from stereo_jobs.data.reader import InputReader
 from stereo_jobs.output.plan import Plan
-from stereo_jobs.pipeline.batching import batches
+from stereo_jobs.pipeline.batching import Generator, batches
 from stereo_jobs.records import Row, RowError
 from stereo_jobs.spec import Recipe, Runtime
 from stereo_jobs.workers.patience import patient
@@ -26,14 +26,14 @@ class ShardReader:
     Args:
         runtime: what may be read, and how large it may be.
         recipe: its mode decides which columns are needed.
-        inputs: image columns that the generator reads.
+        generator: says which image columns it reads.
         timeout_s: the deadline of one row.
     """
 
-    def __init__(self, runtime: Runtime, recipe: Recipe, inputs: tuple[str, ...], timeout_s: float) -> None:
+    def __init__(self, runtime: Runtime, recipe: Recipe, generator: Generator, timeout_s: float) -> None:
         self._runtime = runtime
         self._recipe = recipe
-        self._inputs = inputs
+        self._generator = generator
         self._manifests = ManifestReader(runtime.storage)
         self._threads = TimedThreads(IN_FLIGHT, "read", timeout_s)
 
@@ -44,7 +44,7 @@ class ShardReader:
         if prefixes is None:
             prefixes = tuple(sorted({file.uri.rpartition("/")[0] for file in task.plan.files}))
         inputs = InputReader(prefixes, runtime.max_image_bytes, runtime.storage, runtime.max_image_pixels)
-        columns = SCALARS.union(INPUTS[self._recipe.mode], self._inputs)
+        columns = SCALARS.union(INPUTS[self._recipe.mode], self._generator.inputs)
         carried = self.carried(task.plan).names
         cells = {
             (file.uri, row): values
@@ -72,8 +72,9 @@ class ShardReader:
 
     def _read_row(self, cells: dict[str, Any], variant: int, inputs: InputReader) -> Row:
         """Read one row and its inputs, within the deadline."""
-        read = partial(to_row, cells, variant, self._recipe, self._inputs, inputs)
-        if not self._inputs:
+        wanted = self._generator.inputs
+        read = partial(to_row, cells, variant, self._recipe, wanted, inputs)
+        if not wanted:
             return read()
         row = self._threads.submit(str(cells["id"]), "reading", read).result()
         if isinstance(row, Row):

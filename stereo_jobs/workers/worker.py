@@ -143,7 +143,7 @@ class ShardWorker:
         loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
         load_codecs()
         self.generator = loading.result()
-        self._reader = ShardReader(self.runtime, recipe, self.generator.inputs, timeout_s)
+        self._reader = ShardReader(self.runtime, recipe, self.generator, timeout_s)
         self._batch_size = BatchSize(self.generator.batch_size)
 
     def run(self, task: ShardTask) -> ShardRecord:
