@@ -4,8 +4,9 @@ One worker in this process, with one accelerator that is played: it sleeps so lo
 rows are read from Parquet and their photos decoded, pairs of ToyScapes are measured, judged, encoded and committed.
 `--s3` puts the output on an S3 server on loopback (SeaweedFS) that takes 50 ms longer for each request.
 
-The busy share is the time that the accelerator was at work, of the time from its first batch to its last. `after it`
-are the seconds that the job needs for the rest once its models are done. Prints a table, and the same as JSON.
+The busy share is the time that the accelerator was at work, of the time from its first batch to the end of the job,
+when all pairs are committed. `after it` is how long that took after its last batch. Prints a table, and the same as
+JSON.
 """
 
 import argparse
@@ -137,7 +138,7 @@ def measure(seconds: float, pairs: list[StereoPair], options: argparse.Namespace
     first, last = worked[0][0], worked[-1][1]
     return {
         "seconds a pair": seconds,
-        "busy share": round(sum(end - begin for begin, end in worked) / (last - first), 4),
+        "busy share": round(sum(end - begin for begin, end in worked) / (ended - first), 4),
         "after it": round(ended - last, 2),
         "CPU s a pair": round(spent / options.rows, 3),
     }
@@ -147,7 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, nargs="+", default=[1.0, 0.5], help="of the accelerator, a pair")
     parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--rows", type=int, default=64)
+    parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--shard-rows", type=int, default=16)
     parser.add_argument("--s3", action="store_true", help="output on S3 that answers 50 ms later")
     options = parser.parse_args()

@@ -127,6 +127,9 @@ class NullPool:
     def workers(self) -> int:
         return 64
 
+    def takes(self, task: ShardTask) -> bool:
+        return True
+
     def submit(self, task: ShardTask) -> None:
         self.tasks.append(task)
 
