@@ -15,7 +15,7 @@ A VAE that knows a kind of picture loses its detail, but hardly the mean colour 
 QUIET_LEVELS = 2.0
 """Variation, in levels of 255, that diffused pixels may always have, be their surroundings as plain as they like."""
 _AROUND = 5
-"""Width of the surroundings of a pixel, in latents."""
+"""Width of the surroundings of a latent, in latents."""
 
 
 def composite(warped: Tensor, filled: Tensor, drawn: Tensor, background: Tensor) -> Tensor:
@@ -75,25 +75,25 @@ def usual_share(given: Tensor, drawn: Tensor, seen: Tensor, factor: int) -> Tens
         given: B,3,h,w in [0, 1], the picture, continued smoothly into the holes.
         drawn: B,3,h,w in [0, 1], as it was diffused.
         seen: B,h,w bool, the pixels outside of holes.
-        factor: width of a latent in pixels.
+        factor: width of a latent in pixels; divides h and w.
 
     Returns:
         B,1,h,w in [0, 1]: the picture's variance around a pixel over the mean squared difference of what is drawn there
         from its smooth continuation, at most 1.
     """
     known = seen[:, None].to(given.dtype)
-    there, hidden = _local_mean(known, factor), _local_mean(1 - known, factor)
-    mean, squares = (_local_mean(values * known, factor) / there.clamp_min(1e-6) for values in (given, given.square()))
-    usual = membrane((squares - mean.square()).clamp_min(0).mean(1, keepdim=True), seen)
-    drawn_away = (drawn - given).square().mean(1, keepdim=True) * (1 - known)
-    varied = _local_mean(drawn_away, factor) / hidden.clamp_min(1e-6)
-    return (((QUIET_LEVELS / 255) ** 2 + usual) / varied.clamp_min(1e-12)).clamp(max=1)
+    there, hidden = _around(known, factor), _around(1 - known, factor)
+    mean, squares = (_around(values * known, factor) / there.clamp_min(1e-6) for values in (given, given.square()))
+    usual = membrane((squares - mean.square()).clamp_min(0).mean(1, keepdim=True), there[:, 0] > 0)
+    varied = _around((drawn - given).square().mean(1, keepdim=True) * (1 - known), factor) / hidden.clamp_min(1e-6)
+    share = (((QUIET_LEVELS / 255) ** 2 + usual) / varied.clamp_min(1e-12)).clamp(max=1)
+    return functional.interpolate(share, given.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _local_mean(values: Tensor, factor: int) -> Tensor:
-    """Mean over the surroundings of each pixel; what lies outside of the picture does not count."""
-    width = (_AROUND * factor) // 2 * 2 + 1
-    return functional.avg_pool2d(values, width, stride=1, padding=width // 2, count_include_pad=False)
+def _around(values: Tensor, factor: int) -> Tensor:
+    """Mean over the surroundings of each latent: B,C,h,w -> B,C,h/factor,w/factor."""
+    latents = functional.avg_pool2d(values, factor)
+    return functional.avg_pool2d(latents, _AROUND, stride=1, padding=_AROUND // 2, count_include_pad=False)
 
 
 def hole_depth(seen: Tensor, factor: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What of a pixel beside an object is the object's: each is compared with colours of the object and the background."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import cos, pi, sin
 
 import torch
@@ -18,6 +18,8 @@ SPREADS = 0.4
 a texture every pixel differs a little from all others."""
 TOGETHER = 2
 """Fewest such pixels among the nine around one, itself included: noise strikes single pixels."""
+AT_ONCE = 2**16
+"""Pixels that are compared with one sample of each ray at once: few calls of the device, and a bound on memory."""
 ON_LINE = 0.35
 """Largest distance of a mixture from the line between both colours, as a share of its distance from the background."""
 
@@ -71,8 +73,10 @@ def find_mixtures(
     offsets = _offsets(reach // step + BEYOND, step)
     # Most pixels are background, as a few samples show: those just beyond the reach are seen first.
     nearest_first = sorted(offsets, key=lambda offset: abs(max(map(abs, offset)) - reach - 2 * step))
-    pixel = _unlike_all(scene, where.flatten().nonzero()[:, 0], nearest_first, unlike)
-    distance, back, spread = _background(scene, pixel, offsets)
+    parts = torch.split(where.flatten().nonzero()[:, 0], AT_ONCE)
+    pixel = torch.cat([_unlike_all(scene, part, nearest_first, unlike) for part in parts])
+    found = [_background(scene, part, offsets) for part in torch.split(pixel, AT_ONCE)]
+    distance, back, spread = (torch.cat(values, -1) for values in zip(*found, strict=True))
     other = distance > SPREADS * spread
 
     marked = torch.zeros_like(near)
@@ -80,7 +84,9 @@ def find_mixtures(
     together = functional.avg_pool2d(marked[:, None], 3, stride=1, padding=1, divisor_override=1).flatten()
     kept = (other & (together[pixel] >= TOGETHER)).nonzero()[:, 0]
     close = [offset for offset in offsets if max(map(abs, offset)) <= reach + 2 * step]
-    return _objects(scene, pixel[kept], back[:, kept], ON_LINE * distance[kept], close)
+    parts = torch.split(kept, AT_ONCE)
+    mixtures = [_objects(scene, pixel[at], back[:, at], ON_LINE * distance[at], close) for at in parts]
+    return Mixtures(*(torch.cat([getattr(each, field.name) for each in mixtures]) for field in fields(Mixtures)))
 
 
 def largest_around(maps: Tensor, radius: int) -> Tensor:
@@ -124,32 +130,32 @@ class _Scene:
         """Largest difference of nearness within a surface at each of n pixels: n."""
         return self._jump[pixel // (self._size[0] * self._size[1])]
 
-    def samples(self, pixel: Tensor, offset: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Look at the places that lie at one offset from each of n pixels.
+    def samples(self, pixel: Tensor, offsets: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Look at the places that lie at k offsets from each of n pixels.
 
         Returns:
-            3,n colours there; n bool, whether it is background of the pixel's surface; n, by how much it is nearer
-            than the pixel, -inf outside of the picture.
+            3,n,k colours there; n,k bool, whether it is background of the pixel's surface; n,k, by how much it is
+            nearer than the pixel, -inf outside of the picture.
         """
         height, width = self._size
-        y, x = pixel // width % height + offset[0], pixel % width + offset[1]
+        down, right = torch.tensor(offsets, device=pixel.device).T
+        here = pixel[:, None]
+        y, x = here // width % height + down, here % width + right
         inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-        rows = self._rows[torch.where(inside, pixel + offset[0] * width + offset[1], pixel)].T  # 5,n
-        rise = (rows[3] - self.near(pixel)).masked_fill(~inside, -torch.inf)
-        background = (rise.abs() <= self.jump_at(pixel)) & (rows[4] > 0)
+        rows = self._rows[torch.where(inside, here + down * width + right, here)].movedim(-1, 0)  # 5,n,k
+        rise = (rows[3] - self.near(pixel)[:, None]).masked_fill(~inside, -torch.inf)
+        background = (rise.abs() <= self.jump_at(pixel)[:, None]) & (rows[4] > 0)
         return rows[:3], background, rise
 
 
 def _unlike_all(scene: _Scene, pixel: Tensor, offsets: list[tuple[int, int]], unlike: float) -> Tensor:
     """Keep those of n pixels that differ by more than `unlike` from all of their background; enough of it is seen."""
     count = torch.zeros_like(pixel)
-    for start in range(0, len(offsets), RAYS):
-        colour, rest = scene.colours(pixel), torch.ones_like(pixel, dtype=torch.bool)
-        for offset in offsets[start : start + RAYS]:
-            seen, background, _ = scene.samples(pixel, offset)
-            rest &= ~(background & (_apart(seen, colour) <= unlike))
-            count += background
-        pixel, count = pixel[rest], count[rest]
+    for some in _in_parts(offsets):
+        seen, background, _ = scene.samples(pixel, some)
+        like = background & (_apart(seen, scene.colours(pixel)[..., None]) <= unlike)
+        rest = ~like.any(1)
+        pixel, count = pixel[rest], (count + background.sum(1))[rest]
     return pixel[count >= FEWEST]
 
 
@@ -163,13 +169,13 @@ def _background(scene: _Scene, pixel: Tensor, offsets: list[tuple[int, int]]) ->
     distance = torch.full_like(colour[0], torch.inf)
     back, total = colour.clone(), torch.zeros_like(colour)
     squares, count = torch.zeros_like(distance), torch.zeros_like(distance)
-    for offset in offsets:
-        seen, background, _ = scene.samples(pixel, offset)
-        apart = _apart(seen, colour)
-        closer = background & (apart < distance)
-        distance, back = torch.where(closer, apart, distance), torch.where(closer, seen, back)
-        count, total = count + background, total + background * seen
-        squares = squares + background * seen.square().sum(0)
+    for some in _in_parts(offsets):
+        seen, background, _ = scene.samples(pixel, some)
+        apart, which = _apart(seen, colour[..., None]).masked_fill(~background, torch.inf).min(1)
+        closer = apart < distance
+        distance, back = torch.where(closer, apart, distance), torch.where(closer, _taken(seen, which), back)
+        count, total = count + background.sum(1), total + (background * seen).sum(2)
+        squares = squares + (background * seen.square().sum(0)).sum(1)
     mean = total / count
     return distance, back, (squares / count - mean.square().sum(0)).clamp_min(0).sqrt()
 
@@ -186,21 +192,33 @@ def _objects(scene: _Scene, pixel: Tensor, back: Tensor, limit: Tensor, offsets:
     """
     colour, share = scene.colours(pixel), torch.zeros_like(limit)
     front, nearest = colour.clone(), torch.full_like(limit, -torch.inf)
-    for offset in offsets:
-        seen, _, rise = scene.samples(pixel, offset)
-        nearer = rise > scene.jump_at(pixel)
-        here = share_of(seen, colour, back).clamp(0, 1)
-        missed = _apart(colour, back + here * (seen - back))
-        better = nearer & (missed < limit)
-        limit, share = torch.where(better, missed, limit), torch.where(better, here, share)
-        front = torch.where(better, seen, front)
-        nearest = torch.where(nearer, torch.maximum(nearest, scene.near(pixel) + rise), nearest)
+    for some in _in_parts(offsets):
+        seen, _, rise = scene.samples(pixel, some)
+        nearer = rise > scene.jump_at(pixel)[:, None]
+        here = share_of(seen, colour[..., None], back[..., None]).clamp(0, 1)
+        missed = _apart(colour[..., None], back[..., None] + here * (seen - back[..., None]))
+        least, which = missed.masked_fill(~nearer, torch.inf).min(1)
+        better = least < limit
+        limit = torch.where(better, least, limit)
+        share = torch.where(better, here.gather(1, which[:, None])[:, 0], share)
+        front = torch.where(better, _taken(seen, which), front)
+        nearest = torch.maximum(nearest, (scene.near(pixel)[:, None] + rise).masked_fill(~nearer, -torch.inf).amax(1))
     found = share > 0
     return Mixtures(pixel[found], share[found], front[:, found].T, back[:, found].T, nearest[found])
 
 
+def _in_parts(offsets: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Cut offsets into parts of one for each ray."""
+    return [offsets[start : start + RAYS] for start in range(0, len(offsets), RAYS)]
+
+
+def _taken(seen: Tensor, which: Tensor) -> Tensor:
+    """Take one of k colours for each of n pixels: 3,n,k and n -> 3,n."""
+    return seen.gather(2, which.expand(3, -1)[..., None])[..., 0]
+
+
 def _apart(first: Tensor, second: Tensor) -> Tensor:
-    """Euclidean distance of colours 3,n: n."""
+    """Euclidean distance of colours 3,...: ..."""
     return (first - second).square().sum(0).sqrt()
 
 
