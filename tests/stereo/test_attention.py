@@ -146,7 +146,7 @@ def test_the_right_view_alone_attends_to_what_was_kept_of_the_left(unet, batch, 
     recorder = InputRecorder(torch.arange(PAIRS), Keep(3, halves))
     with recorder.installed(unet):
         for step in (2, 3):
-            recorder.step = step
+            recorder.begin(step)
             predict(unet, batch[0][:, :1], batch[1][:, :1])  # always both halves
     kept = recorder.kept
     assert set(kept.steps) == {3}
