@@ -14,7 +14,7 @@ class Generator(Protocol):
     """Makes pairs from rows; `stereo_jobs.pipeline.generator.PairGenerator` is the real one.
 
     Attributes:
-        batch_size: left images per network call; may be lowered between calls.
+        batch_size: left images per network call; may change between calls.
         inputs: image columns of the manifest that it reads.
     """
 
@@ -23,6 +23,9 @@ class Generator(Protocol):
 
     def generate(self, rows: Sequence[Row]) -> list[StereoPair | RowError]:
         """Return a pair or an error for each row, in the order of the rows."""
+
+    def compile(self) -> None:
+        """Compile the networks at their first calls (`runtime.compile`)."""
 
 
 def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:

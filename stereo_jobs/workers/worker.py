@@ -49,7 +49,7 @@ from stereo_jobs.records import (
 )
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.version import __version__
-from stereo_jobs.workers.batch_size import BatchSize
+from stereo_jobs.workers.batch_size import BatchSize, first_size
 from stereo_jobs.workers.prometheus import Stage
 from stereo_jobs.workers.task import GENERATE, IN_FLIGHT, ShardTask
 from stereo_jobs.workers.timed_threads import TimedThreads
@@ -177,10 +177,20 @@ class ShardWorker:
         self._encoders = TimedThreads(ENCODERS, "encode", timeout_s, MOST_WAITING_BYTES)
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
+        loading = self._model_thread.submit(self._load, load)
         load_codecs()
         self.generator = loading.result()
         self._batch_size = BatchSize(self.generator.batch_size)
+
+    def _load(self, load: GeneratorFactory) -> Generator:
+        """Load the generator, in the thread that owns the models, with its batch size."""
+        size, runtime = self.runtime.batch_size, self.runtime
+        generator = load(self.recipe, runtime.device, 1 if size == "auto" else size)
+        if size == "auto":
+            generator.batch_size = first_size(_gpu_bytes(min(1.0, runtime.gpus_per_actor)), self.recipe)
+        if runtime.compile:
+            generator.compile()
+        return generator
 
     def run(self, task: ShardTask) -> ShardRecord:
         """Make and commit one shard. If another attempt has committed it meanwhile, return the record of that one.
@@ -483,6 +493,14 @@ def device_name() -> str:
     """Name of the GPU, or `cpu`."""
     torch = sys.modules.get("torch")
     return str(torch.cuda.get_device_name()) if torch and torch.cuda.is_available() else "cpu"
+
+
+def _gpu_bytes(share: float) -> float:
+    """Bytes of this actor's share of the GPU beside its loaded models; 0 on a CPU."""
+    torch = sys.modules.get("torch")
+    if not torch or not torch.cuda.is_available() or not torch.cuda.memory_allocated():
+        return 0.0
+    return float(share * torch.cuda.get_device_properties(0).total_memory - torch.cuda.memory_allocated())
 
 
 def _free_gpu_memory() -> None:
