@@ -165,9 +165,7 @@ def ways(models: Models, batches: list[int], *, short: bool = False) -> dict[str
     for preset in ("official", "best"):
         method = {"preset": preset} | (SHORT if short else {})
         sizes = {"height": size[0], "width": size[1]}
-        recipe = resolve_recipe(
-            Recipe.model_validate({"method": method, "size": sizes, "quality": {"enabled": False}})
-        )
+        recipe = resolve_recipe(Recipe.model_validate({"method": method, "size": sizes, "quality": {"enabled": False}}))
         for batch in batches:
             generator = PairGenerator(sd, models.depth, recipe, batch)
             name = preset if batch == 1 else f"{preset}, batch of {batch}"
