@@ -1,17 +1,17 @@
 """Peak memory of an actor, and whether it grows: `python benchmarks/actor_memory.py [--sizes sd15 sdxl] [--rows 300]`.
 
-Networks of the true sizes with random weights in float32 on one CPU thread, and a pair of preset `best` in text mode, from
-the prompt to its images, without quality control. Each size is a process of its own:
+Networks of the true sizes with random weights in float32 on one CPU thread, and a pair of preset `best` in text mode,
+from the prompt to its images, without quality control. Each size is a process of its own:
 
     sd15    Stable Diffusion 1.5 at 512 x 512
-    sdxl    a U-Net of SDXL's blocks (without its extra conditions, which this package does not feed), SDXL's larger text
-            encoder and the VAE, at 512 x 512
+    sdxl    a U-Net of SDXL's blocks (without its extra conditions, which this package does not feed), SDXL's larger
+            text encoder and the VAE, at 512 x 512
 
 The pair takes two steps, since one evaluation takes 10 s or more. What is kept of the left view in the steps of a whole
 run is calculated and stated beside the measured peak: it is the only thing that grows with the steps.
 
-`--rows` makes so many pairs of a tiny checkpoint in one `--local` run with quality control, and compares what the process
-holds after a sixth of them with what it holds in the end. The exit code is 1 if it grew by more than 50 MB.
+`--rows` makes so many pairs of a tiny checkpoint in one `--local` run with quality control, and compares what the
+process holds after a sixth of them with what it holds in the end. The exit code is 1 if it grew by more than 50 MB.
 """
 
 import argparse

@@ -390,8 +390,8 @@ class Runtime(_Model):
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
         4,
         description="Pairs that are denoised together; shorter batches are padded to this size. auto: as many as the "
-        "GPU's memory is likely to hold, at most 16, alike for GPUs of one size; 1 on a CPU. Either is halved while GPU "
-        "memory runs out.",
+        "GPU's memory is likely to hold, at most 16, alike for GPUs of one size; 1 on a CPU. Either is halved while "
+        "GPU memory runs out.",
     )
     compile: bool = Field(
         False,

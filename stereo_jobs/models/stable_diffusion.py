@@ -160,10 +160,10 @@ class StableDiffusion:
             inputs: the batch.
             pixels: pixels of one image.
         """
-        done = torch.cat([work(self.vae, part) for part in inputs.split(max(1, VAE_PIXELS // pixels))])
+        done = torch.cat([work(self.vae, part) for part in torch.split(inputs, max(1, VAE_PIXELS // pixels))])
         if self._upcasts:
             overflowed = inputs.isfinite().flatten(1).all(1).to(done.device) & ~done.isfinite().flatten(1).all(1)
-            for i in overflowed.nonzero()[:, 0].tolist():  # each alone, whatever its neighbours are
+            for i in torch.nonzero(overflowed)[:, 0].tolist():  # each alone, whatever its neighbours are
                 done[i : i + 1] = work(self._float32_vae, inputs[i : i + 1])
         return done
 

@@ -37,10 +37,11 @@ class ContextAttention:
         if context is None or context.dim() == 3:
             return self.inner(attn, hidden_states, **kwargs | {"encoder_hidden_states": context})
         halves, pairs = context.shape[:2]
-        views = hidden_states.unflatten(0, (halves, -1, pairs))  # halves*V*B,N,C -> halves,V,B,N,C
-        queries = views.transpose(1, 2).flatten(2, 3).flatten(0, 1)  # -> halves*B,V*N,C
+        tokens = hidden_states.shape[1:]
+        views = hidden_states.reshape(halves, -1, pairs, *tokens)  # halves*V*B,N,C -> halves,V,B,N,C
+        queries = views.transpose(1, 2).reshape(halves * pairs, -1, tokens[1])  # -> halves*B,V*N,C
         out = self.inner(attn, queries, **kwargs | {"encoder_hidden_states": context.flatten(0, 1)})
-        return out.unflatten(0, (halves, pairs)).unflatten(2, (views.shape[1], -1)).transpose(1, 2).flatten(0, 2)
+        return out.reshape(halves, pairs, -1, *tokens).transpose(1, 2).flatten(0, 2)
 
 
 @contextmanager
@@ -76,7 +77,8 @@ def pair_context(mode: Literal["uni", "bi"], pairs: int) -> Context:
     """
 
     def context(layer: str, hidden_states: Tensor) -> Tensor:
-        left, right = hidden_states.unflatten(0, (-1, 2, pairs)).unbind(1)  # halves*2*B,N,C -> halves,B,N,C each
+        views = hidden_states.reshape(-1, 2, pairs, *hidden_states.shape[1:])  # halves*2*B,N,C -> halves,2,B,N,C
+        left, right = views.unbind(1)
         return left if mode == "uni" else torch.cat([left, right], dim=-2)  # halves,B,N or 2N,C
 
     return context
