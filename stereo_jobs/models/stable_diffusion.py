@@ -52,7 +52,7 @@ class StableDiffusion:
         self.unet = load(UNet2DConditionModel, "unet")
         self.vae = load(AutoencoderKL, "vae")
         self._upcasts = dtype == torch.float16 and bool(self.vae.config.force_upcast)
-        self._load_vae = lambda: load(AutoencoderKL, "vae", torch.float32)
+        self._load_vae: Callable[[], Any] = lambda: load(AutoencoderKL, "vae", torch.float32)
         self.scheduler_config = json.loads((part_folder(folder, "scheduler") / "scheduler_config.json").read_text())
         self.device = device
         self.latent_channels: int = self.vae.config.latent_channels
@@ -163,8 +163,9 @@ class StableDiffusion:
         done = torch.cat([work(self.vae, part) for part in torch.split(inputs, max(1, VAE_PIXELS // pixels))])
         if self._upcasts:
             overflowed = inputs.isfinite().flatten(1).all(1).to(done.device) & ~done.isfinite().flatten(1).all(1)
-            for i in torch.nonzero(overflowed)[:, 0].tolist():  # each alone, whatever its neighbours are
-                done[i : i + 1] = work(self._float32_vae, inputs[i : i + 1])
+            for i in range(len(done)):
+                if overflowed[i]:  # each alone, whatever its neighbours are
+                    done[i : i + 1] = work(self._float32_vae, inputs[i : i + 1])
         return done
 
     @cached_property
