@@ -16,6 +16,8 @@ from pydantic import (
     Field,
     PositiveInt,
     SecretStr,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
@@ -30,6 +32,8 @@ from stereo_jobs.stereo.config import MethodConfig
 SCHEMA_VERSION = 2
 MAX_SECONDS = 10_000_000
 """Longest time that a field may name, about four months; clocks and timers of the libraries end somewhere above it."""
+LARGEST_AUTO_BATCH = 16
+"""Largest `batch_size` that auto chooses: U-Nets gain little beyond it, and short batches are padded."""
 DEMO = "demo"
 """Name of the models that are embedded in the package."""
 
@@ -383,8 +387,17 @@ class Runtime(_Model):
         1.0, gt=0, le=64, description="GPUs per actor; with a fraction, several actors share one GPU."
     )
     cpus_per_actor: float = Field(1.0, ge=0, le=1024, description="CPUs that Ray reserves per actor.")
-    batch_size: PositiveInt = Field(
-        4, le=1024, description="Pairs that are denoised together; shorter batches are padded to this size."
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        4,
+        description="Pairs that are denoised together; shorter batches are padded to this size. auto: as many as the "
+        "GPU's memory is likely to hold, at most 16, alike for GPUs of one size; 1 on a CPU. Either is halved while "
+        "GPU memory runs out.",
+    )
+    compile: bool = Field(
+        False,
+        description="Compile U-Net and VAE with torch.compile. The first batch of each actor then takes minutes, which "
+        "pays on a GPU for jobs of many rows; torch needs a C++ compiler on the machine. Pictures differ by float "
+        "noise before rounding, as with another batch_size.",
     )
     shard_rows: PositiveInt = Field(
         128,
@@ -447,12 +460,25 @@ class Runtime(_Model):
     )
     storage: StorageSpec = Field(default_factory=StorageSpec, description="S3 access.")
 
+    @field_validator("batch_size", mode="wrap")
+    @classmethod
+    def _number_or_auto(cls, value: Any, validate: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError("must be a whole number from 1 to 1024, or auto") from None
+
     @field_validator("shard_timeout_s", "batch_timeout_s", "start_timeout_s", "drain_timeout_s", "lease_ttl_s")
     @classmethod
     def _fit_timers(cls, value: float) -> float:
         if not value <= MAX_SECONDS:
             raise ValueError(f"must be at most {MAX_SECONDS} seconds")
         return value
+
+    @property
+    def largest_batch(self) -> int:
+        """The largest batch size that an actor may take."""
+        return LARGEST_AUTO_BATCH if self.batch_size == "auto" else self.batch_size
 
     @field_validator("allowed_prefixes")
     @classmethod

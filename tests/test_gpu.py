@@ -124,6 +124,25 @@ def test_quality_control_sees_the_same_depth():
         np.testing.assert_allclose(there.mirrored_depth, here.mirrored_depth, atol=0.02 * np.ptp(here.depth))
 
 
+def test_compiled_networks_draw_the_same():
+    recipe = resolve_recipe(
+        Recipe.model_validate({"mode": "text", "method": SHORT, "models": {"depth": {"path": "demo"}}})
+    )
+    plain, compiled = (PairGenerator.load(recipe, "cuda", 2) for _ in range(2))
+    compiled.compile()
+    for one, other in zip(compiled.generate(texts()), plain.generate(texts()), strict=True):
+        assert far(one.left, other.left) < 1
+        assert far(one.right, other.right) < 3
+    again = [pair.right for pair in compiled.generate(texts())]
+    assert all(map(np.array_equal, again, [pair.right for pair in compiled.generate(texts())]))
+
+
+def test_an_automatic_batch_size_uses_the_gpu(make_spec, make_manifest):
+    spec = make_spec(make_manifest(rows=20), recipe={"method": SHORT}, batch_size="auto", shard_rows=20, device="cuda")
+    run(spec, local=True)
+    assert verdict(spec).ok
+
+
 def test_the_whole_job_on_gpu_actors(make_spec, make_manifest, tmp_path):
     manifest = make_manifest(rows=4)
     ray = make_spec(manifest, str(tmp_path / "ray"), {"method": SHORT}, actors=None, device="auto")

@@ -14,7 +14,7 @@ class Generator(Protocol):
     """Makes pairs from rows; `stereo_jobs.pipeline.generator.PairGenerator` is the real one.
 
     Attributes:
-        batch_size: left images per network call; may be lowered between calls.
+        batch_size: left images per network call; may change between calls.
         inputs: image columns of the manifest that it reads.
     """
 
@@ -30,6 +30,9 @@ class Generator(Protocol):
         Args:
             rows: each is a Row, or what `decode` made of one, or an error.
         """
+
+    def compile(self) -> None:
+        """Compile the networks at their first calls (`runtime.compile`)."""
 
 
 def batches(rows: Sequence[Row], batch_size: int) -> Iterator[list[Row]]:

@@ -98,6 +98,10 @@ class PairGenerator:
         """Return a generator of another recipe with the same loaded models, which the recipe must name."""
         return PairGenerator(self.sd, self.depth, recipe, batch_size, safety=self.safety, clip=self.clip)
 
+    def compile(self) -> None:
+        """Compile U-Net and VAE, each graph at its first call. Results differ in the last bits before rounding."""
+        self.sd.compile()
+
     def decode(self, row: Row) -> DecodedRow | RowError:
         """Decode a row's images and maps, in any thread: `generate` takes the result in place of the row."""
         if row.error:

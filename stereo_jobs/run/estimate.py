@@ -236,7 +236,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
     spans: list[tuple[Stage, float]] = []
     with tempfile.TemporaryDirectory(prefix="stereo-jobs-") as folder:
         storage = open_storage(folder)
-        batch_size = spec.runtime.batch_size
+        batch_size = spec.runtime.largest_batch
         tasks = [
             ShardTask(_sample_plan(plan, generation, recipe, batches * batch_size), 0)
             for generation, batches in enumerate((1, BATCHES))

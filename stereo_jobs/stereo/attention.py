@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 Context = Callable[[str, Tensor], Tensor | None]
-"""What a self-attention layer attends to, from its name and its input, batch,N,C; None: to the input itself."""
+"""What a self-attention layer attends to, from its name and its input, batch,N,C: one context for each sample,
+batch,M,C, or one that all views of a pair share, halves,B,M,C. None: the input itself."""
 
 
 class ContextAttention:
@@ -27,9 +28,20 @@ class ContextAttention:
         self.context = context
 
     def __call__(self, attn: nn.Module, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Run the inner processor with keys and values from the context: batch,N,C -> batch,N,C."""
-        kwargs["encoder_hidden_states"] = self.context(self.layer, hidden_states)
-        return self.inner(attn, hidden_states, **kwargs)
+        """Run the inner processor with keys and values from the context: batch,N,C -> batch,N,C.
+
+        Where views share a context, their queries stand one behind the other, so that keys and values are computed
+        once for all of them, and are not copied.
+        """
+        context = self.context(self.layer, hidden_states)
+        if context is None or context.dim() == 3:
+            return self.inner(attn, hidden_states, **kwargs | {"encoder_hidden_states": context})
+        halves, pairs = context.shape[:2]
+        tokens = hidden_states.shape[1:]
+        views = hidden_states.reshape(halves, -1, pairs, *tokens)  # halves*V*B,N,C -> halves,V,B,N,C
+        queries = views.transpose(1, 2).reshape(halves * pairs, -1, tokens[1])  # -> halves*B,V*N,C
+        out = self.inner(attn, queries, **kwargs | {"encoder_hidden_states": context.flatten(0, 1)})
+        return out.reshape(halves, pairs, -1, *tokens).transpose(1, 2).flatten(0, 2)
 
 
 @contextmanager
@@ -65,11 +77,9 @@ def pair_context(mode: Literal["uni", "bi"], pairs: int) -> Context:
     """
 
     def context(layer: str, hidden_states: Tensor) -> Tensor:
-        tokens = hidden_states.shape[1:]
-        views = hidden_states.reshape(-1, 2, pairs, *tokens)  # halves*2*B,N,C -> halves,2,B,N,C
+        views = hidden_states.reshape(-1, 2, pairs, *hidden_states.shape[1:])  # halves*2*B,N,C -> halves,2,B,N,C
         left, right = views.unbind(1)
-        seen = left if mode == "uni" else torch.cat([left, right], dim=-2)
-        return torch.stack([seen, seen], dim=1).flatten(0, 2)  # halves*2*B,N or 2N,C
+        return left if mode == "uni" else torch.cat([left, right], dim=-2)  # halves,B,N or 2N,C
 
     return context
 
@@ -116,31 +126,37 @@ class InputRecorder:
     Args:
         samples: B int64, the indices of the samples in the batch.
         keep: what to keep; None: nothing.
-
-    Attributes:
-        step: index of the present step, set before the U-Net is called.
     """
 
     def __init__(self, samples: Tensor, keep: Keep | None) -> None:
         self.samples = samples
         self.keep = keep
-        self.step = 0
         self._steps: dict[int, dict[str, Tensor]] = {}
+        self._inputs: dict[str, Tensor] | None = None
+        """Where the inputs of the present step are put. A compiled U-Net must not meet the number of the step, which
+        differs at each call."""
 
     def installed(self, unet: nn.Module) -> AbstractContextManager[None]:
         """Record what the layers of a U-Net are given."""
         return self_attention(unet, self) if self.keep else nullcontext()
 
+    def begin(self, step: int) -> None:
+        """Say at which step the U-Net is called next."""
+        if self.keep and step >= self.keep.first:
+            self._inputs = self._steps.setdefault(step, {})
+        else:
+            self._inputs = None
+
     def __call__(self, layer: str, hidden_states: Tensor) -> None:
         """Keep the input of one layer: halves*B,N,C."""
-        if self.keep is None or self.step < self.keep.first:
+        if self.keep is None or self._inputs is None:
             return
         given = hidden_states.reshape(-1, len(self.samples), *hidden_states.shape[1:])  # halves*B,N,C -> halves,B,N,C
         if len(given) < self.keep.halves:
             raise ValueError(f"{self.keep.halves} halves of guidance cannot be kept: only {len(given)} is run")
         # The half with the prompt is the last. A part is copied, so that it does not hold the memory of the whole.
         kept = given if len(given) == self.keep.halves else given[-self.keep.halves :].clone()
-        self._steps.setdefault(self.step, {})[layer] = kept
+        self._inputs[layer] = kept
 
     @property
     def kept(self) -> KeptInputs | None:

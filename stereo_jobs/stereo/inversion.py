@@ -52,7 +52,7 @@ def ddim_inversion(
     recorder = InputRecorder(torch.arange(len(x_0), device=x_0.device), keep)
     with recorder.installed(model.unet):
         for i in reversed(range(solver.steps)):
-            recorder.step = i
+            recorder.begin(i)
             output = model(latents[-1][None], i, solver.timesteps[i], None if condition is None else condition[None])[0]
             latents.append(solver.invert(i, latents[-1], output))
     evaluations = torch.full((len(x_0),), solver.steps * model.evaluations_per_view)

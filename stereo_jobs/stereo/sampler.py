@@ -206,7 +206,7 @@ def denoise(
     history = []
     with recorder.installed(model.unet):
         for i, timestep in enumerate(solver.timesteps):
-            recorder.step = i
+            recorder.begin(i)
             output = model(latents[-1][None], i, timestep, _views(condition))[0]
             following, clean = solver.step(i, latents[-1], output, clean)
             latents.append(following)

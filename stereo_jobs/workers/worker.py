@@ -31,7 +31,7 @@ from stereo_jobs.output.guard import PlanGuard
 from stereo_jobs.pipeline.batching import Generator, batches
 from stereo_jobs.records import REJECTED, PromptNotes, QualitySummary, Row, RowError, ShardRecord
 from stereo_jobs.spec import JobSpec, Recipe
-from stereo_jobs.workers.batch_size import BatchSize
+from stereo_jobs.workers.batch_size import BatchSize, first_size
 from stereo_jobs.workers.encoding import Cells, GeneratedPair, compute_on_one_thread, encode
 from stereo_jobs.workers.patience import STORE_PATIENCE_S, patient
 from stereo_jobs.workers.prometheus import Stage
@@ -140,11 +140,21 @@ class ShardWorker:
         self._encoders = TimedThreads(self.threads, "encode", timeout_s, MOST_WAITING_BYTES)
         # One thread owns the models: one CUDA context, one torch thread setting, batches in order.
         self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-        loading = self._model_thread.submit(load, recipe, self.runtime.device, self.runtime.batch_size)
+        loading = self._model_thread.submit(self._load, load)
         load_codecs()
         self.generator = loading.result()
         self._reader = ShardReader(self.runtime, recipe, self.generator, timeout_s)
         self._batch_size = BatchSize(self.generator.batch_size)
+
+    def _load(self, load: GeneratorFactory) -> Generator:
+        """Load the generator, in the thread that owns the models, with its batch size."""
+        size, runtime = self.runtime.batch_size, self.runtime
+        generator = load(self.recipe, runtime.device, 1 if size == "auto" else size)
+        if size == "auto":
+            generator.batch_size = first_size(_gpu_bytes(min(1.0, runtime.gpus_per_actor)), self.recipe)
+        if runtime.compile:
+            generator.compile()
+        return generator
 
     def run(self, task: ShardTask) -> ShardRecord:
         """Make and commit one shard. If another attempt has committed it meanwhile, return the record of that one.
@@ -369,6 +379,14 @@ def _settled(result: "Encoded | RowError", position: int) -> "Cells | RowError":
     """Wait for the cells of a row; an error gets the row's position in the shard."""
     made = result.result() if isinstance(result, Future) else result
     return dataclasses.replace(made, row=position) if isinstance(made, RowError) else made
+
+
+def _gpu_bytes(share: float) -> float:
+    """Bytes of this actor's share of the GPU beside its loaded models; 0 on a CPU."""
+    torch = sys.modules.get("torch")
+    if not torch or not torch.cuda.is_available() or not torch.cuda.memory_allocated():
+        return 0.0
+    return float(share * torch.cuda.get_device_properties(0).total_memory - torch.cuda.memory_allocated())
 
 
 def _free_gpu_memory() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 import time
 import uuid
 from pathlib import Path
@@ -430,6 +431,33 @@ def test_gpu_memory_running_out_halves_the_batch(make_spec):
 
     spec = make_spec(batch_size=4)
     assert run(spec, local=True, load=lambda recipe, device, size: Hungry(size)).succeeded == 8
+
+
+def test_on_a_cpu_a_batch_size_of_auto_is_one(make_spec):
+    class Counting(standin.StandIn):
+        sizes: ClassVar[list] = []
+
+        def generate(self, rows):
+            self.sizes.append((self.batch_size, len(rows)))
+            return super().generate(rows)
+
+    spec = make_spec(batch_size="auto")
+    assert run(spec, local=True, load=lambda recipe, device, size: Counting(size)).succeeded == 8
+    assert Counting.sizes == [(1, 1)] * 8
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_networks_are_compiled_once_where_the_spec_asks_for_it(make_spec, compiles):
+    compiled = []
+
+    class Compiled(standin.StandIn):
+        def compile(self):
+            compiled.append(threading.current_thread().name)
+
+    spec = make_spec(compile=compiles)
+    assert run(spec, local=True, load=lambda recipe, device, size: Compiled(size)).succeeded == 8
+    assert len(compiled) == compiles
+    assert all(name.startswith("model") for name in compiled)
 
 
 def test_a_batch_size_that_was_halved_grows_back(make_spec, make_manifest):

@@ -146,7 +146,7 @@ def test_the_right_view_alone_attends_to_what_was_kept_of_the_left(unet, batch, 
     recorder = InputRecorder(torch.arange(PAIRS), Keep(3, halves))
     with recorder.installed(unet):
         for step in (2, 3):
-            recorder.step = step
+            recorder.begin(step)
             predict(unet, batch[0][:, :1], batch[1][:, :1])  # always both halves
     kept = recorder.kept
     assert set(kept.steps) == {3}
@@ -159,3 +159,42 @@ def test_what_was_kept_can_be_selected_in_any_order_and_repeatedly():
     inputs = torch.randn(2, 3, 4, 5)
     kept = KeptInputs({7: {"layer": inputs}}, torch.arange(3)).take(torch.tensor([2, 0, 2])).take(torch.tensor([1, 2]))
     assert torch.equal(kept.at(7)["layer"], inputs[:, [0, 2]].flatten(0, 1))
+
+
+@pytest.mark.slow
+def test_a_compiled_unet_has_few_graphs_for_all_steps_and_pairs(one_thread):
+    """One for steps before any is kept, one for those that are, and one for the right view."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32,),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+    ).eval()
+    unet.requires_grad_(False)
+    graphs = []
+
+    def pair(seed):
+        x, text = torch.randn(4, 1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)), torch.ones(1, 5, 16)
+        recorder = InputRecorder(torch.arange(1), Keep(1, 1))
+        with torch.no_grad():
+            with recorder.installed(unet):
+                for step in range(4):
+                    recorder.begin(step)
+                    unet(x[step], torch.tensor(900 - step), encoder_hidden_states=text)
+            now = {}
+            with self_attention(unet, lambda layer, _: now[layer]):
+                for step in (1, 2, 3):
+                    now.update(recorder.kept.at(step))
+                    out = unet(x[step] + 1, torch.tensor(900 - step), encoder_hidden_states=text).sample
+        return out
+
+    plain = [pair(seed) for seed in range(3)]
+    unet.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward, dynamic=False)
+    compiled = [pair(seed) for seed in range(3)]
+    assert len(graphs) == 3
+    for one, other in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)

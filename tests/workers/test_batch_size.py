@@ -1,9 +1,12 @@
 """The batch size of a worker: halved when GPU memory runs out, and tried twice as large again."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stereo_jobs.workers.batch_size import FIRST_WAIT, BatchSize
+from stereo_jobs.models.resolve import resolve_recipe
+from stereo_jobs.spec import Recipe
+from stereo_jobs.workers.batch_size import FIRST_WAIT, BatchSize, first_size
 
 some = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -47,3 +50,28 @@ def test_a_gpu_with_room_gets_the_whole_size_again_however_often_it_failed():
     run(size, lambda batch: 1, 1000)
     sizes, _ = run(size, lambda batch: 4, 4000)
     assert sizes[-1] == 4
+
+
+def sd15(**recipe):
+    """A recipe of Stable Diffusion 1.5 at 512 x 512 in half precision."""
+    models = {"stable_diffusion": {"path": "demo", "dtype": "float16"}}
+    size = {"width": 512, "height": 512}
+    return resolve_recipe(Recipe.model_validate({"models": models, "size": size} | recipe))
+
+
+@pytest.mark.parametrize(("gigabytes", "size"), [(0, 1), (6, 1), (13.8, 4), (21.8, 8), (37.8, 16), (77.8, 16)])
+def test_the_first_size_for_gpus_of_common_sizes(gigabytes, size):
+    assert first_size(gigabytes * 1e9, sd15()) == size
+
+
+@some
+@given(st.floats(-1e9, 2e11), st.floats(0, 1e11))
+def test_more_memory_never_gives_a_smaller_size(free, more):
+    assert 1 <= first_size(free, sd15()) <= first_size(free + more, sd15()) <= 16
+
+
+def test_what_needs_more_memory_starts_smaller():
+    usual = first_size(22e9, sd15())
+    assert first_size(22e9, sd15(size={"width": 1024, "height": 1024})) < usual
+    assert first_size(22e9, sd15(method={"preset": "official"})) < usual
+    assert first_size(22e9, sd15(models={"stable_diffusion": {"path": "demo"}})) < usual
