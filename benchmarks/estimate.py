@@ -1,113 +1,177 @@
-"""Is `plan --estimate` right? `python benchmarks/estimate.py --rows 48`
+"""Is an estimate right? `python benchmarks/estimate.py --rows 48`
 
-Each job is estimated, then run, by the commands that a user types (`plan --estimate`, `run --local`), with the embedded
-models and ToyScapes. Real seconds are those of the whole command; so are the CPU seconds, of all its threads. The jobs
-differ in what limits them: the models, the threads that score and encode, or the cores that both share. Prints a table,
-and the same as JSON.
+Each job is estimated as `plan --estimate` does, then run as `run --local` does, each in a fresh process. Some jobs have
+the embedded models; others have a stand-in for a GPU, which sleeps and returns pairs of 512 x 512 pixels, scored and
+encoded like any. Real seconds are those of the run from its beginning to its end, loading included. Other work on the
+machine disturbs both: rounds alternate, and the median is taken. Prints a table, and the same as JSON.
 """
 
 import argparse
+import dataclasses
 import json
 import os
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from stereo_jobs.spec import StorageSpec
+from stereo_jobs.data.storage import open_storage
+from stereo_jobs.output import progress
+from stereo_jobs.records import LeftDepth, ModelScores, Row, StereoPair
+from stereo_jobs.run.driver import run
+from stereo_jobs.run.estimate import estimate, measure_rows
+from stereo_jobs.run.prepare import prepare
+from stereo_jobs.spec import Recipe, StorageSpec
+from stereo_jobs.spec_reading import load_spec
 from stereo_jobs.toyscapes.manifest import write_manifest
+from stereo_jobs.workers.worker import load_generator
 
 REPOSITORY = Path(__file__).parent.parent
-JOBS: dict[str, dict[str, Any]] = {
-    "text": {"mode": "text", "quality": {"enabled": False}},
-    "text, quality control": {"mode": "text"},
-    "photos, baseline, quality control": {"mode": "image", "method": {"right_view": "stretch"}},
-}
-"""Recipes by the name of the job. The last one runs no U-Net."""
+STAND_IN_PX = 512
 
 
-class Ended(NamedTuple):
-    """What a command printed, and what it took.
+class Kind(NamedTuple):
+    """A kind of job.
 
     Attributes:
-        facts: its JSON.
-        wall_s: seconds from its start to its end.
-        cpu_s: CPU seconds of all its threads.
+        recipe: its recipe.
+        sleep_s: seconds for which a stand-in for a GPU sleeps for each pair; None: the embedded models.
     """
 
-    facts: dict[str, Any]
-    wall_s: float
-    cpu_s: float
+    recipe: dict[str, Any]
+    sleep_s: float | None = None
 
 
-def command(*words: object) -> Ended:
-    """Run a command of `stereo-jobs` in a process of its own; its JSON is on its standard output."""
+UNSCORED = {"quality": {"enabled": False}}
+KINDS = {
+    "models": Kind(UNSCORED),
+    "models, quality control": Kind({}),
+    "GPU of 1 s a pair, quality control": Kind({}, 1.0),
+    "GPU of 0.1 s a pair, quality control": Kind({}, 0.1),
+}
+
+
+class StandIn:
+    """Sleeps in place of a GPU, and returns the same pair for every row."""
+
+    inputs: tuple[str, ...] = ()
+
+    def __init__(self, sleep_s: float, batch_size: int) -> None:
+        from benchmarks.quality_cost import pair_of
+
+        self.sleep_s, self.batch_size = sleep_s, batch_size
+        made = pair_of(6000, STAND_IN_PX, 0.08)
+        self._pair = StereoPair(
+            id="",
+            left=made["left"],
+            right=made["right"],
+            disparity=made["disparity"],
+            disparity_requested=None,
+            disparity_of="left",
+            mask_nonocc_left=made["nonocc_left"],
+            mask_hole_right=made["hole_right"],
+            mask_border_right=made["hole_right"],
+            unet_evaluations=51,
+            raw_right=made["raw_right"],
+            model_scores=ModelScores(depth=LeftDepth(made["depth"], made["mirrored_depth"])),
+        )
+
+    def generate(self, rows: Sequence[Row]) -> list[StereoPair]:
+        time.sleep(self.sleep_s * len(rows))
+        return [dataclasses.replace(self._pair, id=row.id) for row in rows]
+
+
+def load_stand_in(sleep_s: float, recipe: Recipe, device: str, batch_size: int) -> StandIn:
+    return StandIn(sleep_s, batch_size)
+
+
+def child(verb: str, path: str, sleep_s: float | None) -> dict[str, Any]:
+    """What a fresh process does: `estimate` a job, or `run` it."""
+    load = load_generator if sleep_s is None else partial(load_stand_in, sleep_s)
+    spec = load_spec(path)
+    if verb == "estimate":
+        storage, job, recipe = prepare(spec, open_storage(spec.output), publish=False)
+        measured = measure_rows(spec, recipe, job.plans[0], load)
+        status = progress.status(job, progress.totals(storage, job))
+        return estimate(measured, status, gpus=1, gpus_per_actor=1.0).as_json()
+    began = time.monotonic()
+    status = run(spec, local=True, load=load)
+    return {"seconds": time.monotonic() - began, "bytes": status.bytes}
+
+
+def in_a_fresh_process(*words: object) -> dict[str, Any]:
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-    program = [sys.executable, "-m", "stereo_jobs", *map(str, words), "--json"]
+    program = [sys.executable, __file__, "--child", *map(str, words)]
     done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-    wall_s, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Ended(json.loads(done.stdout.splitlines()[-1]), wall_s, cpu_s)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def compare(recipe: dict[str, Any], rows: int, runtime: dict[str, Any]) -> dict[str, Any]:
+def compare(kind: Kind, rows: int, steps: int, shard_rows: int) -> dict[str, Any]:
     """Estimate a job, then run it."""
     with tempfile.TemporaryDirectory(prefix="estimate-") as name:
         folder = Path(name)
         manifest, spec = folder / "rows.parquet", folder / "job.json"
-        write_manifest(str(manifest), StorageSpec(), rows=rows, mode=recipe["mode"])
+        write_manifest(str(manifest), StorageSpec(), rows=rows, mode="text")
+        recipe = {"mode": "text", "method": {"steps": steps}} | kind.recipe
+        runtime = {"shard_rows": shard_rows, "lease_ttl_s": 0}
         job = {"manifest": str(manifest), "output": str(folder / "out"), "recipe": recipe, "runtime": runtime}
         spec.write_text(json.dumps(job))
-        planned, real = command("plan", spec, "--estimate"), command("run", spec, "--local")
-    estimate = planned.facts["estimate"]
-    measured = estimate["rehearsal"]
+        estimated = in_a_fresh_process("estimate", spec, kind.sleep_s)
+        real = in_a_fresh_process("run", spec, kind.sleep_s)
     return {
-        "pairs": estimate["pairs"],
-        "slowest": estimate["slowest"],
-        "estimated_s": round(estimate["wall_s"], 1),
-        "real_s": round(real.wall_s, 1),
-        "ratio": round(estimate["wall_s"] / real.wall_s, 3),
-        "load_s": round(measured["load_s"], 1),
-        "cpu_s_a_pair": round(real.cpu_s / estimate["pairs"], 3),
-        "bytes_ratio": round(estimate["bytes"] / real.facts["bytes"], 3),
-        "measured": measured,
+        "slowest": estimated["slowest"],
+        "estimated_s": estimated["wall_s"],
+        "real_s": real["seconds"],
+        "ratio": estimated["wall_s"] / real["seconds"],
+        "bytes_ratio": estimated["bytes"] / real["bytes"],
+        "measured": estimated["rehearsal"],
     }
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a line for each job."""
+def table(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown: a line for each kind of job, with medians over the rounds."""
     lines = [
-        "| job | pairs | limited by | estimated s | real s | estimated / real | bytes, estimated / real |",
-        "|---|---:|---|---:|---:|---:|---:|",
+        "| job | limited by | estimated s | real s | estimated / real | lowest and highest | bytes, estimated / real |",
+        "|---|---|---:|---:|---:|---|---:|",
     ]
-    for name, job in found.items():
+    for name, rounds in found.items():
+        median = {key: statistics.median(one[key] for one in rounds) for key in rounds[0] if key not in TEXTS}
+        ratios = [one["ratio"] for one in rounds]
         lines.append(
-            f"| {name} | {job['pairs']} | {job['slowest']} | {job['estimated_s']} | {job['real_s']} | "
-            f"{job['ratio']:.2f} | {job['bytes_ratio']:.2f} |"
+            f"| {name} | {rounds[0]['slowest']} | {median['estimated_s']:.1f} | {median['real_s']:.1f} | "
+            f"{median['ratio']:.2f} | {min(ratios):.2f}, {max(ratios):.2f} | {median['bytes_ratio']:.2f} |"
         )
     return "\n".join(lines)
+
+
+TEXTS = ("slowest", "measured")
+"""Facts of a round that have no median."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=48, help="pairs of each job")
     parser.add_argument("--shard-rows", type=int, default=8, help="pairs of a shard")
-    parser.add_argument("--steps", type=int, default=20, help="denoising steps")
-    parser.add_argument("--size", type=int, help="working width and height; by default that of the checkpoint")
-    parser.add_argument("--job", nargs="+", choices=JOBS, default=list(JOBS), metavar="NAME", help="which jobs to take")
+    parser.add_argument("--steps", type=int, default=20, help="denoising steps of the embedded models")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each job is estimated and run")
+    parser.add_argument("--job", nargs="+", choices=KINDS, default=list(KINDS), metavar="NAME", help="jobs to take")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    found = {}
-    for name in options.job:
-        recipe = JOBS[name] | {"method": JOBS[name].get("method", {}) | {"steps": options.steps}}
-        if options.size:
-            recipe["size"] = {"width": options.size, "height": options.size}
-        runtime = {"device": "auto", "shard_rows": options.shard_rows, "lease_ttl_s": 0}
-        found[name] = compare(recipe, options.rows, runtime)
-        print(f"{name}: {json.dumps(found[name])}", file=sys.stderr, flush=True)
+    if options.child:
+        verb, spec, sleep_s = options.child
+        print(json.dumps(child(verb, spec, None if sleep_s == "None" else float(sleep_s))))
+        return
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in options.job}
+    for _ in range(options.rounds):
+        for name in options.job:
+            found[name].append(compare(KINDS[name], options.rows, options.steps, options.shard_rows))
+            print(f"{name}: {found[name][-1]['ratio']:.2f}", file=sys.stderr, flush=True)
     print(table(found) + "\n")
     print(json.dumps(found))
 

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Measures this machine's GPU in at most eight minutes, without a network: benchmarks/gpu.sh [WHEELS] [OPTIONS]
 #
-# WHEELS is a folder of wheels for this machine's Python (3.11 or newer); what they lack may be installed already, such as
-# a PyTorch with CUDA. Fill it elsewhere: pip download --dest WHEELS -c constraints.txt . pytest pytest-timeout hypothesis
+# WHEELS is a folder of wheels for this machine's Python, 3.11 or newer. What is installed already, such as a PyTorch with
+# CUDA, needs none. Fill it elsewhere: pip download --dest WHEELS -c constraints.txt . pytest pytest-timeout hypothesis
 # Without WHEELS, the .venv of this checkout is used, or the Python that PYTHON names (python3). OPTIONS are those of
 # benchmarks/gpu.py: --out, --seconds, --section, --tiny. Results are in out/gpu: gpu.json, gpu.md, a log of each section.
 set -euo pipefail
@@ -15,11 +15,19 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   shift
   environment=$(mktemp -d)
   trap 'rm -rf "$environment"' EXIT
-  "$python" -m venv --system-site-packages "$environment"
+  "$python" -m venv "$environment"
+  installed=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   python=$environment/bin/python
+  # Packages of the outer Python are found behind those of the new environment.
+  "$python" - "$installed" <<'END'
+import pathlib, sys, sysconfig
+folder = pathlib.Path(sysconfig.get_path("purelib"))
+(folder / "outer.pth").write_text(f"import site; site.addsitedir({sys.argv[1]!r})\n")
+END
   mapfile -t needed < <("$python" - "$root/pyproject.toml" <<'END'
 import sys, tomllib
-print("\n".join([*tomllib.load(open(sys.argv[1], "rb"))["project"]["dependencies"], "pytest", "pytest-timeout", "hypothesis"]))
+with open(sys.argv[1], "rb") as file:
+    print(*tomllib.load(file)["project"]["dependencies"], "pytest", "pytest-timeout", "hypothesis", sep="\n")
 END
   )
   "$python" -m pip install --quiet --disable-pip-version-check --no-index --find-links "$wheels" "${needed[@]}"

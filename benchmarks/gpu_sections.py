@@ -32,6 +32,10 @@ DTYPES: tuple[Dtype, ...] = ("float16", "bfloat16", "float32")
 BATCHES: dict[Dtype, Sequence[int]] = {"float16": (8, 1, 2, 4, 16, 32), "bfloat16": (8, 1, 32), "float32": (8,)}
 """Batches by precision, the most telling one first: a section may be cut."""
 GPU_TESTS = ("tests/test_gpu.py", "tests/quality/test_lpips.py")
+LAST_S = 8.0
+"""Seconds before its end in which a section begins no other measurement."""
+END_S = 20.0
+"""Seconds before the end of its section in which a job begins no other batch, so that its last pairs are written."""
 MEASURE_S = 1.5
 """Seconds in which a call is repeated."""
 _SDXL = {
@@ -69,11 +73,16 @@ class Plan(NamedTuple):
 
     Attributes:
         tiny: small networks and few rows, to try the script out.
-        seconds: the section's time; it is killed after that.
+        until: when the section is cut, in seconds since the epoch.
     """
 
     tiny: bool
-    seconds: float
+    until: float
+
+    @property
+    def left_s(self) -> float:
+        """Seconds that are left of the section's time."""
+        return self.until - time.time()
 
     @property
     def device(self) -> str:
@@ -120,7 +129,7 @@ def tests(plan: Plan) -> Facts:
 
 def unet(plan: Plan, kind: str) -> Facts:
     """Evaluations a second of a U-Net with random weights, by precision and batch; peak memory; share of the peak."""
-    config, until = plan.unet_config(kind), time.monotonic() + plan.seconds
+    config = plan.unet_config(kind)
     size = config["sample_size"]
     flops = network_flops(config, configs("sd1", full=not plan.tiny)["vae/config.json"], 8 * size, 8 * size).unet
     yield {"network": kind, "unet_flops": flops}
@@ -128,7 +137,7 @@ def unet(plan: Plan, kind: str) -> Facts:
         peak = matmul_peak(plan.device, dtype)
         network = _random_unet(plan, config, dtype)
         for batch in plan.batches(dtype):
-            if time.monotonic() > until - 5:
+            if plan.left_s < LAST_S:
                 return
             fact: dict[str, Any] = {"network": kind, "dtype": dtype, "batch": batch}
             try:
@@ -193,7 +202,7 @@ def job(plan: Plan) -> Facts:
                 "runtime": {"batch_size": batch, "shard_rows": 2 * batch, "max_failure_ratio": 1, "lease_ttl_s": 0},
             }
         )
-        clock = BusyClock(load_generator, patience_s=max(5.0, began + plan.seconds - time.monotonic() - 30))
+        clock = BusyClock(load_generator, until=plan.until - END_S)
         status = run(spec, local=True, load=clock.load)
         yield clock.facts() | {"pairs": status.succeeded, "failed": status.failed, "batch": batch, "dtype": dtype}
 
@@ -203,11 +212,11 @@ class BusyClock:
 
     Args:
         load: loads the real generator.
-        patience_s: seconds from the first batch after which no more pairs are made.
+        until: when that is, in seconds since the epoch.
     """
 
-    def __init__(self, load: Callable[[Recipe, str, int], Generator], patience_s: float) -> None:
-        self._load, self._patience_s = load, patience_s
+    def __init__(self, load: Callable[[Recipe, str, int], Generator], until: float) -> None:
+        self._load, self._until = load, until
         self.spans: list[tuple[float, float]] = []
         self._monitor: subprocess.Popen[str] | None = None
 
@@ -218,9 +227,9 @@ class BusyClock:
         def timed(rows: Any) -> Any:
             if not self.spans:
                 self._monitor = _gpu_monitor()
-            began = time.monotonic()
-            if self.spans and began > self.spans[0][0] + self._patience_s:
+            if time.time() > self._until:
                 raise TimeoutError("the time for this section is over")
+            began = time.monotonic()
             made = generate(rows)
             self.spans.append((began, time.monotonic()))
             return made
@@ -301,4 +310,4 @@ def main(name: str, into: Path, plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]), Plan("--tiny" in sys.argv, float(sys.argv[3])))
+    main(sys.argv[1], Path(sys.argv[2]), Plan(sys.argv[4:] == ["--tiny"], float(sys.argv[3])))
