@@ -18,6 +18,7 @@ if [[ $# -gt 0 && $1 != -* ]]; then
   "$python" -m venv "$environment"
   installed=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
   python=$environment/bin/python
+  "$python" -m pip uninstall --quiet --yes setuptools # Python 3.11 adds one that is too old for PyTorch
   # Packages of the outer Python are found behind those of the new environment.
   "$python" - "$installed" <<'END'
 import pathlib, sys, sysconfig

@@ -92,14 +92,15 @@ def _count(work: Callable[[], object]) -> int:
 
 
 @contextmanager
-def counted_passes(vae: nn.Module) -> Iterator[Counter[str]]:
+def counted_passes(vae: AutoencoderKL) -> Iterator[Counter[str]]:
     """Count the images that a VAE takes while the context lasts, under `encode` and `decode`."""
     passes: Counter[str] = Counter()
 
     def count(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         return lambda _, inputs: passes.update({name: len(inputs[0])})
 
-    parts = {"encode": vae.get_submodule("encoder"), "decode": vae.get_submodule("decoder")}
+    # Where there is one, the small layer beside the latents: a large part that was compiled before calls no hooks.
+    parts = {"encode": vae.quant_conv or vae.encoder, "decode": vae.post_quant_conv or vae.decoder}
     hooks = [part.register_forward_pre_hook(count(name)) for name, part in parts.items()]
     try:
         yield passes

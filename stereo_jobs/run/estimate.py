@@ -45,13 +45,12 @@ class Measurement:
         batch_size: rows per batch at the end. It was halved each time that GPU memory ran out.
         pairs: how many pairs were made.
         failures: how many rows failed, by error type.
+        threads: how many pairs the worker encodes at a time.
         load_s: seconds to load the models from this machine's disk.
         warm_up_s: seconds that the first batch took longer than the others.
-        end_s: seconds from the end of the last batch in the models to the end of its shard.
         stages: seconds by stage, summed over all pairs. The stages overlap in time.
         slowest_batch_s: seconds of the slowest batch in the models.
         fastest_batch_s: seconds of the fastest batch in the models.
-        encoders: threads that score and encode pairs.
         cores: CPU cores that the worker may use.
         cpu_s: CPU seconds of all threads for the measured pairs.
         arithmetic: what the networks computed; None where they computed nothing.
@@ -65,13 +64,12 @@ class Measurement:
     batch_size: int
     pairs: int
     failures: dict[str, int]
+    threads: int
     load_s: float
     warm_up_s: float
-    end_s: float
     stages: dict[str, float]
     slowest_batch_s: float
     fastest_batch_s: float
-    encoders: int
     cores: int
     cpu_s: float
     arithmetic: Arithmetic | None
@@ -84,6 +82,12 @@ class Measurement:
     def pair_s(self) -> float:
         """Seconds per pair in a long run. The stages overlap, so the slowest one decides."""
         return max(self.bounds.values()) / self.pairs
+
+    @property
+    def end_s(self) -> float:
+        """Seconds in which the last batch is scored, encoded and written, after the models are done."""
+        last = min(self.batch_size, self.pairs)
+        return self.stages["encode"] / self.pairs * last / self.threads + self.stages["write"]
 
     @property
     def slowest(self) -> str:
@@ -99,7 +103,7 @@ class Measurement:
         """
         return {
             "generate": self.stages["generate"],
-            "encode": self.stages["encode"] / self.encoders,
+            "encode": self.stages["encode"] / self.threads,
             "read and write": sum(self.stages[stage] for stage in ("read", "generate", "write")) / IN_FLIGHT,
             "processor": self.cpu_s / self.cores,
         }
@@ -299,9 +303,9 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         first_batch_s = max((seconds for stage, seconds in spans if stage == "generate"), default=0.0)
         spans.clear()
         with _counted(worker.generator) as passes:
-            began, cpu_began = time.monotonic(), time.process_time()
+            cpu_before_s = time.process_time()
             record = worker.run(tasks[1])
-            took_s, cpu_s = time.monotonic() - began, time.process_time() - cpu_began
+            cpu_s = time.process_time() - cpu_before_s
         errors = read_footer_at(storage, tasks[1].key).errors
     if not record.succeeded + record.rejected:
         first = errors[0]
@@ -317,13 +321,12 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         batch_size=worker.generator.batch_size,
         pairs=record.succeeded + record.rejected,
         failures=record.failures,
+        threads=ENCODERS,
         load_s=load_s,
         warm_up_s=max(0.0, first_batch_s - sum(batch_seconds) / len(batch_seconds)),
-        end_s=max(0.0, took_s - stages["read"] - stages["generate"]),
         stages=stages,
         slowest_batch_s=max(batch_seconds),
         fastest_batch_s=min(batch_seconds),
-        encoders=ENCODERS,
         cores=_cores(),
         cpu_s=cpu_s,
         arithmetic=_arithmetic(worker, passes, record, stages["generate"]),

@@ -23,13 +23,12 @@ MEASURED = Measurement(
     batch_size=4,
     pairs=10,
     failures={},
+    threads=2,
     load_s=100.0,
     warm_up_s=0.0,
-    end_s=0.0,
     stages={"read": 1.0, "generate": 20.0, "encode": 5.0, "write": 1.0},
     slowest_batch_s=9.0,
     fastest_batch_s=7.0,
-    encoders=2,
     cores=4,
     cpu_s=30.0,
     arithmetic=None,
@@ -142,24 +141,25 @@ def test_hours_bytes_and_dollars(make_spec, make_manifest):
     found = estimate.estimate(MEASURED, status, gpus=4, gpus_per_actor=1.0, price_per_hour=1.8)
     # 100 shards of 10 pairs at 2 s on 4 GPUs: 25 rounds of 20 s after 100 s of loading.
     assert (found.pairs, found.shards, found.slowest) == (1000, 100, "generate")
-    assert found.wall_s == pytest.approx(600)
+    # The last four pairs, half a second each on two threads, and the write of their shard: 2 s.
+    assert found.wall_s == pytest.approx(602)
     assert found.pairs_per_s == pytest.approx(2.0)
-    assert found.gpu_hours == pytest.approx(4 / 6)
-    assert found.dollars == pytest.approx(1.2)
-    assert found.dollars_per_1000_pairs == pytest.approx(1.2)
+    assert found.gpu_hours == pytest.approx(4 * 602 / 3600)
+    assert found.dollars == pytest.approx(4 * 602 / 3600 * 1.8)
+    assert found.dollars_per_1000_pairs == found.dollars
     assert found.bytes == 500_000_000
 
 
 def test_more_gpus_than_shards_cost_without_helping(make_spec, make_manifest):
     status = status_of(make_spec(make_manifest(rows=8), shard_rows=4), publish=False)
     two, eight = (estimate.estimate(MEASURED, status, gpus=n, gpus_per_actor=1.0) for n in (2, 8))
-    assert eight.wall_s == two.wall_s == pytest.approx(108)
+    assert eight.wall_s == two.wall_s == pytest.approx(110)
     assert eight.gpu_hours == pytest.approx(4 * two.gpu_hours)
     assert eight.pairs_per_s == two.pairs_per_s
     assert two.dollars is None
 
 
-@pytest.mark.parametrize(("share", "wall_s"), [(0.5, 600), (1.0, 600), (2.0, 1100)])
+@pytest.mark.parametrize(("share", "wall_s"), [(0.5, 602), (1.0, 602), (2.0, 1102)])
 def test_workers_that_share_a_gpu_gain_nothing(make_spec, make_manifest, share, wall_s):
     status = status_of(make_spec(make_manifest(rows=1000), shard_rows=10), publish=False)
     assert estimate.estimate(MEASURED, status, gpus=4, gpus_per_actor=share).wall_s == pytest.approx(wall_s)
@@ -185,8 +185,9 @@ def test_all_threads_together_may_keep_the_cores_busy():
 
 def test_warming_up_and_the_last_pairs_are_paid_once(make_spec, make_manifest):
     status = status_of(make_spec(make_manifest(rows=1000), shard_rows=10), publish=False)
-    slow = Measurement(**vars(MEASURED) | {"warm_up_s": 60.0, "end_s": 5.0})
-    assert estimate.estimate(slow, status, gpus=4, gpus_per_actor=1.0).wall_s == pytest.approx(600 + 65)
+    slow = Measurement(**vars(MEASURED) | {"warm_up_s": 60.0, "stages": MEASURED.stages | {"write": 5.0}})
+    assert slow.end_s == pytest.approx(6.0)
+    assert estimate.estimate(slow, status, gpus=4, gpus_per_actor=1.0).wall_s == pytest.approx(600 + 66)
 
 
 def test_another_gpu(make_spec, make_manifest):
