@@ -37,7 +37,7 @@ LAST_S = 8.0
 END_S = 20.0
 """Seconds before the end of its section in which a job begins no other batch, so that its last pairs are written."""
 MEASURE_S = 1.5
-"""Seconds in which a call is repeated."""
+"""Seconds for which a call is repeated, about."""
 _SDXL = {
     # unet/config.json of stabilityai/stable-diffusion-xl-base-1.0
     "addition_embed_type": "text_time",
@@ -185,6 +185,9 @@ def job(plan: Plan) -> Facts:
         began = time.monotonic()
         with torch.device(plan.device):  # where random numbers are drawn faster
             checkpoint = write_checkpoint(folder / "sd", "sd1", full=not plan.tiny, dtype=getattr(torch, dtype))
+        if plan.device == "cuda":
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
         yield {"checkpoint_s": round(time.monotonic() - began, 1)}
         rows, batch = (4, 2) if plan.tiny else (128, 8)
         write_manifest(str(folder / "rows.parquet"), StorageSpec(), rows=rows, mode="text")
@@ -225,7 +228,7 @@ class BusyClock:
         generate = generator.generate
 
         def timed(rows: Any) -> Any:
-            if not self.spans:
+            if not self.spans and self._monitor is None:
                 self._monitor = _gpu_monitor()
             if time.time() > self._until:
                 raise TimeoutError("the time for this section is over")
@@ -269,17 +272,20 @@ def _random_unet(plan: Plan, config: dict[str, Any], dtype: Dtype) -> nn.Module:
 
 
 def _measured(device: str, network: nn.Module, batch: int, size: int) -> dict[str, Any]:
-    """Evaluations a second and peak memory, after two calls to warm up."""
+    """Evaluations a second of calls that follow each other, after two to warm up, and peak memory."""
     inputs = unet_inputs(network, batch, (size, size))
+
+    def call(times: int) -> None:
+        for _ in range(times):
+            network(**inputs)
+
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.no_grad():
-        for _ in range(2):
-            elapsed(device, lambda: network(**inputs))
-        took: list[float] = []
-        while not took or (sum(took) < MEASURE_S and len(took) < 30):
-            took.append(elapsed(device, lambda: network(**inputs)))
-    found = {"evaluations_per_s": batch * len(took) / sum(took)}
+        call(1)
+        times = max(1, min(50, round(MEASURE_S / elapsed(device, lambda: call(1)))))
+        took_s = elapsed(device, lambda: call(times))
+    found = {"evaluations_per_s": batch * times / took_s}
     return found | ({"peak_bytes": torch.cuda.max_memory_allocated()} if device == "cuda" else {})
 
 
