@@ -42,8 +42,8 @@ def network_flops(unet: Config, vae: Config, width: int, height: int, batch: int
     Args:
         unet: config of the U-Net.
         vae: config of the VAE.
-        width: of the images, in pixels; a multiple of the checkpoint's.
-        height: of the images.
+        width: width of the images in pixels, a size that the checkpoint takes.
+        height: height of the images in pixels.
         batch: images in the batch.
     """
     with torch.device("meta"), torch.no_grad():

@@ -77,7 +77,7 @@ def predict(gpu: str, arithmetic: Arithmetic, device: str) -> Prediction:
 
     Args:
         gpu: one of GPUS; case, spaces and hyphens do not matter.
-        arithmetic: of the measured pairs.
+        arithmetic: what the measured pairs took.
         device: where they were measured. A CPU's share says nothing about a GPU's.
 
     Raises:

@@ -370,7 +370,7 @@ def _arithmetic(worker: ShardWorker, passes: Counter[str], record: ShardRecord, 
     Args:
         worker: the worker that made them.
         passes: images that its VAE encoded and decoded.
-        record: of the measured shard.
+        record: record of the measured shard.
         models_s: seconds that it took in the models.
     """
     if not (record.unet_evaluations and hasattr(worker.generator, "sd") and worker.recipe.size):
