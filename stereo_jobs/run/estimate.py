@@ -12,19 +12,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
-from stereo_jobs.data.storage import open_storage
+from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError, StereoJobsError
 from stereo_jobs.output.commits import read_footer_at
 from stereo_jobs.output.plan import Plan, publish
 from stereo_jobs.output.progress import Status
 from stereo_jobs.pipeline.batching import Generator
-from stereo_jobs.records import ShardRecord
+from stereo_jobs.records import RowError, ShardRecord
 from stereo_jobs.run.cost_model import Arithmetic, Prediction, predict
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.prometheus import Stage
@@ -47,7 +47,7 @@ class Measurement:
         failures: how many rows failed, by error type.
         threads: how many pairs the worker encodes at a time.
         load_s: seconds to load the models from this machine's disk.
-        warm_up_s: seconds that the first batch took longer than the others.
+        warm_up_s: seconds that the first batch, scored and encoded, took longer than the others.
         stages: seconds by stage, summed over all pairs. The stages overlap in time.
         slowest_batch_s: seconds of the slowest batch in the models.
         fastest_batch_s: seconds of the fastest batch in the models.
@@ -287,43 +287,31 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
     spans: list[tuple[Stage, float]] = []
     with tempfile.TemporaryDirectory(prefix="stereo-jobs-") as folder:
         storage = open_storage(folder)
-        batch_size = spec.runtime.batch_size
-        tasks = [
-            ShardTask(_sample_plan(plan, generation, recipe, batches * batch_size), 0)
-            for generation, batches in enumerate((1, BATCHES))
-        ]
-        for task in tasks:
-            publish(storage, task.plan)
+        first, others = _publish_samples(storage, plan, recipe, spec.runtime.batch_size)
         started = time.monotonic()
         worker = ShardWorker(
             spec.model_copy(update={"output": folder}), recipe, load, observe=lambda *span: spans.append(span)
         )
-        load_s = time.monotonic() - started
-        worker.run(tasks[0])
-        first_batch_s = max((seconds for stage, seconds in spans if stage == "generate"), default=0.0)
+        loaded = time.monotonic()
+        worker.run(first)
+        first_s = time.monotonic() - loaded
         spans.clear()
         with _counted(worker.generator) as passes:
             cpu_before_s = time.process_time()
-            record = worker.run(tasks[1])
+            record = worker.run(others)
             cpu_s = time.process_time() - cpu_before_s
-        errors = read_footer_at(storage, tasks[1].key).errors
-    if not record.succeeded + record.rejected:
-        first = errors[0]
-        raise StereoJobsError(
-            f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so nothing was measured; "
-            f"mend what their errors name, for example {first.id}: {first.error_message}"
-        )
+        _refuse_none_made(record, read_footer_at(storage, others.key).errors)
     batch_seconds = [seconds for stage, seconds in spans if stage == "generate"]
     stages = _sums(spans)
     gpu_bytes, gpu_total_bytes = _gpu_memory()
-    return Measurement(
+    found = Measurement(
         device=device_name(),
         batch_size=worker.generator.batch_size,
         pairs=record.succeeded + record.rejected,
         failures=record.failures,
         threads=ENCODERS,
-        load_s=load_s,
-        warm_up_s=max(0.0, first_batch_s - sum(batch_seconds) / len(batch_seconds)),
+        load_s=loaded - started,
+        warm_up_s=0.0,
         stages=stages,
         slowest_batch_s=max(batch_seconds),
         fastest_batch_s=min(batch_seconds),
@@ -335,6 +323,25 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         gpu_total_bytes=gpu_total_bytes,
         rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+    usual_s = sum(batch_seconds) / len(batch_seconds) + found.end_s
+    return dataclasses.replace(found, warm_up_s=max(0.0, first_s - usual_s))
+
+
+def _publish_samples(storage: Storage, plan: Plan, recipe: Recipe, batch_size: int) -> tuple[ShardTask, ShardTask]:
+    """Publish the plans of two shards, one batch to warm up and those to measure, and return their tasks."""
+    plans = [_sample_plan(plan, number, recipe, batches * batch_size) for number, batches in enumerate((1, BATCHES))]
+    for each in plans:
+        publish(storage, each)
+    return ShardTask(plans[0], 0), ShardTask(plans[1], 0)
+
+
+def _refuse_none_made(record: ShardRecord, errors: Sequence[RowError]) -> None:
+    """Refuse to estimate from a shard of which no pair was made. Raises StereoJobsError."""
+    if not record.succeeded + record.rejected:
+        raise StereoJobsError(
+            f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so nothing was measured; "
+            f"mend what their errors name, for example {errors[0].id}: {errors[0].error_message}"
+        )
 
 
 def _sample_plan(plan: Plan, generation: int, recipe: Recipe, left_views: int) -> Plan:
