@@ -294,7 +294,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         )
         loaded = time.monotonic()
         worker.run(first)
-        first_s = time.monotonic() - loaded
+        first_s, first_batches = time.monotonic() - loaded, sum(stage == "generate" for stage, _ in spans)
         spans.clear()
         with _counted(worker.generator) as passes:
             cpu_before_s = time.process_time()
@@ -323,7 +323,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         gpu_total_bytes=gpu_total_bytes,
         rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
-    usual_s = sum(batch_seconds) / len(batch_seconds) + found.end_s
+    usual_s = first_batches * stages["generate"] / len(batch_seconds) + found.end_s
     return dataclasses.replace(found, warm_up_s=max(0.0, first_s - usual_s))
 
 
