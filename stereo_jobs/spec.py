@@ -37,6 +37,8 @@ LARGEST_AUTO_BATCH = 16
 DEMO = "demo"
 """Name of the models that are embedded in the package."""
 
+Dtype = Literal["float32", "float16", "bfloat16"]
+"""Precision of a network's weights and of what it computes."""
 _REVISION = "Branch, tag or commit of a Hub id, as for recipe.models.stable_diffusion."
 
 
@@ -66,9 +68,7 @@ class StableDiffusionSpec(_Model):
         "of its content.",
     )
     variant: str | None = Field(None, description="Variant of the weight files on the Hub, for example `fp16`.")
-    dtype: Literal["float32", "float16", "bfloat16"] = Field(
-        "float32", description="Precision of the networks; latents are always kept in float32."
-    )
+    dtype: Dtype = Field("float32", description="Precision of the networks; latents are always kept in float32.")
 
 
 class DepthSpec(_Model):
@@ -81,7 +81,7 @@ class DepthSpec(_Model):
         "ToyScapes only; name another one for any other Stable Diffusion checkpoint.",
     )
     revision: str | None = Field(None, description=_REVISION)
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the network.")
+    dtype: Dtype = Field("float32", description="Precision of the network.")
     polarity: Literal["auto", "inverse", "metric"] = Field(
         "auto",
         description="What the estimator returns: inverse depth (larger is nearer) or metric depth. `auto` "
@@ -97,7 +97,7 @@ class ClipSpec(_Model):
         description="A folder in transformers format, or a Hub id, for example `openai/clip-vit-large-patch14`.",
     )
     revision: str | None = Field(None, description=_REVISION)
-    dtype: Literal["float32", "float16", "bfloat16"] = Field("float32", description="Precision of the network.")
+    dtype: Dtype = Field("float32", description="Precision of the network.")
 
 
 class ModelsSpec(_Model):

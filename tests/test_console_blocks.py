@@ -73,10 +73,14 @@ NOT_RUN = {
 stereo-jobs plan job.yaml --dry-run
 stereo-jobs run job.yaml
 stereo-jobs plan job.yaml --estimate --gpus 32 --price-per-hour 0.80
+stereo-jobs plan job.yaml --estimate --gpu H100 --gpus 8
 stereo-jobs evaluate out/paper --spec gpu.yaml --data Middlebury2014 --data KITTI2015/training --protocol paper \
 --table methods --table techniques --slow-scenes 1000
 stereo-jobs evaluate out/cost --spec gpu.yaml --table cost --size 512 --depth-model \
 sd2-community/stable-diffusion-2-depth
+""",
+    "needs a folder of wheels; tests/test_gpu_benchmark.py runs it with the environment of the tests": """
+benchmarks/gpu.sh wheels
 """,
     "follows the run above": """
 stereo-jobs status s3://my-bucket/stereo/first --watch

@@ -59,6 +59,10 @@ def plan(
         bool, typer.Option("--estimate", help="Measure a few pairs; print the job's time and cost; write nothing.")
     ] = False,
     gpus: Annotated[int, typer.Option(min=1, help="Number of GPUs to estimate for.")] = 1,
+    gpu: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="GPU to predict for, for example H100; else it is the measured one."),
+    ] = None,
     price_per_hour: Annotated[
         float | None, typer.Option(min=0, help="Price of one GPU-hour in dollars; the estimate then names the cost.")
     ] = None,
@@ -95,7 +99,7 @@ def plan(
     if checks:
         facts["rows"] = checks.as_json()
         lines += check_lines(checks)
-    found = _estimate(loaded, prepared, gpus, price_per_hour) if estimate else None
+    found = _estimate(loaded, prepared, gpus, gpu, price_per_hour) if estimate else None
     facts |= {"estimate": found.as_json()} if found else {}
     print_facts(facts, [*lines, "nothing was written (dry run)" if dry_run else "planned"], as_json)
     if found and not as_json:
@@ -339,10 +343,15 @@ def _warn_of_toy_models(spec: "JobSpec") -> None:
         log.warning("%s", warning)
 
 
-def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: float | None) -> "Estimate":
+def _estimate(
+    spec: "JobSpec", prepared: "Prepared", gpus: int, gpu: str | None, price_per_hour: float | None
+) -> "Estimate":
     from stereo_jobs.errors import SpecError
     from stereo_jobs.output import progress
+    from stereo_jobs.run.cost_model import known_gpu
     from stereo_jobs.run.estimate import estimate, measure_rows
+
+    gpu = gpu and known_gpu(gpu)  # refused before minutes are spent on measuring
 
     storage, job, recipe = prepared
     status = progress.status(job, progress.totals(storage, job))
@@ -351,4 +360,4 @@ def _estimate(spec: "JobSpec", prepared: "Prepared", gpus: int, price_per_hour: 
     newest = next(p for p in reversed(job.plans) if p.kind == "manifest")
     measurement = measure_rows(spec, recipe, newest)
     share = spec.runtime.gpus_per_actor
-    return estimate(measurement, status, gpus=gpus, gpus_per_actor=share, price_per_hour=price_per_hour)
+    return estimate(measurement, status, gpus=gpus, gpus_per_actor=share, gpu=gpu, price_per_hour=price_per_hour)

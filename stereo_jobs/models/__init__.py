@@ -10,6 +10,7 @@
 | `stable_diffusion` | Stable Diffusion 1.x / 2.x: text encoder, U-Net, VAE, noise schedule |
 | `depth_estimator` | monocular depth estimators |
 | `clip` | CLIP scores of pictures and prompts |
+| `flops` | operations of Stable Diffusion's networks, counted from configs; how many this machine does a second |
 | `safety` | the safety checker of Stable Diffusion 1.x |
 
 The folder `demo` holds small embedded models; its README is their model card.

@@ -190,32 +190,68 @@ def status_lines(status: "Status") -> list[str]:
     return [*lines, *prompt_lines(status.prompts)]
 
 
+_LIMITS = {
+    "generate": "the models",
+    "processor": "the processor: all threads together keep its cores busy",
+}
+"""Bottlenecks of a worker in words; the GPU waits for any other."""
+
+
 def estimate_table(estimate: "Estimate") -> Table:
     """An estimate and the measurement that it is based on, as a table of names and values."""
     measured = estimate.measurement
     each = ", ".join(f"{stage} {seconds / measured.pairs:.2f}" for stage, seconds in measured.stages.items())
-    limit = "the models" if estimate.slowest == "generate" else f"{estimate.slowest}: the GPU waits for it"
+    limit = _LIMITS.get(estimate.slowest, f"{estimate.slowest}: the GPU waits for it")
     spread = f"{measured.fastest_batch_s:.1f} to {measured.slowest_batch_s:.1f} s a batch of {measured.batch_size}"
     failed = ", ".join(f"{count} {error_type}" for error_type, count in measured.failures.items())
     rows = [
         ("measured on", f"{measured.device}, {measured.pairs} pairs, {spread}"),
         *([("rows failed", failed)] if failed else []),
-        ("seconds a pair", f"{each}; limited by {limit}"),
+        ("seconds a pair", each),
+        *_compute_rows(estimate),
+        ("limited by", limit),
         ("peak memory", _memory(measured)),
         ("to make", f"{estimate.pairs:,} pairs in {estimate.shards:,} shards, {_size(estimate.bytes)}"),
         ("speed", f"{estimate.pairs_per_s:.2f} pairs/s on {estimate.gpus} GPU" + "s" * (estimate.gpus != 1)),
-        ("wall time", f"{duration(estimate.wall_s)}, {measured.load_s:.0f} s of it to load the models"),
+        (
+            "wall time",
+            f"{duration(estimate.wall_s)}, {measured.load_s + measured.warm_up_s:.0f} s of it to load and warm up",
+        ),
         ("GPU-hours", f"{estimate.gpu_hours:,.2f}"),
     ]
     if estimate.dollars is not None:
         rate = f"${estimate.dollars_per_1000_pairs:,.2f} per 1,000 pairs"
         rows.append(("cost", f"${estimate.dollars:,.2f}, {rate}, at ${estimate.price_per_hour:g} a GPU-hour"))
-    if measured.device == "cpu":
+    if measured.device == "cpu" and not estimate.prediction:
         rows.append(("note", "measured without a GPU: GPU means CPU above; measure again on the machine you will use"))
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def _compute_rows(estimate: "Estimate") -> list[tuple[str, str]]:
+    """What the networks compute for a pair, and what another GPU would take for it."""
+    found, predicted = estimate.measurement.arithmetic, estimate.prediction
+    if found is None:
+        return []
+    rows = [
+        (
+            "arithmetic",
+            f"{_flops(found.flops)} a pair, {_flops(found.unet_flops)} a U-Net evaluation, at {found.share:.0%} of the "
+            f"{_flops(found.peak)}/s of large {found.dtype} matrix products here",
+        )
+    ]
+    if predicted:
+        origin = "as measured" if predicted.measured else "an assumption, since no GPU was measured"
+        speed = f"{_flops(predicted.peak)}/s published for {predicted.dtype}, {predicted.share:.0%} of it ({origin})"
+        rows.append((predicted.gpu, f"{predicted.pair_s:.3g} s a pair in the models: {speed}"))
+    return rows
+
+
+def _flops(count: float) -> str:
+    """Floating-point operations in words."""
+    return _scaled(count, "FLOP")
 
 
 def _memory(measured: "Measurement") -> str:
@@ -226,11 +262,16 @@ def _memory(measured: "Measurement") -> str:
 
 
 def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
+    return _scaled(count, "B")
+
+
+def _scaled(count: float, unit: str) -> str:
+    """A count with three digits and the prefix that suits it."""
+    for prefix in ("", "k", "M", "G"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{count:.3g} {prefix}{unit}"
         count /= 1000
-    return f"{count:.3g} TB"
+    return f"{count:.3g} T{unit}"
 
 
 def _progress_line(progress: "RunProgress", *, with_time: bool = True) -> str:

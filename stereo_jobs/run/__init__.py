@@ -8,5 +8,6 @@
 | `queue` | which shard is dispatched next |
 | `retry` | what happens to a shard that failed, or whose worker was lost |
 | `estimate` | how long the rest takes and what it costs, measured on a few rows |
+| `cost_model` | how long the models of another GPU would take for a pair |
 | `demo` | what `stereo-jobs demo` runs |
 """

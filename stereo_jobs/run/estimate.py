@@ -4,22 +4,28 @@ The measurement uses the worker of a real run, on rows from all over the job, wi
 job's own output is only read.
 """
 
+import dataclasses
 import math
 import os
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
-from stereo_jobs.data.storage import open_storage
+from stereo_jobs.data.storage import Storage, open_storage
 from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError, StereoJobsError
 from stereo_jobs.output.commits import read_footer_at
 from stereo_jobs.output.plan import Plan, publish
 from stereo_jobs.output.progress import Status
+from stereo_jobs.pipeline.batching import Generator
+from stereo_jobs.records import RowError, ShardRecord
+from stereo_jobs.run.cost_model import Arithmetic, Prediction, predict
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.encoding import device_name
 from stereo_jobs.workers.prometheus import Stage
@@ -42,9 +48,13 @@ class Measurement:
         failures: how many rows failed, by error type.
         threads: how many pairs the worker encodes at a time.
         load_s: seconds to load the models from this machine's disk.
+        warm_up_s: seconds that the first batch, scored and encoded, took longer than the others.
         stages: seconds by stage, summed over all pairs. The stages overlap in time.
         slowest_batch_s: seconds of the slowest batch in the models.
         fastest_batch_s: seconds of the fastest batch in the models.
+        cores: CPU cores that the worker may use.
+        cpu_s: CPU seconds of all threads for the measured pairs.
+        arithmetic: what the networks computed; None where they computed nothing.
         bytes: size of the shard object.
         gpu_bytes: peak of reserved GPU memory; None without a GPU.
         gpu_total_bytes: memory of the GPU; None without a GPU.
@@ -57,9 +67,13 @@ class Measurement:
     failures: dict[str, int]
     threads: int
     load_s: float
+    warm_up_s: float
     stages: dict[str, float]
     slowest_batch_s: float
     fastest_batch_s: float
+    cores: int
+    cpu_s: float
+    arithmetic: Arithmetic | None
     bytes: int
     gpu_bytes: int | None
     gpu_total_bytes: int | None
@@ -71,17 +85,35 @@ class Measurement:
         return max(self.bounds.values()) / self.pairs
 
     @property
+    def end_s(self) -> float:
+        """Seconds in which the last batch is scored, encoded and written, after the models are done."""
+        last = min(self.batch_size, self.pairs)
+        return self.stages["encode"] / self.pairs * last / self.threads + self.stages["write"]
+
+    @property
+    def slowest(self) -> str:
+        """The bottleneck; see `bounds`."""
+        return max(self.bounds, key=lambda name: self.bounds[name])
+
+    @property
     def bounds(self) -> dict[str, float]:
         """Seconds that each possible bottleneck alone needs for the measured pairs.
 
         `generate`: the models. `encode`: the encoder threads. `read and write`: the thread of a shard, which also
-        waits while the models generate.
+        waits while the models generate. `processor`: all threads together on the worker's cores.
         """
         return {
             "generate": self.stages["generate"],
             "encode": self.stages["encode"] / self.threads,
             "read and write": sum(self.stages[stage] for stage in ("read", "generate", "write")) / IN_FLIGHT,
+            "processor": self.cpu_s / self.cores,
         }
+
+    def with_models_of(self, prediction: Prediction) -> "Measurement":
+        """Return what would be measured if the models ran on another GPU, and all else as it is here."""
+        spared_s = self.stages["generate"] if self.device == "cpu" else 0.0
+        stages = self.stages | {"generate": prediction.pair_s * self.pairs}
+        return dataclasses.replace(self, stages=stages, cpu_s=max(0.0, self.cpu_s - spared_s))
 
 
 @dataclass(frozen=True)
@@ -90,13 +122,14 @@ class Estimate:
 
     Attributes:
         measurement: what the estimate is computed from.
-        gpus: how many GPUs of the measured kind work on the job, all the time.
+        prediction: the GPU that was named in place of the measured one; None where none was.
+        gpus: how many GPUs of the kind work on the job, all the time.
         pairs: pairs still to make.
         shards: shards still to make.
         pairs_per_s: pairs per second of all GPUs together.
         slowest: the bottleneck of a worker; see `Measurement.bounds`.
-        wall_s: seconds from the first ready machine to the end. It includes the time to load the models, and that some
-            GPUs are idle during the last shards.
+        wall_s: seconds from the first ready machine to the end. It includes the time to load the models and to warm
+            up, the scoring and encoding after the last batch, and that some GPUs are idle during the last shards.
         gpu_hours: GPUs times wall time.
         bytes: size of all shards still to make.
         price_per_hour: dollars per GPU-hour, if given.
@@ -105,6 +138,7 @@ class Estimate:
     """
 
     measurement: Measurement
+    prediction: Prediction | None
     gpus: int
     pairs: int
     shards: int
@@ -124,7 +158,13 @@ class Estimate:
 
 
 def estimate(
-    measurement: Measurement, status: Status, *, gpus: int, gpus_per_actor: float, price_per_hour: float | None = None
+    measurement: Measurement,
+    status: Status,
+    *,
+    gpus: int,
+    gpus_per_actor: float,
+    gpu: str | None = None,
+    price_per_hour: float | None = None,
 ) -> Estimate:
     """Compute hours, bytes and dollars for the rest of a job.
 
@@ -133,29 +173,33 @@ def estimate(
         status: status of the job; it says what is left.
         gpus: how many GPUs the job will have.
         gpus_per_actor: `runtime.gpus_per_actor`. Workers that share a GPU count together as one worker.
+        gpu: name of another GPU, whose speed is predicted from what the networks compute.
         price_per_hour: dollars per hour for one GPU with its share of the machine.
 
     Raises:
-        SpecError: `gpus` are too few for one worker.
+        SpecError: `gpus` are too few for one worker, or nothing can be predicted for the other GPU.
     """
     workers = math.floor(gpus / max(1.0, gpus_per_actor))
     if not workers:
         raise SpecError(
             f"--gpus: a worker takes runtime.gpus_per_actor = {gpus_per_actor:g} of them, got {gpus}; raise --gpus"
         )
+    prediction = None if gpu is None else _predict(measurement, gpu)
+    worker = measurement if prediction is None else measurement.with_models_of(prediction)
     pairs = status.planned - status.succeeded - status.failed - status.rejected
     shards = status.shards_planned - status.shards_done
     rounds = math.ceil(shards / workers)
-    wall_s = measurement.load_s + rounds * measurement.pair_s * pairs / shards
+    wall_s = worker.load_s + worker.warm_up_s + rounds * worker.pair_s * pairs / shards + worker.end_s
     gpu_hours = gpus * wall_s / 3600
     dollars = None if price_per_hour is None else gpu_hours * price_per_hour
     return Estimate(
         measurement=measurement,
+        prediction=prediction,
         gpus=gpus,
         pairs=pairs,
         shards=shards,
-        pairs_per_s=min(workers, shards) / measurement.pair_s,
-        slowest=max(measurement.bounds, key=lambda name: measurement.bounds[name]),
+        pairs_per_s=min(workers, shards) / worker.pair_s,
+        slowest=worker.slowest,
         wall_s=wall_s,
         gpu_hours=gpu_hours,
         bytes=round(measurement.bytes / measurement.pairs * pairs),
@@ -163,6 +207,14 @@ def estimate(
         dollars=dollars,
         dollars_per_1000_pairs=None if dollars is None else 1000 * dollars / pairs,
     )
+
+
+def _predict(measurement: Measurement, gpu: str) -> Prediction:
+    if measurement.arithmetic is None:
+        raise SpecError(
+            "--gpu: the measured pairs ran neither U-Net nor VAE, so there is nothing to predict from; leave it out"
+        )
+    return predict(gpu, measurement.arithmetic, measurement.device)
 
 
 # --- Measuring ---
@@ -236,45 +288,61 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
     spans: list[tuple[Stage, float]] = []
     with tempfile.TemporaryDirectory(prefix="stereo-jobs-") as folder:
         storage = open_storage(folder)
-        batch_size = spec.runtime.largest_batch
-        tasks = [
-            ShardTask(_sample_plan(plan, generation, recipe, batches * batch_size), 0)
-            for generation, batches in enumerate((1, BATCHES))
-        ]
-        for task in tasks:
-            publish(storage, task.plan)
+        first, others = _publish_samples(storage, plan, recipe, spec.runtime.largest_batch)
         started = time.monotonic()
         worker = ShardWorker(
             spec.model_copy(update={"output": folder}), recipe, load, observe=lambda *span: spans.append(span)
         )
-        load_s = time.monotonic() - started
-        worker.run(tasks[0])
+        loaded = time.monotonic()
+        worker.run(first)
+        first_s, first_batches = time.monotonic() - loaded, sum(stage == "generate" for stage, _ in spans)
         spans.clear()
-        record = worker.run(tasks[1])
-        errors = read_footer_at(storage, tasks[1].key).errors
-    if not record.succeeded + record.rejected:
-        first = errors[0]
-        raise StereoJobsError(
-            f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so nothing was measured; "
-            f"mend what their errors name, for example {first.id}: {first.error_message}"
-        )
+        with _counted(worker.generator) as passes:
+            cpu_before_s = time.process_time()
+            record = worker.run(others)
+            cpu_s = time.process_time() - cpu_before_s
+        _refuse_none_made(record, read_footer_at(storage, others.key).errors)
     batch_seconds = [seconds for stage, seconds in spans if stage == "generate"]
+    stages = _sums(spans)
     gpu_bytes, gpu_total_bytes = _gpu_memory()
-    return Measurement(
+    found = Measurement(
         device=device_name(),
         batch_size=worker.generator.batch_size,
         pairs=record.succeeded + record.rejected,
         failures=record.failures,
         threads=worker.threads,
-        load_s=load_s,
-        stages=_sums(spans),
+        load_s=loaded - started,
+        warm_up_s=0.0,
+        stages=stages,
         slowest_batch_s=max(batch_seconds),
         fastest_batch_s=min(batch_seconds),
+        cores=_cores(),
+        cpu_s=cpu_s,
+        arithmetic=_arithmetic(worker, passes, record, stages["generate"]),
         bytes=record.bytes,
         gpu_bytes=gpu_bytes,
         gpu_total_bytes=gpu_total_bytes,
         rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     )
+    usual_s = first_batches * stages["generate"] / len(batch_seconds) + found.end_s
+    return dataclasses.replace(found, warm_up_s=max(0.0, first_s - usual_s))
+
+
+def _publish_samples(storage: Storage, plan: Plan, recipe: Recipe, batch_size: int) -> tuple[ShardTask, ShardTask]:
+    """Publish the plans of two shards, one batch to warm up and those to measure, and return their tasks."""
+    plans = [_sample_plan(plan, number, recipe, batches * batch_size) for number, batches in enumerate((1, BATCHES))]
+    for each in plans:
+        publish(storage, each)
+    return ShardTask(plans[0], 0), ShardTask(plans[1], 0)
+
+
+def _refuse_none_made(record: ShardRecord, errors: Sequence[RowError]) -> None:
+    """Refuse to estimate from a shard of which no pair was made. Raises StereoJobsError."""
+    if not record.succeeded + record.rejected:
+        raise StereoJobsError(
+            f"none of {record.planned} rows could be made ({', '.join(record.failures)}), so nothing was measured; "
+            f"mend what their errors name, for example {errors[0].id}: {errors[0].error_message}"
+        )
 
 
 def _sample_plan(plan: Plan, generation: int, recipe: Recipe, left_views: int) -> Plan:
@@ -285,6 +353,51 @@ def _sample_plan(plan: Plan, generation: int, recipe: Recipe, left_views: int) -
     chosen = [(2 * i + 1) * available // (2 * count) for i in range(count)]
     pairs = tuple(left * scales + scale for left in chosen for scale in range(scales))
     return plan.model_copy(update={"generation": generation, "kind": "retry", "retry": pairs, "shard_rows": len(pairs)})
+
+
+def _cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _counted(generator: Generator) -> Iterator[Counter[str]]:
+    """Count the images that a generator's VAE takes, under `encode` and `decode`; a stand-in has none."""
+    if not hasattr(generator, "sd"):
+        yield Counter()
+        return
+    from stereo_jobs.models.flops import counted_passes
+
+    with counted_passes(generator.sd.vae) as passes:
+        yield passes
+
+
+def _arithmetic(worker: ShardWorker, passes: Counter[str], record: ShardRecord, models_s: float) -> Arithmetic | None:
+    """What U-Net and VAE computed for the measured pairs, and what this machine can.
+
+    Args:
+        worker: the worker that made them.
+        passes: images that its VAE encoded and decoded.
+        record: record of the measured shard.
+        models_s: seconds that it took in the models.
+    """
+    if not (record.unet_evaluations and hasattr(worker.generator, "sd") and worker.recipe.size):
+        return None
+    from stereo_jobs.models.flops import matmul_peak, network_flops
+    from stereo_jobs.pipeline.threads import computing_on
+
+    sd, size, dtype = worker.generator.sd, worker.recipe.size, worker.recipe.models.stable_diffusion.dtype
+    each = network_flops(sd.unet.config, sd.vae.config, size.width, size.height)
+    flops = record.unet_evaluations * each.unet + passes["encode"] * each.encode + passes["decode"] * each.decode
+    with computing_on(1):  # as the models do on a CPU
+        peak = matmul_peak(sd.device, dtype)
+    return Arithmetic(
+        flops=flops / (record.succeeded + record.rejected),
+        unet_flops=each.unet,
+        dtype=dtype,
+        peak=peak,
+        share=flops / models_s / peak,
+    )
 
 
 def _sums(spans: Iterable[tuple[Stage, float]]) -> dict[str, float]:

@@ -12,6 +12,7 @@ from stereo_jobs.errors import SpecError, StereoJobsError
 from stereo_jobs.output import progress
 from stereo_jobs.output.plan import load_job
 from stereo_jobs.run import estimate
+from stereo_jobs.run.cost_model import Arithmetic
 from stereo_jobs.run.driver import run
 from stereo_jobs.run.estimate import Measurement, measure
 from tests import standin
@@ -24,9 +25,13 @@ MEASURED = Measurement(
     failures={},
     threads=2,
     load_s=100.0,
+    warm_up_s=0.0,
     stages={"read": 1.0, "generate": 20.0, "encode": 5.0, "write": 1.0},
     slowest_batch_s=9.0,
     fastest_batch_s=7.0,
+    cores=4,
+    cpu_s=30.0,
+    arithmetic=None,
     bytes=5_000_000,
     gpu_bytes=6_000_000_000,
     gpu_total_bytes=24_000_000_000,
@@ -123,6 +128,9 @@ def test_the_real_models(make_spec, make_manifest, one_thread):
     found = estimate.measure_rows(spec, recipe, job.plans[0])
     assert found.pairs == 6
     assert found.stages["generate"] > found.stages["encode"] > 0
+    # Four steps of a left view, with and without the prompt, and of the right view after the shift; a VAE pass or more.
+    assert found.arithmetic.flops > 8 * found.arithmetic.unet_flops > 1e6
+    assert 0 < found.arithmetic.share < 1
 
 
 # --- Arithmetic ---
@@ -133,24 +141,25 @@ def test_hours_bytes_and_dollars(make_spec, make_manifest):
     found = estimate.estimate(MEASURED, status, gpus=4, gpus_per_actor=1.0, price_per_hour=1.8)
     # 100 shards of 10 pairs at 2 s on 4 GPUs: 25 rounds of 20 s after 100 s of loading.
     assert (found.pairs, found.shards, found.slowest) == (1000, 100, "generate")
-    assert found.wall_s == pytest.approx(600)
+    # The last four pairs, half a second each on two threads, and the write of their shard: 2 s.
+    assert found.wall_s == pytest.approx(602)
     assert found.pairs_per_s == pytest.approx(2.0)
-    assert found.gpu_hours == pytest.approx(4 / 6)
-    assert found.dollars == pytest.approx(1.2)
-    assert found.dollars_per_1000_pairs == pytest.approx(1.2)
+    assert found.gpu_hours == pytest.approx(4 * 602 / 3600)
+    assert found.dollars == pytest.approx(4 * 602 / 3600 * 1.8)
+    assert found.dollars_per_1000_pairs == found.dollars
     assert found.bytes == 500_000_000
 
 
 def test_more_gpus_than_shards_cost_without_helping(make_spec, make_manifest):
     status = status_of(make_spec(make_manifest(rows=8), shard_rows=4), publish=False)
     two, eight = (estimate.estimate(MEASURED, status, gpus=n, gpus_per_actor=1.0) for n in (2, 8))
-    assert eight.wall_s == two.wall_s == pytest.approx(108)
+    assert eight.wall_s == two.wall_s == pytest.approx(110)
     assert eight.gpu_hours == pytest.approx(4 * two.gpu_hours)
     assert eight.pairs_per_s == two.pairs_per_s
     assert two.dollars is None
 
 
-@pytest.mark.parametrize(("share", "wall_s"), [(0.5, 600), (1.0, 600), (2.0, 1100)])
+@pytest.mark.parametrize(("share", "wall_s"), [(0.5, 602), (1.0, 602), (2.0, 1102)])
 def test_workers_that_share_a_gpu_gain_nothing(make_spec, make_manifest, share, wall_s):
     status = status_of(make_spec(make_manifest(rows=1000), shard_rows=10), publish=False)
     assert estimate.estimate(MEASURED, status, gpus=4, gpus_per_actor=share).wall_s == pytest.approx(wall_s)
@@ -166,6 +175,35 @@ def test_the_slowest_stage_decides(stage, seconds, slowest, pair_s):
     found = Measurement(**vars(MEASURED) | {"stages": MEASURED.stages | {stage: seconds}})
     assert found.pair_s == pytest.approx(pair_s)
     assert max(found.bounds, key=found.bounds.get) == slowest
+
+
+def test_all_threads_together_may_keep_the_cores_busy():
+    one_core = Measurement(**vars(MEASURED) | {"cores": 1})
+    assert one_core.pair_s == pytest.approx(3.0)
+    assert (one_core.slowest, MEASURED.slowest) == ("processor", "generate")
+
+
+def test_warming_up_and_the_last_pairs_are_paid_once(make_spec, make_manifest):
+    status = status_of(make_spec(make_manifest(rows=1000), shard_rows=10), publish=False)
+    slow = Measurement(**vars(MEASURED) | {"warm_up_s": 60.0, "stages": MEASURED.stages | {"write": 5.0}})
+    assert slow.end_s == pytest.approx(6.0)
+    assert estimate.estimate(slow, status, gpus=4, gpus_per_actor=1.0).wall_s == pytest.approx(600 + 66)
+
+
+def test_another_gpu(make_spec, make_manifest):
+    status = status_of(make_spec(make_manifest(rows=1000), shard_rows=10), publish=False)
+    arithmetic = Arithmetic(flops=50e12, unet_flops=0.8e12, dtype="float16", peak=100e12, share=0.25)
+    measured_here = Measurement(**vars(MEASURED) | {"arithmetic": arithmetic})
+    found = estimate.estimate(measured_here, status, gpus=1, gpus_per_actor=1.0, gpu="A100")
+    assert found.prediction.pair_s == pytest.approx(50 / 312 / 0.25)
+    # Its models take 0.64 s a pair, the four cores for all of their work 0.75.
+    assert (found.slowest, found.pairs_per_s) == ("processor", pytest.approx(4 / 3))
+    on_a_cpu = Measurement(**vars(measured_here) | {"device": "cpu"})
+    found = estimate.estimate(on_a_cpu, status, gpus=1, gpus_per_actor=1.0, gpu="A100")
+    # The cores no longer run the models: 10 s of 30 are left, 0.25 a pair; the models take 0.48.
+    assert (found.slowest, found.pairs_per_s) == ("generate", pytest.approx(312 / 150))
+    with pytest.raises(SpecError, match=r"--gpu: the measured pairs ran neither U-Net nor VAE"):
+        estimate.estimate(MEASURED, status, gpus=1, gpus_per_actor=1.0, gpu="A100")
 
 
 def test_committed_shards_are_not_in_the_estimate(make_spec, make_manifest):
@@ -203,6 +241,25 @@ def test_plan_estimate(stereo_jobs, make_manifest, tmp_path):
     assert facts["estimate"]["rehearsal"]["pairs"] == 12
     assert facts["estimate"]["dollars"] == pytest.approx(facts["estimate"]["gpu_hours"] * 0.5)
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_estimate_for_a_named_gpu(stereo_jobs, make_manifest, tmp_path, monkeypatch):
+    arithmetic = Arithmetic(flops=50e12, unet_flops=0.8e12, dtype="float16", peak=9e10, share=0.8)
+    monkeypatch.setattr(estimate, "_arithmetic", lambda *parts: arithmetic)
+    path = tmp_path / "job.yaml"
+    spec = {"manifest": str(make_manifest(rows=8)), "output": str(tmp_path / "out")}
+    path.write_text(yaml.safe_dump(spec | {"recipe": {"quality": {"enabled": False}}}))
+    code, out, _ = stereo_jobs("plan", path, "--estimate", "--gpu", "h100")
+    words = " ".join(out.split())
+    assert code == 0
+    assert "50 TFLOP a pair, 800 GFLOP a U-Net evaluation, at 80% of the 90 GFLOP/s" in words
+    assert "H100 0.152 s a pair in the models: 989 TFLOP/s published for float16, 33% of it (an assumption" in words
+    facts = json.loads(stereo_jobs("plan", path, "--estimate", "--gpu", "h100", "--json")[1])["estimate"]
+    assert facts["prediction"]["gpu"] == "H100"
+    assert facts["pairs_per_s"] == pytest.approx(989 / 150)
+    assert facts["rehearsal"]["arithmetic"]["flops"] == 50e12
+    code, _, err = stereo_jobs("plan", path, "--estimate", "--gpu", "H900")
+    assert (code, "the peak of 'H900' is not known; give one of T4" in err) == (2, True)
 
 
 def test_a_finished_job_has_no_price(stereo_jobs, make_spec, tmp_path):
