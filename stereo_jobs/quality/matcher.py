@@ -67,7 +67,7 @@ def match(left: Image, right: Image, max_disparity: float, min_disparity: float 
     if left.shape != right.shape:
         raise ValueError(f"the views must have one size, got {left.shape} and {right.shape}")
     if not np.isfinite(max_disparity) or (max_disparity < 0 and min_disparity is None):
-        raise ValueError(f"max_disparity must be finite, and not negative without min_disparity, got {max_disparity}")
+        raise ValueError(f"max_disparity must be finite and not negative, got {max_disparity}")
     least = -max_disparity if min_disparity is None else min_disparity
     if not -np.inf < least <= max_disparity:
         raise ValueError(f"min_disparity must be finite and at most {max_disparity}, got {min_disparity}")
