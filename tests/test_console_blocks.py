@@ -119,6 +119,11 @@ stereo-jobs evaluate out/cost --table cost --local
 stereo-jobs evaluate out/sweep --toyscapes 16 --protocol metric --sweep shift_step=0.1,0.2,0.4,0.6,0.8 --local
 python benchmarks/verdict.py --first 2000
 python benchmarks/quality_cost.py
+python benchmarks/busy.py
+python benchmarks/busy.py --s3
+python benchmarks/bare_loop.py
+python benchmarks/ray_data.py
+python benchmarks/scale.py --shards 100000 --s3
 python -m stereo_jobs.toyscapes vae
 python -m stereo_jobs.toyscapes decoder
 python -m stereo_jobs.toyscapes latents
