@@ -13,15 +13,11 @@ import argparse
 import contextlib
 import dataclasses
 import json
-import os
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
-os.environ["AWS_EC2_METADATA_DISABLED"] = "true"
 
 import numpy as np
 import pyarrow as pa

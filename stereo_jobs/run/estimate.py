@@ -31,6 +31,7 @@ from stereo_jobs.workers.encoding import device_name
 from stereo_jobs.workers.prometheus import Stage
 from stereo_jobs.workers.ray.cluster import actor_lost_errors, actor_needs, refuse_missing_gpus, start_ray
 from stereo_jobs.workers.task import IN_FLIGHT, ShardTask
+from stereo_jobs.workers.timed_threads import usable_cores
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker, load_generator
 
 BATCHES = 3
@@ -316,7 +317,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         stages=stages,
         slowest_batch_s=max(batch_seconds),
         fastest_batch_s=min(batch_seconds),
-        cores=_cores(),
+        cores=usable_cores(),
         cpu_s=cpu_s,
         arithmetic=_arithmetic(worker, passes, record, stages["generate"]),
         bytes=record.bytes,
@@ -353,11 +354,6 @@ def _sample_plan(plan: Plan, generation: int, recipe: Recipe, left_views: int) -
     chosen = [(2 * i + 1) * available // (2 * count) for i in range(count)]
     pairs = tuple(left * scales + scale for left in chosen for scale in range(scales))
     return plan.model_copy(update={"generation": generation, "kind": "retry", "retry": pairs, "shard_rows": len(pairs)})
-
-
-def _cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
