@@ -143,7 +143,7 @@ def test_models_that_do_not_load_end_the_run_at_once(pids, make_spec):
 
 def test_more_actors_than_the_cluster_holds(pids, make_spec):
     with pytest.raises(SpecError, match=r"runtime\.actors: . of 3 actors ready"):
-        run(make_spec(actors=3, cpus_per_actor=3, start_timeout_s=8), load=killed.load_armed)
+        run(make_spec(actors=3, cpus_per_actor=3, start_timeout_s=20), load=killed.load_armed)
 
 
 def test_a_cluster_without_room_for_any_actor(pids, make_spec):
