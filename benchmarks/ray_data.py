@@ -66,9 +66,10 @@ class Maker:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         from stereo_jobs.data.shards import encode_pair
-        from stereo_jobs.pipeline.scoring import score_pair
+        from stereo_jobs.pipeline.scoring import score_pair, use_one_thread
         from stereo_jobs.records import Row
 
+        use_one_thread()  # as in a worker: two actors on two cores
         recipe = self.generator.recipe
         wanted = [Row(row["id"], row["prompt"], "", row["seed"], 8.0) for row in rows.to_pylist()]
         made = [
