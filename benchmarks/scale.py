@@ -52,7 +52,8 @@ from stereo_jobs.output.plan import Job, Plan, load_job
 from stereo_jobs.records import ShardRecord
 from stereo_jobs.run import driver
 from stereo_jobs.run.prepare import prepare
-from stereo_jobs.spec import JobSpec, load_spec
+from stereo_jobs.spec import JobSpec
+from stereo_jobs.spec_reading import load_spec
 
 DONE = 0.9
 NEWER = driver.SAVE_TOTALS_AFTER
@@ -163,6 +164,9 @@ def resume(spec: JobSpec, storage: Storage) -> dict[str, Any]:
 
         def busy(self) -> int:
             return 0
+
+        def takes(self, task: object) -> bool:
+            return True
 
         def submit(self, task: object) -> None:
             dispatched.append(time.monotonic())
