@@ -24,22 +24,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from stereo_jobs.baselines import stretch
+from benchmarks.quality_cost import FIRST_SEED, pair_of
 from stereo_jobs.data.images import encode_png
 from stereo_jobs.pipeline.generator import PairGenerator
 from stereo_jobs.pipeline.inputs import DecodedRow
 from stereo_jobs.pipeline.left_view import Guidance
-from stereo_jobs.quality.working_size import WorkingSize
 from stereo_jobs.records import LeftDepth, ModelScores, RowError, StereoPair
 from stereo_jobs.run.driver import run
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.spec_reading import parse_spec
-from stereo_jobs.stereo.warp import forward_warp
-from stereo_jobs.toyscapes.render import render
-from stereo_jobs.toyscapes.scenes import draw_scene
 from tests import fault_proxy, seaweed
 
-FIRST_SEED = 6000
 SCENES = 4
 """Different pairs that the accelerator makes in turn."""
 SHARE = 0.08
@@ -47,27 +42,22 @@ SHARE = 0.08
 
 
 def finished_pair(seed: int, size: int) -> StereoPair:
-    """A pair as the models would give it: of a structured scene, stretched fill."""
-    scene = render(draw_scene(seed, "test", "structured"), size, size)
-    low, span = float(scene.disparity.min()), float(np.ptp(scene.disparity))
-    disparity = np.asarray((scene.disparity - low) / span * SHARE * size, np.float32)
-    masks = forward_warp(torch.from_numpy(disparity)[None], torch.ones(1), subpixel=True)
-    right, hole = stretch(scene.left, disparity)
-    depth = WorkingSize.compared(size, size).values(disparity)
+    """A pair as the models would give it: that of the benchmark of quality control."""
+    pair = pair_of(seed, size, SHARE)
     return StereoPair(
         id="",
-        left=scene.left,
-        right=right,
-        disparity=disparity,
+        left=pair["left"],
+        right=pair["right"],
+        disparity=pair["disparity"],
         disparity_requested=None,
         disparity_of="left",
-        mask_nonocc_left=masks.visible[0].numpy(),
-        mask_hole_right=hole,
-        mask_border_right=np.zeros_like(hole),
+        mask_nonocc_left=pair["nonocc_left"],
+        mask_hole_right=pair["hole_right"],
+        mask_border_right=np.zeros_like(pair["hole_right"]),
         unet_evaluations=31,
-        raw_right=right,
+        raw_right=pair["raw_right"],
         left_psnr=100.0,
-        model_scores=ModelScores(LeftDepth(depth, np.ascontiguousarray(depth[:, ::-1]))),
+        model_scores=ModelScores(LeftDepth(pair["depth"], pair["mirrored_depth"])),
     )
 
 

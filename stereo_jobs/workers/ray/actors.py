@@ -52,8 +52,8 @@ class ActorWorker:
         self._plans: dict[int, Plan] = {}
         self._worker: ShardWorker
         observe = JobMetrics(spec.output, on_ray=True).stage
-        cores = cores_of_actor(spec.runtime)
-        self._make = partial(ShardWorker, spec, recipe, load, report, observe=observe, cores=cores)
+        self._runtime = spec.runtime
+        self._make = partial(ShardWorker, spec, recipe, load, report, observe=observe)
         preemption.watch(spec.runtime.spot_notice, lambda: self._heartbeats.report_preemption.remote(number))
 
     def place(self) -> Place:
@@ -69,7 +69,7 @@ class ActorWorker:
 
     def load(self) -> None:
         """Load the models; returns when they are loaded. Raises what ShardWorker raises."""
-        self._worker = self._make()
+        self._worker = self._make(cores=cores_of_actor(self._runtime))
 
     def run(self, key: ShardKey, fingerprint: str, one_by_one: bool, quarantined: frozenset[int]) -> ShardRecord:
         """Make and commit one shard, as ShardWorker.run does.
