@@ -20,6 +20,8 @@ from stereo_jobs.spec_reading import parse_spec
 # Nothing a test starts may ask the Hub, send usage statistics, or write into the home folder.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+# Ray gives its workers the lowest priority but four: beside other tests on the same cores they would hardly move.
+os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112 - as Ray spells it
 _HOME = tempfile.TemporaryDirectory(prefix="home-", ignore_cleanup_errors=True)
 os.environ["HOME"] = _HOME.name
 os.environ["AWS_EC2_METADATA_DISABLED"] = "true"

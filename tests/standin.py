@@ -43,12 +43,13 @@ class StandIn:
             os.kill(os.getpid(), signal.SIGKILL)
         if "slow" in words:
             time.sleep(0.4)
-        if "hang" in words:
-            time.sleep(3600)
         for word in words:
             if word.startswith("told:"):
                 with Path(word[5:]).open("a") as file:
                     file.write(f"{row.id}\n")
+        if "hang" in words:
+            time.sleep(3600)
+        for word in words:
             if word.startswith("flaky:") and not Path(word[6:]).exists():
                 Path(word[6:]).touch()
                 raise RuntimeError("flaky, works the next time")

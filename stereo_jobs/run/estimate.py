@@ -6,7 +6,6 @@ job's own output is only read.
 
 import dataclasses
 import math
-import os
 import resource
 import sys
 import tempfile
@@ -29,7 +28,13 @@ from stereo_jobs.run.cost_model import Arithmetic, Prediction, predict
 from stereo_jobs.spec import JobSpec, Recipe
 from stereo_jobs.workers.encoding import device_name
 from stereo_jobs.workers.prometheus import Stage
-from stereo_jobs.workers.ray.cluster import actor_lost_errors, actor_needs, refuse_missing_gpus, start_ray
+from stereo_jobs.workers.ray.cluster import (
+    actor_lost_errors,
+    actor_needs,
+    named_cluster,
+    refuse_missing_gpus,
+    start_ray,
+)
 from stereo_jobs.workers.task import IN_FLIGHT, ShardTask
 from stereo_jobs.workers.timed_threads import usable_cores
 from stereo_jobs.workers.worker import GeneratorFactory, ShardWorker, load_generator
@@ -238,7 +243,7 @@ def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFacto
         InterruptedRunError: the cluster has no room.
         ClusterError: the worker died, or did not end in time.
     """
-    if not (spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")):
+    if not named_cluster(spec.runtime):
         return measure(spec, recipe, plan, load)
     ray, owned = start_ray(spec)
     try:

@@ -1,7 +1,6 @@
 """Prepare a run: check that the output works and that its plans agree with the spec, and plan what is new."""
 
 import logging
-import os
 from typing import NamedTuple
 
 from stereo_jobs.data import card, manifest_files
@@ -16,6 +15,7 @@ from stereo_jobs.output.shard_set import ShardSet
 from stereo_jobs.records import REJECTED
 from stereo_jobs.spec import DEMO, JobSpec, Recipe
 from stereo_jobs.version import __version__
+from stereo_jobs.workers.ray.cluster import named_cluster
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def refuse_missing_gpu(spec: JobSpec, *, local: bool = False) -> None:
     Raises:
         SpecError: there is no GPU here. What a named cluster has is asked when the run has connected to it.
     """
-    if local or not (spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")):
+    if local or not named_cluster(spec.runtime):
         device.refuse_missing_gpu(spec.runtime.device)
 
 

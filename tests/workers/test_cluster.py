@@ -1,11 +1,11 @@
-"""GPUs that are asked for on a cluster without any: refused at once, or waited for with a word."""
+"""A private cluster that does not start; GPUs that are asked for on a cluster without any: refused, or waited for."""
 
 import pytest
 import ray
 
-from stereo_jobs.errors import SpecError
+from stereo_jobs.errors import ClusterError, SpecError
 from stereo_jobs.spec_reading import parse_spec
-from stereo_jobs.workers.ray.cluster import refuse_missing_gpus
+from stereo_jobs.workers.ray.cluster import refuse_missing_gpus, start_ray
 
 
 @pytest.fixture
@@ -46,3 +46,38 @@ def test_where_there_is_one_or_none_is_asked_for_nothing_is_said(runtime, caplog
     refuse_missing_gpus(runtime({"CPU": 4.0}, device="auto"))
     refuse_missing_gpus(runtime({"CPU": 4.0}, device="cpu"))
     assert caplog.text == ""
+
+
+class NodeThatDoesNotStart:
+    """Ray's module as far as starting it goes: the first `failures` attempts fail as they do on a busy machine."""
+
+    def __init__(self, failures: int):
+        self.failures, self.attempts = failures, 0
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **settings: object) -> None:
+        assert settings["address"] == "local"
+        self.attempts += 1
+        if self.attempts <= self.failures:
+            raise Exception("The current node timed out during startup.")
+
+
+def started(monkeypatch, failures: int) -> int:
+    module = NodeThatDoesNotStart(failures)
+    monkeypatch.setattr(ray, "init", module.init)
+    monkeypatch.setattr(ray, "is_initialized", module.is_initialized)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    start_ray(parse_spec({"manifest": "x", "output": "y"}))
+    return module.attempts
+
+
+def test_a_private_cluster_that_did_not_come_up_is_started_again(monkeypatch, caplog):
+    assert started(monkeypatch, failures=2) == 3
+    assert "did not start (The current node timed out during startup.); trying again" in caplog.text
+
+
+def test_a_private_cluster_that_never_comes_up_ends_the_run_with_a_remedy(monkeypatch):
+    with pytest.raises(ClusterError, match=r"timed out during startup.*in 3 attempts.*--local runs without Ray"):
+        started(monkeypatch, failures=3)

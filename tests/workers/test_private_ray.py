@@ -186,3 +186,37 @@ def test_no_file_of_the_session_holds_a_secret(session, make_spec, make_manifest
     for path in files:
         data = path.read_bytes()
         assert not any(secret.encode() in data for secret in planted), path
+
+
+LOSES_ITS_NODE = """
+import os, sys, threading, time
+import psutil
+from stereo_jobs.errors import InterruptedRunError
+from stereo_jobs.run.driver import run
+from stereo_jobs.spec_reading import load_spec
+from tests import standin
+
+
+def strike():
+    while not os.path.exists(sys.argv[2]):
+        time.sleep(0.1)
+    [raylet] = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    raylet.kill()
+
+
+threading.Thread(target=strike, daemon=True).start()
+try:
+    run(load_spec(sys.argv[1]), load=standin.load)
+except InterruptedRunError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_own_node_dies_ends_and_says_so(make_spec, make_manifest, tmp_path):
+    told = tmp_path / "told"
+    spec = make_spec(make_manifest(rows=4, prompt=[f"told:{told} hang"] * 4), shard_rows=1)
+    (tmp_path / "spec.json").write_text(spec.model_dump_json())
+    command = [sys.executable, "-c", LOSES_ITS_NODE, str(tmp_path / "spec.json"), str(told)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert "Ray has ended on the machine of this run" in ended.stdout, ended

@@ -19,6 +19,13 @@ log = logging.getLogger(__name__)
 
 HEAD_PATIENCE_S = 30.0
 """Seconds that the head of the cluster may not answer before the run ends."""
+STARTS = 3
+"""How often a private cluster is started. On a busy machine Ray gives up on its own processes after 15 s."""
+
+
+def named_cluster(runtime: Runtime) -> str | None:
+    """Return the address of the Ray cluster that `runtime` or the environment's RAY_ADDRESS names; None for neither."""
+    return runtime.ray_address or os.environ.get("RAY_ADDRESS")
 
 
 def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]:
@@ -33,11 +40,11 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
         Ray's module, and whether this call connected it.
 
     Raises:
-        ClusterError: the cluster does not answer.
+        ClusterError: the cluster does not answer, or the private one does not start.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = spec.runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    address = named_cluster(spec.runtime)
     if not address:
         # Without this Ray's servers listen on the host's external address.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -65,12 +72,28 @@ def start_ray(spec: JobSpec, gpus: int | None = None) -> tuple[ModuleType, bool]
         wanted = runtime.actors.max if isinstance(runtime.actors, ActorRange) else runtime.actors or 1
         cpus = max(os.cpu_count() or 1, round(wanted * runtime.cpus_per_actor + 0.5))
         room = {"num_cpus": cpus, "num_gpus": gpus, "object_store_memory": 100 * 1024**2}
-        # "local" is needed: without an address Ray would connect to any cluster that runs on this machine.
-        ray.init(address="local", include_dashboard=False, **room, **quiet)
+        _start_private(ray, room | quiet)
     if threading.current_thread() is threading.main_thread():
         # Ray has replaced the handler of SIGTERM, on which draining depends.
         signal.signal(signal.SIGTERM, on_sigterm)
     return ray, True
+
+
+def _start_private(ray: ModuleType, settings: dict[str, Any]) -> None:
+    """Start a private cluster on loopback, again if it does not come up."""
+    for attempt in range(1, STARTS + 1):
+        try:
+            # "local" is needed: without an address Ray would connect to any cluster that runs on this machine.
+            ray.init(address="local", include_dashboard=False, **settings)
+            return
+        except Exception as error:  # Ray has no type of its own for this
+            problem = f"a private Ray cluster did not start ({error})"
+            if attempt == STARTS:
+                raise ClusterError(
+                    f"{problem}, in {STARTS} attempts; is this machine short of memory, disk or free cores? "
+                    "--local runs without Ray"
+                ) from error
+            log.warning("%s; trying again", problem)
 
 
 def actor_needs(runtime: Runtime) -> dict[str, float]:
@@ -126,7 +149,7 @@ def refuse_missing_gpus(runtime: Runtime) -> None:
 
     if runtime.device != "cuda" or ray.cluster_resources().get("GPU", 0) > 0:
         return
-    named = runtime.ray_address or os.environ.get("RAY_ADDRESS")
+    named = named_cluster(runtime)
     if not named or runtime.actors is None:
         where = f"no node of the cluster {named} has a GPU" if named else f"Ray finds no GPU here; {NO_GPU_REMEDY}"
         remedy = (
@@ -165,7 +188,9 @@ class RayCluster:
     def __init__(self, spec: JobSpec) -> None:
         self.ray, self._owned = start_ray(spec)
         self.lost = False
-        self._head: str = self.ray.get_runtime_context().gcs_address
+        context = self.ray.get_runtime_context()
+        self._head: str = context.gcs_address
+        self._own_node: str = context.get_node_id()
         self._head_seen = time.monotonic()
 
     def answers(self) -> bool:
@@ -191,8 +216,18 @@ class RayCluster:
             return False
 
     def nodes(self) -> dict[str, dict[str, float]]:
-        """Return the resources of each node that is alive, by node id."""
-        return {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+        """Return the resources of each node that is alive, by node id.
+
+        Raises:
+            InterruptedRunError: the node of this process is not, and nothing that it asks for will come.
+        """
+        alive = {node["NodeID"]: node["Resources"] for node in self.ray.nodes() if node["Alive"]}
+        if self._own_node not in alive:
+            raise InterruptedRunError(
+                "Ray has ended on the machine of this run, perhaps for want of memory; committed shards are kept: "
+                "run again"
+            )
+        return alive
 
     def draining(self) -> set[str]:
         """Return the ids of the nodes that are being drained (`ray drain-node`)."""
