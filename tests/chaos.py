@@ -38,10 +38,11 @@ from stereo_jobs.run.driver import run
 from stereo_jobs.spec import JobSpec, StorageSpec
 from stereo_jobs.spec_reading import parse_spec
 from tests import seaweed, standin
-from tests.cluster.nodes import SETTINGS, Nodes, environment, wait_until
+from tests.cluster.nodes import SETTINGS, Nodes, environment
 from tests.datasets import failures, rows, verdict
 from tests.fault_proxy import FaultProxy
 from tests.run.processes import start
+from tests.waiting import PATIENCE_S, wait_until
 
 INTERRUPTED = {75, -signal.SIGKILL, 5, -signal.SIGTERM, -signal.SIGHUP, -signal.SIGINT}
 """Exit codes of runs that the next one resumes. A signal itself ends a run that does not handle it yet."""
@@ -254,7 +255,7 @@ class Chaos:
         self.wait_for_work()
         self.replace_manifest((self.folder / "other.parquet").read_bytes())
         try:
-            code = self.driver.wait(timeout=60)
+            code = self.driver.wait(timeout=PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.found.append("a run went on for 60 s with another manifest than the planned one")
             self.driver.kill()

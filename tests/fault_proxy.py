@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
+from tests.waiting import PATIENCE_S
+
 SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 )
@@ -85,7 +87,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.proxy.refused += 1
             self._answer(503, [("Content-Type", "application/xml")], SLOW_DOWN)
             return
-        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=60)
+        upstream = http.client.HTTPConnection(self.proxy.upstream, timeout=PATIENCE_S)
         try:
             # The Host header stays the caller's: it is signed.
             headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import boto3
 
+from tests.waiting import PATIENCE_S
+
 ACCESS_KEY, SECRET_KEY = "test-access", "test-secret-do-not-print"
 ADMIN_KEY, ADMIN_SECRET = "admin", "admin-secret"
 BUCKET = "jobs"
@@ -99,7 +101,7 @@ def serve() -> Iterator[str]:
     os.environ.update(AWS_ACCESS_KEY_ID=ACCESS_KEY, AWS_SECRET_ACCESS_KEY=SECRET_KEY, AWS_REGION="us-east-1")
     try:
         client = as_admin(endpoint).meta.client
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE_S
         while True:
             try:
                 client.create_bucket(Bucket=BUCKET)

@@ -24,6 +24,7 @@ from stereo_jobs.toyscapes.scenes import Level, Split
 from tests import standin
 from tests.conftest import REPOSITORY
 from tests.seaweed import SECRET_KEY
+from tests.waiting import PATIENCE_S
 
 VERBS = [
     "demo",
@@ -431,7 +432,7 @@ def test_a_store_that_truncates_a_shard(stereo_jobs, spec_file, s3_server):
 
 def shell(*words: str, **options) -> subprocess.CompletedProcess:
     command = [Path(sys.executable).with_name("stereo-jobs"), *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False, **options)
 
 
 def test_help_names_every_verb_and_imports_nothing_heavy():
@@ -439,7 +440,7 @@ def test_help_names_every_verb_and_imports_nothing_heavy():
         [sys.executable, "-X", "importtime", "-m", "stereo_jobs", "--help"],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=PATIENCE_S,
         check=True,
         cwd=REPOSITORY,
     )
@@ -469,7 +470,7 @@ def test_a_shell_completes_commands_and_options_and_nothing_heavy_is_imported():
             [sys.executable, "-c", code],
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_S,
             env=os.environ | asked,
             check=False,
         )
@@ -511,7 +512,7 @@ def test_a_sigterm_before_anything_has_begun_is_an_interruption_too():
         "import os\nfrom stereo_jobs import cli\n"
         f"cli.app = lambda: os.kill(os.getpid(), {int(signal.SIGTERM)}) or print('went on')\ncli.main()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert (done.returncode, done.stdout) == (75, ""), done.stderr
 
 

@@ -26,6 +26,7 @@ from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.conftest import REPOSITORY
 from tests.seaweed import as_admin
 from tests.test_docs import PAGES
+from tests.waiting import PATIENCE_S
 
 RUN = """
 make demo
@@ -219,7 +220,12 @@ def test_a_printed_script_has_the_options(command):
     options = [word for word in words if word.startswith("--")]
     program = words[: words.index(options[0])] if options else words
     done = subprocess.run(
-        [sys.executable, *program, "--help"], cwd=REPOSITORY, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, *program, "--help"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert [option for option in options if option not in done.stdout] == []

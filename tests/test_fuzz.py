@@ -10,11 +10,12 @@ from tests.conftest import REPOSITORY
 from tests.fuzz import images, manifests, specs
 from tests.fuzz.cases import random_of
 from tests.fuzz.planted import FAULTS
+from tests.waiting import PATIENCE_S
 
 
 def fuzz(*words: str) -> tuple[int, dict]:
     command = [sys.executable, "-m", "tests.fuzz", "--json", *words]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=250, check=False)
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, timeout=PATIENCE_S, check=False)
     assert ended.stdout, ended.stderr.decode()
     return ended.returncode, json.loads(ended.stdout)
 

@@ -19,6 +19,7 @@ from tests import standin
 from tests.conftest import REPOSITORY
 from tests.output.test_lease import wait_for
 from tests.run.processes import finish, start
+from tests.waiting import PATIENCE_S
 
 KINDS = [signal.SIGTERM, signal.SIGHUP, signal.SIGINT]
 
@@ -187,7 +188,7 @@ def test_a_second_ctrl_c_does_not_wait(make_spec, make_manifest, tmp_path, optio
     time.sleep(0.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=120) == 75
+    assert process.wait(timeout=PATIENCE_S) == 75
 
 
 def test_a_second_ctrl_c_does_not_wait_for_a_main_thread_that_runs_no_handler():
@@ -205,7 +206,7 @@ def test_a_second_ctrl_c_does_not_wait_for_a_main_thread_that_runs_no_handler():
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
     try:
-        assert process.wait(timeout=120) == 75
+        assert process.wait(timeout=PATIENCE_S) == 75
     finally:
         process.kill()
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE_S
 
 USER_SCRIPT = """
 from stereo_jobs import StereoPipeline
@@ -34,14 +35,14 @@ def command(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run a command that sees nothing of this folder."""
     hidden = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        list(map(str, words)), cwd=cwd, env=hidden, capture_output=True, text=True, timeout=280, check=False
+        list(map(str, words)), cwd=cwd, env=hidden, capture_output=True, text=True, timeout=PATIENCE_S, check=False
     )
 
 
 def build(source: Path, target: Path, *options: str) -> Path:
     """Build a distribution of the project in `source`; returns its file."""
     words = [sys.executable, "-m", "hatchling", "build", *options, "-d", str(target)]
-    done = subprocess.run(words, cwd=source, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(words, cwd=source, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
     [built] = target.iterdir()
     return built
@@ -162,7 +163,9 @@ def test_a_type_checker_sees_the_notebooks_types(installed, tmp_path):
 
 def test_another_system_is_refused_in_one_sentence(tmp_path):
     program = "import os; os.name = 'nt'; import stereo_jobs.cli"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=PATIENCE_S, check=False
+    )
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("ImportError: stereo-jobs runs on Linux and macOS only")
     assert done.stderr.splitlines()[-1].endswith("on Windows use WSL")

@@ -17,6 +17,7 @@ from stereo_jobs.spec import StorageSpec
 from stereo_jobs.spec_reading import load_spec
 from tests import seaweed
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE_S
 
 PLANTED = {
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -56,7 +57,7 @@ def say(tmp_path):
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_S,
             check=False,
         )
         return done.returncode, done.stdout + done.stderr

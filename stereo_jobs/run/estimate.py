@@ -31,6 +31,7 @@ from stereo_jobs.workers.prometheus import Stage
 from stereo_jobs.workers.ray.cluster import (
     actor_lost_errors,
     actor_needs,
+    cores_of_actor,
     named_cluster,
     refuse_missing_gpus,
     start_ray,
@@ -244,7 +245,7 @@ def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFacto
         ClusterError: the worker died, or did not end in time.
     """
     if not named_cluster(spec.runtime):
-        return measure(spec, recipe, plan, load)
+        return measure(spec, recipe, plan, load, usable_cores())
     ray, owned = start_ray(spec)
     try:
         refuse_missing_gpus(spec.runtime)
@@ -255,10 +256,13 @@ def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFacto
 
 
 class _MeasuringActor:
-    """Runs `measure` as a Ray actor. Unlike a Ray task it tells whether it waits for room or has begun."""
+    """Runs `measure` as a Ray actor. Unlike a Ray task it tells whether it waits for room or has begun.
+
+    It uses as many cores as it would have on a full node.
+    """
 
     def measure(self, spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -> Measurement:
-        return measure(spec, recipe, plan, load)
+        return measure(spec, recipe, plan, load, cores_of_actor(spec.runtime))
 
 
 def _measure_on_cluster(
@@ -289,16 +293,15 @@ def _measure_on_cluster(
         ray.kill(worker)
 
 
-def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -> Measurement:
-    """Measure a few rows of a plan in this process. See `measure_rows`."""
+def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory, cores: int) -> Measurement:
+    """Measure a few rows of a plan in this process, with threads for that many cores. See `measure_rows`."""
     spans: list[tuple[Stage, float]] = []
     with tempfile.TemporaryDirectory(prefix="stereo-jobs-") as folder:
         storage = open_storage(folder)
         first, others = _publish_samples(storage, plan, recipe, spec.runtime.largest_batch)
         started = time.monotonic()
-        worker = ShardWorker(
-            spec.model_copy(update={"output": folder}), recipe, load, observe=lambda *span: spans.append(span)
-        )
+        copied = spec.model_copy(update={"output": folder})
+        worker = ShardWorker(copied, recipe, load, cores=cores, observe=lambda *span: spans.append(span))
         loaded = time.monotonic()
         worker.run(first)
         first_s, first_batches = time.monotonic() - loaded, sum(stage == "generate" for stage, _ in spans)
@@ -322,7 +325,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory) -
         stages=stages,
         slowest_batch_s=max(batch_seconds),
         fastest_batch_s=min(batch_seconds),
-        cores=usable_cores(),
+        cores=cores,
         cpu_s=cpu_s,
         arithmetic=_arithmetic(worker, passes, record, stages["generate"]),
         bytes=record.bytes,

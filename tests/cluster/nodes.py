@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
 
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE_S, wait_until
 
 SETTINGS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # keeps everything on loopback
@@ -116,7 +117,7 @@ class Nodes:
         node_id = next(word.partition("=")[2] for word in words if word.startswith("--node_id="))
         options = [f"--address={self.address}", f"--node-id={node_id}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
         options += ["--reason-message=spot", f"--deadline-remaining-seconds={seconds}"]
-        subprocess.run([Path(sys.executable).with_name("ray"), "drain-node", *options], check=True, timeout=120)
+        subprocess.run([Path(sys.executable).with_name("ray"), "drain-node", *options], check=True, timeout=PATIENCE_S)
 
     def end(self) -> None:
         """Kill what is left, and remove its sockets and logs."""
@@ -170,11 +171,3 @@ def environment(values: dict[str, str], without: tuple[str, ...] = ()) -> Iterat
             os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
-
-
-def wait_until(true: Callable[[], object], timeout_s: float = 270, what: str = "") -> None:
-    """Look twice a second until it is so."""
-    deadline = time.monotonic() + timeout_s
-    while not true():
-        assert time.monotonic() < deadline, f"not in {timeout_s:g} s: {what}"
-        time.sleep(0.5)

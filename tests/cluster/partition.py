@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 
 from stereo_jobs.spec_reading import parse_spec
-from tests.cluster.nodes import SETTINGS, Nodes, comes_back, environment, wait_until
+from tests.cluster.nodes import SETTINGS, Nodes, comes_back, environment
 from tests.run.processes import finish, start
+from tests.waiting import wait_until
 
 HERE, THERE = "10.77.1.1", "10.77.2.1"
 """On the loopback devices of the two sides: a side keeps its own address when the link fails."""
@@ -62,7 +63,7 @@ def main() -> int:
             time.sleep(60)
             link(there, up=True)
             replaced = comes_back(cut_off, nodes, process, ip=THERE, within=there.split())
-            code, said = finish(process, timeout=300)
+            code, said = finish(process)
         finally:
             nodes.end()
             far.kill()

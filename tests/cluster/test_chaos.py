@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE_S
 
 
 def chaos(*options: object, timeout: float) -> dict:
@@ -20,7 +21,7 @@ def chaos(*options: object, timeout: float) -> dict:
 def test_a_few_faults_of_all_kinds():
     plan = ["actor_killed", "store_away", "node_killed", "driver_killed"]
     # The seed is one of short pauses: two seconds between them, and no store for three.
-    report = chaos("--plan", *plan, "--seed", 1540, "--rows", 50, timeout=280)
+    report = chaos("--plan", *plan, "--seed", 1540, "--rows", 50, timeout=PATIENCE_S)
     assert report["faults"] == dict.fromkeys(plan, 1)
     assert (report["rows"], report["rows_failed"]) == (report["jobs"] * 50, 0)
 

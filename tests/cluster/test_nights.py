@@ -14,6 +14,7 @@ from stereo_jobs.run.driver import run
 from tests import standin
 from tests.datasets import rows, verdict
 from tests.run.processes import finish, start
+from tests.waiting import PATIENCE_S
 
 ROWS, LONG = 12, 80
 SLACK_S = 10
@@ -56,7 +57,7 @@ class Week:
         def now() -> int:
             return sum(1 for _ in storage.list(layout.RECORDS_PREFIX))
 
-        goal, deadline = now() + count, time.monotonic() + 120
+        goal, deadline = now() + count, time.monotonic() + PATIENCE_S
         while now() < goal:
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.nodes import cluster, comes_back, wait_until
+from tests.cluster.nodes import cluster, comes_back
 from tests.conftest import REPOSITORY
 from tests.run.processes import finish
+from tests.waiting import PATIENCE_S, wait_until
 
 of_two_and_three_nodes = pytest.mark.parametrize("workers", [1, 2])
 
@@ -103,7 +104,7 @@ def test_the_head_is_killed(long_job, monkeypatch, workers):
         process = job.start()
         wait_until(lambda: job.commits() >= 3, what="three commits")
         nodes.head.kill()
-        code, said = finish(process, timeout=180)
+        code, said = finish(process)
         assert (code, "the head of the cluster has not answered" in said) == (75, True), said
     with cluster(workers):
         job.end(job.start())
@@ -137,7 +138,7 @@ def test_the_network_between_two_nodes_fails_for_a_minute(long_job, monkeypatch)
     job = long_job(300)
     Path(job.folder, "spec.json").write_text(job.spec.model_dump_json())
     command = ["unshare", "-rn", sys.executable, "-m", "tests.cluster.partition", str(job.folder)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=500, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "its node is gone" in done.stderr
     assert job.workers() & set(json.loads(done.stdout.splitlines()[-1])), "the machine served again"

@@ -10,8 +10,9 @@ from stereo_jobs.errors import InterruptedRunError, StorageUnavailableError
 from stereo_jobs.run.driver import run
 from stereo_jobs.workers import patience
 from tests import standin
-from tests.cluster.nodes import cluster, wait_until
+from tests.cluster.nodes import cluster
 from tests.fault_proxy import FaultProxy
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -38,6 +38,7 @@ from stereo_jobs.toyscapes.render import render
 from stereo_jobs.toyscapes.scenes import draw_scene
 from tests.conftest import REPOSITORY
 from tests.evaluate.test_datasets import write_middlebury
+from tests.waiting import PATIENCE_S
 
 SIZE = 64
 SHORT = {"recipe": {"method": {"steps": 3}}, "runtime": {"batch_size": 2, "lease_ttl_s": 0}}
@@ -140,7 +141,7 @@ def test_a_second_call_makes_nothing_again(output):
 def test_a_killed_evaluation_goes_on_and_ends_with_the_tables_of_a_whole_one(tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "tests.evaluate.killed", str(killed)]
-    done = subprocess.run(command, cwd=REPOSITORY, timeout=240, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, timeout=PATIENCE_S, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     first = {path: path.stat().st_mtime_ns for path in killed.glob("toyscapes/*/*/data/*")}
     assert {path.parent.parent.name for path in first} == {"leave_blank"}

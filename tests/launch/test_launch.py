@@ -24,6 +24,7 @@ from stereo_jobs.launch import make_options, render
 from stereo_jobs.launch.render import to_yaml
 from stereo_jobs.spec_reading import load_spec
 from tests.launch.examples import CLUSTER, EXAMPLES, IMAGE, example
+from tests.waiting import PATIENCE_S
 
 BIN = Path(sys.executable).parent
 KUBERNETES = "1.34"
@@ -401,7 +402,7 @@ def test_the_cronjob_creates_one_ray_job_and_waits(states, code, there, spec_fil
 esac""",
     )
     environment = commands.environment | {"JOB_NAME": "stereo-jobs-29394060", "POLL_S": "0"}
-    done = subprocess.run(["sh", tmp_path / "wait.sh"], env=environment, check=False, timeout=240)
+    done = subprocess.run(["sh", tmp_path / "wait.sh"], env=environment, check=False, timeout=PATIENCE_S)
     assert done.returncode == code
     assert commands.calls().count("kubectl create") == (0 if there else 1)
     if not there:
@@ -435,7 +436,7 @@ def test_slurm_runs_and_ends(code, expected, spec_file, tmp_path, commands):
     process = slurm(
         tmp_path, commands, spec, f'until [ "$(wc -l <"$FOLDER/tokens")" = 2 ]; do sleep 0.1; done; exit {code}'
     )
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == expected, said
     calls = commands.calls()
     assert calls.count("srun") == 2
@@ -448,7 +449,7 @@ def test_slurm_runs_and_ends(code, expected, spec_file, tmp_path, commands):
 
 def test_slurm_by_schedule_lets_a_held_output_be(spec_file, tmp_path, commands):
     process = slurm(tmp_path, commands, spec_file(), "exit 5", schedule="0 1 * * *")
-    process.communicate(timeout=240)
+    process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0
     assert "--extend" in commands.calls()
 
@@ -458,7 +459,7 @@ def test_slurm_by_schedule_leaves_the_rest_to_the_next_night(minutes, again, spe
     # 310 s after it began: an interruption of eleven minutes, the end of ten (SIGTERM comes 180 to 240 s before).
     options = {"schedule": "0 1 * * *", "max_hours": minutes / 60}
     process = slurm(tmp_path, commands, spec_file(), "exit 75", elapsed_s=310, **options)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     assert ("scontrol requeue 4711" in commands.calls(), b"the next scheduled run" in said) == (again, not again), said
 
@@ -468,12 +469,12 @@ def test_slurm_drains_when_its_time_is_over(spec_file, tmp_path, commands):
 touch "$FOLDER/running"
 while true; do sleep 0.1; done"""
     process = slurm(tmp_path, commands, spec_file(), body)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE_S
     while not (tmp_path / "running").exists():
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=240)
+    said, _ = process.communicate(timeout=PATIENCE_S)
     assert (process.returncode, b"queued again" in said) == (0, True), said
 
 
@@ -545,7 +546,7 @@ def run_script(script: str, shell: str, text: str, overrides: list[str]) -> None
             cwd=folder / "work",
             capture_output=True,
             check=False,
-            timeout=240,
+            timeout=PATIENCE_S,
         )
         assert done.returncode == 0, done.stderr
         assert list((folder / "work").iterdir()) == []

@@ -22,6 +22,7 @@ from stereo_jobs.errors import ClusterError, InterruptedRunError, SpecError
 from stereo_jobs.launch import submit
 from stereo_jobs.launch.portable import read_portable
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE_S
 
 BIN = Path(sys.executable).parent
 PLANTED = {"MY_ACCESS_KEY": secrets.token_hex(16), "MY_SECRET_KEY": secrets.token_hex(16)}
@@ -68,7 +69,7 @@ def head():
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while not listening(dashboard):
         assert process.poll() is None and time.monotonic() < deadline, (folder / "head.log").read_text()
         time.sleep(0.5)
@@ -160,7 +161,7 @@ def test_a_running_job_is_joined_stopped_and_resumed(stereo_jobs, spec_file, mak
     first = json.loads(stereo_jobs("submit", spec, "--detach", "--json")[1])
     second = json.loads(stereo_jobs("submit", spec, "--detach", "--json")[1])
     assert (first["joined"], second["joined"], first["id"] == second["id"]) == (False, True, True)
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + PATIENCE_S
     while not list((tmp_path / "out/_job/commits").glob("*")):
         assert time.monotonic() < deadline
         time.sleep(0.5)

@@ -13,6 +13,7 @@ from stereo_jobs.models.clip import ClipScorer
 from stereo_jobs.models.stable_diffusion import StableDiffusion
 from tests.models.hub import COMMIT, serve
 from tests.models.tiny import write_checkpoint, write_clip
+from tests.waiting import PATIENCE_S
 
 PROGRAM = """
 import json, sys
@@ -53,7 +54,9 @@ def ask(repository, tmp_path):
             environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
             recipe = json.dumps({"models": {"stable_diffusion": sd, "depth": {"path": "demo"}} | models})
             command = [sys.executable, "-c", PROGRAM, recipe]
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False
+            )
         assert done.returncode == 0, done.stderr
         return done.stdout.strip(), sorted(downloaded)
 
@@ -83,7 +86,7 @@ def test_actors_of_one_machine_download_every_file_once(repository, tmp_path):
         environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
         command = [sys.executable, "-c", PROGRAM, recipe]
         actors = [subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-        printed = {actor.communicate(timeout=120)[0].strip() for actor in actors}
+        printed = {actor.communicate(timeout=PATIENCE_S)[0].strip() for actor in actors}
     assert len(printed) == 1, printed
     assert printed.pop().startswith(COMMIT)
     weights = [name for name in downloaded if name.endswith(".safetensors")]
@@ -149,5 +152,5 @@ def test_a_hub_out_of_reach_is_said(repository, tmp_path):
         pass
     environment = os.environ | {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
     command = [sys.executable, "-c", PROGRAM, json.dumps({"models": {"stable_diffusion": {"path": "owner/name"}}})]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=True)
     assert "the Hub cannot be reached or refuses access (ConnectError); give the path of a local folder" in done.stdout

@@ -23,6 +23,7 @@ from stereo_jobs.workers.worker import ShardWorker
 from tests import standin
 from tests.datasets import rows, verdict
 from tests.run.processes import finish, start
+from tests.waiting import wait_until
 
 TTL = 6.0  # a holder must renew within half of it, also on a machine that stalls
 
@@ -249,10 +250,3 @@ def contents(output: str) -> dict[str, bytes]:
 
 def wait_for(path) -> None:
     wait_until(path.exists)
-
-
-def wait_until(true) -> None:
-    deadline = time.monotonic() + 120
-    while not true():
-        assert time.monotonic() < deadline, true
-        time.sleep(0.02)

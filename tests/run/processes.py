@@ -10,6 +10,7 @@ from typing import IO
 
 from stereo_jobs.spec import JobSpec
 from tests.conftest import REPOSITORY
+from tests.waiting import PATIENCE_S
 
 
 def start(
@@ -27,9 +28,9 @@ def start(
     )
 
 
-def finish(process: subprocess.Popen, timeout: float = 120) -> tuple[int, str]:
+def finish(process: subprocess.Popen) -> tuple[int, str]:
     """Wait for a run; return its exit code and its log."""
-    _, said = process.communicate(timeout=timeout)
+    _, said = process.communicate(timeout=PATIENCE_S)
     return process.returncode, said
 
 
@@ -38,10 +39,10 @@ def loads(text: str) -> dict:
     return dict(json.loads(text))
 
 
-def killed_in_the_middle(spec: JobSpec, folder: Path, timeout: float = 120) -> None:
+def killed_in_the_middle(spec: JobSpec, folder: Path) -> None:
     """Start a run with the real models, and kill it once it has begun to write its dataset."""
     process = start(spec, folder, "--real")
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + PATIENCE_S
     while not Path(spec.output, "data").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()

@@ -62,7 +62,7 @@ def test_killed_with_real_models_and_resumed_byte_for_byte(make_spec, make_manif
     manifest = make_manifest(rows=4, prompt=PROMPTS * 2)
     whole, killed = (make_spec(manifest, str(tmp_path / name), SHORT, shard_rows=1) for name in ("whole", "killed"))
     run(whole, local=True)
-    killed_in_the_middle(killed, tmp_path, timeout=60)
+    killed_in_the_middle(killed, tmp_path)
     assert len(contents(killed.output)) < len(contents(whole.output))
     run(killed, local=True)
     assert verdict(killed).ok

@@ -158,7 +158,7 @@ def test_a_process_whose_manifest_is_overwritten_ends_soon(
         manifest.replace("m.parquet", new)
     else:
         path.write_bytes(new)
-    code, said = finish(process, timeout=120)
+    code, said = finish(process)
     assert code == 2, said
     assert "its content changed since it was planned; restore it" in said.splitlines()[-1]
     assert "Traceback" not in said

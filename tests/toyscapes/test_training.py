@@ -16,6 +16,7 @@ from stereo_jobs.toyscapes import training
 from stereo_jobs.toyscapes.training import Machine, Schedule, averaged, train
 from tests.conftest import REPOSITORY
 from tests.toyscapes.lessons import EVERY_STEP, LINE, BothRanksLesson, LineLesson, Mortal, short_depth_lesson
+from tests.waiting import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +48,7 @@ def test_a_killed_training_ends_where_an_undisturbed_one_does(tmp_path):
     """With the depth estimator's own lesson."""
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "tests.toyscapes.lessons", str(killed)]
-    done = subprocess.run(command, cwd=REPOSITORY, timeout=240, capture_output=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, timeout=PATIENCE_S, capture_output=True, check=False)
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
     assert checkpoint(killed)["step"] == 1
     make, schedule = short_depth_lesson()

@@ -20,8 +20,10 @@ from stereo_jobs.run.driver import run
 from stereo_jobs.spec_reading import parse_spec
 from stereo_jobs.workers.prometheus import METRICS, exported
 from stereo_jobs.workers.ray.cluster import start_ray
+from stereo_jobs.workers.timed_threads import usable_cores
 from tests import standin
 from tests.datasets import prepared
+from tests.waiting import PATIENCE_S
 
 PROMPTS = ["fine", "fine", "boom", "fine", "nan", "fine", "fine", "boom"]
 
@@ -59,7 +61,7 @@ def test_the_endpoint_has_every_metric_and_the_counters_agree_with_the_dataset(r
     def total(name: str, **labels: str) -> float:
         return sum(value for given, value in found.get(name, []) if labels.items() <= given.items())
 
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE_S
     while True:  # processes report every few seconds
         found = samples(ray)
         written = len(found.get("ray_stereo_jobs_stage_seconds_total", []))
@@ -165,6 +167,10 @@ def test_a_measurement_runs_on_a_worker_of_the_cluster(ray, make_spec, monkeypat
     spec = make_spec()
     _, job, recipe = prepared(spec, publish=False)
     assert estimate.measure_rows(spec, recipe, job.plans[0], load_in_an_actor).pairs == 6
+    cpus = ray.cluster_resources()["CPU"]
+    for each, actors in ((cpus, 1), (cpus / 4, 4)):  # a full node: its cores are counted once
+        found = estimate.measure_rows(make_spec(cpus_per_actor=each), recipe, job.plans[0], load_in_an_actor)
+        assert found.cores == max(1, usable_cores() // actors)
     with pytest.raises(ModelError, match="model nowhere: cannot be loaded"):
         estimate.measure_rows(spec, recipe, job.plans[0], load_badly)
 
@@ -218,5 +224,5 @@ def test_a_run_whose_own_node_dies_ends_and_says_so(make_spec, make_manifest, tm
     spec = make_spec(make_manifest(rows=4, prompt=[f"told:{told} hang"] * 4), shard_rows=1)
     (tmp_path / "spec.json").write_text(spec.model_dump_json())
     command = [sys.executable, "-c", LOSES_ITS_NODE, str(tmp_path / "spec.json"), str(told)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert "Ray has ended on the machine of this run" in ended.stdout, ended

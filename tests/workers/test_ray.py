@@ -25,9 +25,10 @@ from stereo_jobs.workers.ray.blocklist import EXCLUDED_AFTER
 from stereo_jobs.workers.task import IN_FLIGHT
 from tests import standin
 from tests.datasets import rows, verdict
-from tests.output.test_lease import wait_for, wait_until
+from tests.output.test_lease import wait_for
 from tests.run import killed
 from tests.run.processes import finish, start
+from tests.waiting import wait_until
 
 
 @pytest.fixture
@@ -307,7 +308,7 @@ def load_long_and_deadly(recipe, device, batch_size):
 @pytest.mark.slow
 def test_losing_all_under_a_long_last_shard(pids, make_spec, make_manifest):
     """The shard takes longer than `start_timeout_s`, which counts only the time without an actor."""
-    spec = make_spec(make_manifest(rows=1), actors=1, start_timeout_s=20)
+    spec = make_spec(make_manifest(rows=1), actors=1, start_timeout_s=40)
     assert run(spec, load=load_long_and_deadly).complete
 
 

@@ -11,10 +11,10 @@ from stereo_jobs.errors import OutputGoneError, StorageError
 from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
 from tests import seaweed
-from tests.output.test_lease import wait_until
 from tests.run import killed
 from tests.run.test_gone import files, strike_when_begun, swapped
 from tests.seaweed import as_admin
+from tests.waiting import wait_until
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from stereo_jobs.run import estimate
 from stereo_jobs.run.driver import run
 from tests import standin
 from tests.datasets import prepared
-from tests.output.test_lease import wait_until
 from tests.run import killed
+from tests.waiting import wait_until
 
 
 def load_dying_once(recipe, device, batch_size):
@@ -93,8 +93,8 @@ def load_while_the_store_is_away(recipe, device, batch_size):
 @pytest.mark.parametrize(
     ("load", "attempts", "start_timeout_s", "said"),
     [
-        (load_hanging, 2, 30, "took more than runtime.start_timeout_s = 30 to load its models"),
-        (load_while_the_store_is_away, 1, 60, "starting another actor: s3://x: SlowDown"),
+        (load_hanging, 2, 60, "took more than runtime.start_timeout_s = 60 to load its models"),
+        (load_while_the_store_is_away, 1, 300, "starting another actor: s3://x: SlowDown"),
     ],
 )
 def test_an_actor_that_cannot_load_while_another_serves(
@@ -173,7 +173,7 @@ def test_an_estimate_on_a_cluster(pids, make_spec, monkeypatch):
     ("load", "runtime", "kind", "said"),
     [
         (standin.load, {"cpus_per_actor": 300}, InterruptedRunError, "no room for a worker within 4 s"),
-        (load_dying, {"start_timeout_s": 60}, ClusterError, "the worker died while it measured"),
+        (load_dying, {"start_timeout_s": 300}, ClusterError, "the worker died while it measured"),
         (load_hanging_always, {"batch_timeout_s": 0.5, "start_timeout_s": 20}, ClusterError, "4 batches within 22 s"),
     ],
 )

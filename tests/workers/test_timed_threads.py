@@ -10,6 +10,7 @@ import pytest
 from stereo_jobs.errors import StorageUnavailableError
 from stereo_jobs.records import RowError
 from stereo_jobs.workers.timed_threads import TIMED_OUT, TimedThreads
+from tests.waiting import PATIENCE_S
 
 
 def raises(error):
@@ -105,6 +106,6 @@ timed_threads.EXIT_PATIENCE_S = {patience}
 def test_no_thread_outlives_the_process_but_one_that_hangs(work, patience, left):
     """One that ends while Python does can abort it."""
     code = EXIT.format(work=work, patience=patience)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=PATIENCE_S)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == str(["test"] * left)

@@ -127,13 +127,13 @@ def room_for_actors(resources: dict[str, float], needs: dict[str, float]) -> int
 def cores_of_actor(runtime: Runtime) -> int:
     """Return how many processor cores of its node each actor may use, if the node is as full of actors as it can be.
 
-    Call it in an actor.
+    At least 1. Call it in an actor.
     """
     import ray
 
     own = ray.get_runtime_context().get_node_id()
     resources = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == own)
-    return usable_cores() // max(1, room_for_actors(resources, actor_needs(runtime)))
+    return max(1, usable_cores() // max(1, room_for_actors(resources, actor_needs(runtime))))
 
 
 def refuse_missing_gpus(runtime: Runtime) -> None:
