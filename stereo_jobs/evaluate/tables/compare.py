@@ -14,7 +14,7 @@ from stereo_jobs.pixels import Image
 SCORES = ("psnr", "ssim", "lpips")
 PARTS = ("psnr_nonocc", "ssim_nonocc", "lpips_nonocc", "psnr_occ", "ssim_occ", "lpips_occ")
 DETAILS = ("sharpness", "change", "bad_1")
-WORK = ("left_psnr", "evaluations", "seconds")
+WORK = ("left_psnr", "evaluations")
 _NOT_COMPARED = (*WORK, "scale_percent")
 TITLES = {"middlebury": "Middlebury", "kitti": "KITTI", "photos": "Photos", "toyscapes": "ToyScapes"}
 

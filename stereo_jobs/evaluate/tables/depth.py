@@ -17,7 +17,7 @@ from stereo_jobs.toyscapes.scenes import Level
 
 _BEFORE_COMPOSITE = ("bad_2", "epe", "backwarp_lpips")
 _FINISHED = ("siou", "seam", "hole_sharpness", "depth_rank", "accepted")
-METRICS = (*(f"raw_{name}" for name in _BEFORE_COMPOSITE), *_FINISHED, "evaluations", "seconds")
+METRICS = (*(f"raw_{name}" for name in _BEFORE_COMPOSITE), *_FINISHED, "evaluations")
 
 
 def depth_table(runner: ExperimentRunner, methods: Sequence[Method], *, scenes: int, size: int) -> Table:
