@@ -103,7 +103,7 @@ python benchmarks/verdict.py --data path/to/middlebury
 stereo-jobs evaluate out/toyscapes --toyscapes 200 --table switches --table cost
 stereo-jobs evaluate out/evaluation --toyscapes 200 --table switches --table cost
 stereo-jobs evaluate out/sweep --toyscapes 32 --sweep shift_step=0.1,0.2,0.4,0.6,0.8
-stereo-jobs evaluate out/toyscapes --toyscapes 200 --protocol metric --table switches --local --method identity \
+stereo-jobs evaluate out/toyscapes --toyscapes 100 --protocol metric --table switches --local --method identity \
 --method leave_blank --method stretch --method "stretch, sub-pixel" --method layered --method official --method best \
 --method stereodiffusion
 stereo-jobs evaluate out/switches --toyscapes 32 --protocol metric --table switches --slow-scenes 1 --local
@@ -114,7 +114,7 @@ stereo-jobs evaluate out/cycle --photos out/photos --size 256 --table switches -
 --method "stretch, sub-pixel" --method "layered, sub-pixel" --method best
 stereo-jobs evaluate out/inpaint --toyscapes 8 --table inpaint --local
 stereo-jobs evaluate out/depth --toyscapes 16 --table depth --local
-stereo-jobs evaluate out/paper --toyscapes 200 --slow-scenes 8 --protocol paper --table methods --local
+stereo-jobs evaluate out/paper --toyscapes 100 --slow-scenes 8 --protocol paper --table methods --local
 stereo-jobs evaluate out/techniques --toyscapes 8 --protocol paper --table techniques --local
 stereo-jobs evaluate out/cost --table cost --local
 stereo-jobs evaluate out/sweep --toyscapes 16 --protocol metric --sweep shift_step=0.1,0.2,0.4,0.6,0.8 --local

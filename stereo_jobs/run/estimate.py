@@ -245,7 +245,7 @@ def measure_rows(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFacto
         ClusterError: the worker died, or did not end in time.
     """
     if not named_cluster(spec.runtime):
-        return measure(spec, recipe, plan, load, usable_cores())
+        return measure(spec, recipe, plan, load)
     ray, owned = start_ray(spec)
     try:
         refuse_missing_gpus(spec.runtime)
@@ -293,8 +293,8 @@ def _measure_on_cluster(
         ray.kill(worker)
 
 
-def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory, cores: int) -> Measurement:
-    """Measure a few rows of a plan in this process, with threads for that many cores. See `measure_rows`."""
+def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory, cores: int | None = None) -> Measurement:
+    """Measure a few rows of a plan in this process, see `measure_rows`; with threads for all its cores, or fewer."""
     spans: list[tuple[Stage, float]] = []
     with tempfile.TemporaryDirectory(prefix="stereo-jobs-") as folder:
         storage = open_storage(folder)
@@ -325,7 +325,7 @@ def measure(spec: JobSpec, recipe: Recipe, plan: Plan, load: GeneratorFactory, c
         stages=stages,
         slowest_batch_s=max(batch_seconds),
         fastest_batch_s=min(batch_seconds),
-        cores=cores,
+        cores=cores or usable_cores(),
         cpu_s=cpu_s,
         arithmetic=_arithmetic(worker, passes, record, stages["generate"]),
         bytes=record.bytes,

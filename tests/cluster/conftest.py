@@ -43,11 +43,11 @@ class LongJob:
     def start(self, *options: str):
         return start(self.spec, self.folder, "--ray", *options)
 
-    def end(self, process, timeout: float = 240) -> str:
+    def end(self, process) -> str:
         """Wait for a run that went on, or was interrupted: then run it again. Returns what was said."""
-        code, said = finish(process, timeout)
+        code, said = finish(process)
         while code == 75:
-            code, more = finish(self.start(), timeout)
+            code, more = finish(self.start())
             said += more
         assert code == 0, said
         return said

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import boto3
@@ -14,6 +15,7 @@ from stereo_jobs.run import driver
 from stereo_jobs.run.driver import run
 from tests import standin
 from tests.datasets import prepared
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -48,16 +50,26 @@ def files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
+def remove(gone: Path) -> None:
+    """Remove a folder or a file of an output, also while somebody writes into it."""
+
+    def removed() -> bool:
+        if gone.is_dir():
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            gone.unlink(missing_ok=True)
+        return not gone.exists()
+
+    wait_until(removed)
+
+
 @pytest.mark.parametrize("what", ["", "_job", "_job/plan-0000.json"])
 def test_a_folder_that_is_removed_ends_the_run(slow, what):
     spec = slow()
     gone = Path(spec.output, what)
 
-    def remove():
-        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
-
     with pytest.raises(StorageError, match=r"(gone|removed)") as end:
-        run(spec, local=True, load=standin.load, watch=strike_when_begun(remove))
+        run(spec, local=True, load=standin.load, watch=strike_when_begun(partial(remove, gone)))
     assert end.value.exit_code == 2
     assert "\n" not in str(end.value)
     assert not gone.exists(), "nothing of it is created again"

@@ -1,7 +1,7 @@
 """An output that is removed, emptied or swapped while actors work on it: the run ends, and nothing is mixed."""
 
 import os
-import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,7 @@ from stereo_jobs.output import layout
 from stereo_jobs.run.driver import run
 from tests import seaweed
 from tests.run import killed
-from tests.run.test_gone import files, strike_when_begun, swapped
+from tests.run.test_gone import files, remove, strike_when_begun, swapped
 from tests.seaweed import as_admin
 from tests.waiting import wait_until
 
@@ -56,7 +56,7 @@ def visible(folder: Path) -> list[str]:
 def test_a_folder_that_is_removed_ends_the_run(slow, what):
     spec = slow()
     gone = Path(spec.output, what)
-    ends(spec, lambda: shutil.rmtree(gone))
+    ends(spec, partial(remove, gone))
     assert not gone.exists(), "nothing of it is created again"
 
 
